@@ -1,0 +1,16 @@
+//! Kontiki: a linearizable, crash-safe, ordered key-value store replicated by Raft.
+//!
+//! One idea carries the architecture: **a component is a plain struct that turns an event into
+//! effects**. Threads are one way to run it, the simulator is another. No component touches a
+//! thread, a socket, a clock or a random source of its own; the disk comes in as a trait.
+//!
+//! # Module map
+//!
+//! | module   | what it is                                                   | may import          |
+//! |----------|--------------------------------------------------------------|---------------------|
+//! | `raft`   | the consensus core, sans-IO                                  | nothing of ours     |
+//!
+//! `raft`, `kv` and `node` are deterministic: no clock, thread, file, socket, hash-map order or
+//! random source. The tidy test holds these arrows.
+
+pub mod raft;

@@ -1,0 +1,103 @@
+//! What must hold of one core at any moment, and from one moment to the next.
+//!
+//! [`Watch::observe`] is called after every step in tests and in simulation. What needs the view
+//! of the whole cluster (election safety, log matching, leader completeness) is checked there.
+
+use super::core::{Raft, Role};
+use super::types::{HardState, Index, Term};
+
+/// Remembers the state after the step before, to compare.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    before: Option<Observed>,
+}
+
+#[derive(Clone, Debug)]
+struct Observed {
+    hard: HardState,
+    commit: Index,
+    applied: Index,
+    durable: Index,
+    last: (Index, Term),
+    leads: bool,
+}
+
+impl Watch {
+    /// Checks the state of the core and the transition from the last observation; an error names
+    /// the invariant that is broken.
+    pub fn observe(&mut self, raft: &Raft) -> Result<(), String> {
+        check_state(raft)?;
+        let now = Observed {
+            hard: raft.hard_state(),
+            commit: raft.commit_index(),
+            applied: raft.applied_index(),
+            durable: raft.durable_index(),
+            last: (raft.last_index(), raft.log.last_term()),
+            leads: matches!(raft.role, Role::Leader(_)),
+        };
+        if let Some(before) = self.before.replace(now.clone()) {
+            check_transition(raft, &before, &now)?;
+        }
+        Ok(())
+    }
+}
+
+fn ensure(holds: bool, name: &str, raft: &Raft) -> Result<(), String> {
+    if holds {
+        return Ok(());
+    }
+    Err(format!(
+        "{name}: node {} term {} role {:?} base {} applied {} commit {} durable {} last {}",
+        raft.id(),
+        raft.term(),
+        raft.role(),
+        raft.log.base(),
+        raft.applied,
+        raft.commit,
+        raft.log.durable(),
+        raft.last_index()
+    ))
+}
+
+fn check_state(raft: &Raft) -> Result<(), String> {
+    raft.assert_log_invariants();
+    let last = raft.last_index();
+    ensure(raft.log.base() <= raft.applied, "snapshot <= applied", raft)?;
+    ensure(raft.applied <= raft.handed, "applied <= handed", raft)?;
+    ensure(raft.handed <= raft.commit, "handed <= commit", raft)?;
+    ensure(raft.commit <= last, "commit <= last", raft)?;
+    ensure(raft.handed <= raft.log.durable(), "handed <= durable", raft)?;
+    ensure(raft.log.last_term() <= raft.term(), "last term <= term", raft)?;
+    if let Some(leader) = raft.leader_state() {
+        ensure(raft.hard.vote == Some(raft.id()), "leader voted for itself", raft)?;
+        ensure(leader.term_start <= last, "leader has its no-op", raft)?;
+        ensure(
+            raft.term_at(leader.term_start) == Some(raft.term()),
+            "no-op is of the leader's term",
+            raft,
+        )?;
+        for progress in leader.progress.values() {
+            progress.assert_invariants();
+            ensure(progress.match_index <= last, "match <= last", raft)?;
+            ensure(progress.next_index <= last + 1, "next <= last + 1", raft)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_transition(raft: &Raft, before: &Observed, now: &Observed) -> Result<(), String> {
+    ensure(before.hard.term <= now.hard.term, "term monotonic", raft)?;
+    let same_term = before.hard.term == now.hard.term;
+    ensure(
+        !same_term || before.hard.vote.is_none() || before.hard.vote == now.hard.vote,
+        "one vote per term",
+        raft,
+    )?;
+    ensure(before.commit <= now.commit, "commit monotonic", raft)?;
+    ensure(before.applied <= now.applied, "applied monotonic", raft)?;
+    ensure(now.durable >= before.durable.min(before.commit), "committed stays durable", raft)?;
+    if same_term && before.leads && now.leads {
+        ensure(raft.term_at(before.last.0) == Some(before.last.1), "leader append-only", raft)?;
+    }
+    Ok(())
+}

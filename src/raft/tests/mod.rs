@@ -1,0 +1,24 @@
+//! Tests of the consensus core.
+//!
+//! | file             | what it shows                                                           |
+//! |------------------|-------------------------------------------------------------------------|
+//! | `paper.rs`       | each rule of Figure 2 and section 5.4 on one core, citing the paper     |
+//! | `figures.rs`     | Figures 7 and 8 on a whole cluster                                      |
+//! | `elections.rs`   | PreVote, CheckQuorum, stickiness, transfer, partitions                  |
+//! | `replication.rs` | durability, the log writer's races, hints, windows, configurations      |
+//! | `reads.rs`       | linearizable reads on leader and followers                              |
+//! | `hostile.rs`     | nothing a peer says trips an assertion                                  |
+//! | `random.rs`      | seeded schedules with every invariant after every step, then liveness   |
+//!
+//! Two harnesses: `solo.rs` holds one core and plays everybody else by hand; `cluster.rs` holds
+//! several, sees everything and checks the invariants of the whole after every step.
+
+mod cluster;
+mod elections;
+mod figures;
+mod hostile;
+mod paper;
+mod random;
+mod reads;
+mod replication;
+mod solo;
