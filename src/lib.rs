@@ -9,8 +9,12 @@
 //! | module   | what it is                                                   | may import          |
 //! |----------|--------------------------------------------------------------|---------------------|
 //! | `raft`   | the consensus core, sans-IO                                  | nothing of ours     |
+//! | `env`    | the traits for disk, clock and random, and the real ones     | nothing of ours     |
+//! | `wal`    | the durable Raft log and hard state                          | `raft`, `env`       |
 //!
 //! `raft`, `kv` and `node` are deterministic: no clock, thread, file, socket, hash-map order or
 //! random source. The tidy test holds these arrows.
 
+pub mod env;
 pub mod raft;
+pub mod wal;

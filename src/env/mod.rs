@@ -1,0 +1,85 @@
+//! What a node needs from the world: a disk, a clock, random numbers.
+//!
+//! Components take these as traits, so that the same code runs on a real machine and in the
+//! simulator. Everything that differs between operating systems sits in [`real`].
+//! Left out on purpose: sockets and threads. Those belong to `server/` alone, because components
+//! exchange events, not bytes.
+
+pub mod real;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file system as the storage code sees it. Paths are complete paths.
+///
+/// A created, removed or renamed entry is durable only after [`Disk::sync_dir`] of its directory
+/// (on systems where directories can be synced; elsewhere that is a no-op that succeeds).
+pub trait Disk: Send + Sync + fmt::Debug {
+    /// Opens a file for reading and writing; `create` makes it when absent.
+    fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>>;
+    /// Names of the files (not directories) in a directory, sorted.
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
+    /// Makes a directory and its parents; fine when it is there.
+    fn create_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Removes a file.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+    /// Renames a file, replacing the target.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Makes creations, removals and renames in `dir` durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Takes the directory's exclusive lock for as long as the answer lives.
+    fn lock(&self, dir: &Path) -> io::Result<DirLock>;
+}
+
+/// How to open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Open {
+    /// The file must exist; reads only.
+    Read,
+    /// The file must exist; reads and writes.
+    Write,
+    /// The file must not exist; it is made.
+    CreateNew,
+}
+
+/// An open file. Reads and writes name their offset; there is no cursor.
+#[allow(clippy::len_without_is_empty)] // a length in bytes, not a collection
+pub trait DiskFile: Send + Sync + fmt::Debug {
+    /// Fills `buf` from `offset`; a file that ends before is [`io::ErrorKind::UnexpectedEof`].
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `buf` at `offset`.
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes the data of all finished writes durable (`fdatasync`).
+    fn sync_data(&self) -> io::Result<()>;
+    /// Makes data and metadata durable (`fsync`).
+    fn sync_all(&self) -> io::Result<()>;
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+}
+
+/// An exclusive lock on a data directory, given back when dropped.
+#[derive(Debug)]
+pub struct DirLock {
+    /// Keeps the lock: an open file, or whatever the simulator uses.
+    pub guard: Box<dyn Guard>,
+    /// The lock's file.
+    pub path: PathBuf,
+}
+
+/// Anything that may guard a lock.
+pub trait Guard: Send + Sync + fmt::Debug {}
+impl<T: Send + Sync + fmt::Debug> Guard for T {}
+
+/// Monotonic time.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Microseconds since some start; never goes back.
+    fn now_us(&self) -> u64;
+}
+
+/// A source of random numbers.
+pub trait Random: Send + fmt::Debug {
+    /// The next number.
+    fn next_u64(&mut self) -> u64;
+}

@@ -1,0 +1,173 @@
+//! What can go wrong with the log, and what that means for the process.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What the operator of a damaged node can do.
+const WAY_OUT: &str = "nothing was cut or skipped; keep the data directory for inspection. This \
+    version cannot replace the node; the others go on serving as long as they are a majority. See \
+    docs/operations.md, \"A wiped or damaged disk\"";
+
+/// Why the log cannot be opened or written.
+///
+/// Every one of these stops the process: nothing may be acknowledged after it, and none is ever
+/// retried on the same [`super::Wal`].
+#[derive(Debug)]
+pub enum WalError {
+    /// The operating system refused. A read that fails is an error, never an end of file.
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file or directory.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// What is on disk cannot have come about by a crash. Nothing was cut, skipped or changed.
+    Damaged {
+        /// The file (or the directory, when a file is missing).
+        path: PathBuf,
+        /// Byte offset in it.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// The file belongs to the log of another node.
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// Identity in its header.
+        found: u64,
+        /// Identity of this log.
+        expected: u64,
+    },
+    /// The file was written by a program with another format.
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Version in its header.
+        found: u32,
+    },
+    /// A request breaks the contract of [`crate::raft::Persist`]: a bug of the caller.
+    Rejected {
+        /// Which rule.
+        what: &'static str,
+    },
+    /// A record does not fit into a segment.
+    TooLarge {
+        /// Its bytes.
+        bytes: usize,
+        /// Bytes that fit.
+        limit: u64,
+    },
+    /// An earlier call failed; what is on disk is no longer known.
+    Poisoned,
+}
+
+impl WalError {
+    pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> WalError {
+        WalError::Io { what, path: path.to_path_buf(), source }
+    }
+
+    pub(super) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> WalError {
+        WalError::Damaged { path: path.to_path_buf(), offset, what: what.into() }
+    }
+}
+
+impl fmt::Display for WalError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            WalError::Io { what, path, source } => {
+                write!(f, "cannot {what} {}: {source}", path.display())
+            }
+            WalError::Damaged { path, offset, what } => {
+                write!(f, "{} is damaged at offset {offset}: {what}; {WAY_OUT}", path.display())
+            }
+            WalError::Foreign { path, found, expected } => write!(
+                f,
+                "{} belongs to another node's log (identity {found:016x}, expected {expected:016x})",
+                path.display()
+            ),
+            WalError::Version { path, found } => {
+                write!(f, "{} has format version {found}, which is not known here", path.display())
+            }
+            WalError::Rejected { what } => write!(f, "the log refuses a request: {what}"),
+            WalError::TooLarge { bytes, limit } => {
+                write!(f, "a log record of {bytes} bytes does not fit into {limit} bytes")
+            }
+            WalError::Poisoned => write!(f, "the log failed before and takes no more writes"),
+        }
+    }
+}
+
+impl std::error::Error for WalError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            WalError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// Why entries cannot be read back.
+#[derive(Debug)]
+pub enum ReadError {
+    /// The entries in front of `first_index` are gone; a snapshot is needed.
+    Compacted {
+        /// First index the log still has.
+        first_index: u64,
+    },
+    /// The log does not reach that far.
+    Beyond {
+        /// Last durable index.
+        last_index: u64,
+    },
+    /// The log was truncated or replaced meanwhile: ask again.
+    Changed,
+    /// The bytes are not what was written: the process stops.
+    Damaged {
+        /// The segment's file.
+        path: PathBuf,
+        /// Byte offset of the batch.
+        offset: u64,
+        /// What is wrong there.
+        what: &'static str,
+    },
+    /// The disk refused to read: the process stops.
+    Io {
+        /// The segment's file.
+        path: PathBuf,
+        /// Byte offset of the read.
+        offset: u64,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for ReadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ReadError::Compacted { first_index } => {
+                write!(f, "the log begins at {first_index} now")
+            }
+            ReadError::Beyond { last_index } => write!(f, "the log ends at {last_index}"),
+            ReadError::Changed => write!(f, "the log changed while it was read"),
+            ReadError::Damaged { path, offset, what } => {
+                write!(f, "{} is damaged at offset {offset}: {what}; {WAY_OUT}", path.display())
+            }
+            ReadError::Io { path, offset, source } => {
+                write!(f, "cannot read {} at offset {offset}: {source}", path.display())
+            }
+        }
+    }
+}
+
+impl std::error::Error for ReadError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ReadError::Io { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}

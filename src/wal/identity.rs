@@ -1,0 +1,235 @@
+//! Who this data directory is: two copies of a small record, each with a checksum.
+//!
+//! Both copies are written, one after the other, each synced before the next begins: a crash
+//! spoils at most one, and once [`Identity::store`] has returned one spoiled copy loses nothing.
+//! There is no rename. docs/formats.md, "Identity", is the specification.
+//!
+//! The order at a first start is: store the identity with `log_created` false, make the log, store
+//! it again with `log_created` true. From then on the log is opened with `must_exist`.
+
+use super::LOG_DIR;
+use super::error::WalError;
+use super::spare::slot_of;
+use crate::env::{Disk, Open};
+use crate::raft::codec::{Input, Malformed};
+use crate::raft::{Member, NodeId};
+use std::io;
+use std::path::Path;
+
+/// The two copies, in the order in which they are written.
+const FILES: [&str; 2] = ["identity-a", "identity-b"];
+
+const MAGIC: [u8; 8] = *b"kontnode";
+const VERSION: u32 = 1;
+
+/// Magic, version, checksum, length.
+const PREFIX_BYTES: usize = 8 + 4 + 4 + 4;
+
+/// No record is larger; a bound for what a spoiled length may ask for.
+const BYTES_MAX: u64 = 1 << 20;
+
+/// Who a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Name of the cluster; zero while the node belongs to none.
+    pub cluster: u64,
+    /// The node's small id; zero while it has none.
+    pub node: NodeId,
+    /// Random number made with the directory.
+    pub identity: u64,
+    /// Whether the log has been made: an empty log directory is damage from then on.
+    pub log_created: bool,
+    /// `HOST:PORT` under which the others reach this node.
+    pub advertise: String,
+    /// The members the cluster was, or is to be, formed of; empty for a node that joins.
+    pub members: Vec<Member>,
+}
+
+enum Slot {
+    Absent,
+    Bad(&'static str),
+    Good(u64, Identity),
+}
+
+impl Identity {
+    /// Reads the identity of the data directory `dir`. A copy that is missing, spoiled or older is
+    /// written again. `None` only when the directory was never used.
+    ///
+    /// # Errors
+    /// [`WalError::Damaged`] when no copy can be read although one was stored, and the disk's.
+    pub fn load(disk: &dyn Disk, dir: &Path) -> Result<Option<Identity>, WalError> {
+        let a = read_copy(disk, dir, 0)?;
+        let b = read_copy(disk, dir, 1)?;
+        let (seq, identity, repair) = match (a, b) {
+            (Slot::Good(a, identity), Slot::Good(b, other)) => match a.cmp(&b) {
+                std::cmp::Ordering::Equal => (a, identity, None),
+                std::cmp::Ordering::Greater => (a, identity, Some(1)),
+                std::cmp::Ordering::Less => (b, other, Some(0)),
+            },
+            (Slot::Good(seq, identity), _) => (seq, identity, Some(1)),
+            (_, Slot::Good(seq, identity)) => (seq, identity, Some(0)),
+            // The second copy is not begun before the first is durable: a first store was cut
+            // off, and nothing rests on it, for the log is made later.
+            (Slot::Absent | Slot::Bad(_), Slot::Absent) => {
+                if holds_log(disk, dir)? {
+                    let what = "it is missing or spoiled, but the directory holds a log";
+                    return Err(WalError::damaged(&dir.join(FILES[0]), 0, what));
+                }
+                return Ok(None);
+            }
+            (Slot::Absent, Slot::Bad(what)) => {
+                return Err(WalError::damaged(&dir.join(FILES[1]), 0, what));
+            }
+            (Slot::Bad(what), Slot::Bad(_)) => {
+                let what = format!("{what}; so is the other copy, {}", FILES[1]);
+                return Err(WalError::damaged(&dir.join(FILES[0]), 0, what));
+            }
+        };
+        if let Some(copy) = repair {
+            write_copy(disk, dir, copy, &identity.encode(copy, seq))?;
+        }
+        Ok(Some(identity))
+    }
+
+    /// Stores the identity durably in `dir`, which is there already.
+    ///
+    /// # Errors
+    /// The disk's. After an error the old identity or the new one will be found.
+    pub fn store(&self, disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
+        let seq_of = |copy| {
+            Ok(match read_copy(disk, dir, copy)? {
+                Slot::Good(seq, _) => seq,
+                Slot::Absent | Slot::Bad(_) => 0,
+            })
+        };
+        let (a, b): (u64, u64) = (seq_of(0)?, seq_of(1)?);
+        let seq = a.max(b) + 1;
+        // The copy to spoil first is the one that is not the better one.
+        let order = if a > b { [1, 0] } else { [0, 1] };
+        for copy in order {
+            write_copy(disk, dir, copy, &self.encode(copy, seq))?;
+        }
+        Ok(())
+    }
+
+    fn encode(&self, copy: usize, seq: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&[0; 8]);
+        for word in [seq, self.cluster, self.node, self.identity] {
+            out.extend_from_slice(&word.to_le_bytes());
+        }
+        out.push(u8::from(self.log_created));
+        put_text(&mut out, &self.advertise);
+        out.extend_from_slice(&len32(self.members.len()));
+        for member in &self.members {
+            out.extend_from_slice(&member.id.to_le_bytes());
+            out.extend_from_slice(&member.identity.to_le_bytes());
+            put_text(&mut out, &member.address);
+        }
+        let len = len32(out.len());
+        out[16..20].copy_from_slice(&len);
+        let sum = crc(&out, copy).to_le_bytes();
+        out[12..16].copy_from_slice(&sum);
+        out
+    }
+
+    fn decode(bytes: &[u8], copy: usize) -> Result<(u64, Identity), Malformed> {
+        let mut input = Input(bytes);
+        if input.bytes(8, "magic")? != MAGIC {
+            return Err(Malformed("magic"));
+        }
+        let version = input.u32("version")?;
+        let sum = input.u32("checksum")?;
+        let len = input.u32("length")? as usize;
+        let record = bytes.get(..len).ok_or(Malformed("length"))?;
+        if len < PREFIX_BYTES || sum != crc(record, copy) {
+            return Err(Malformed("checksum"));
+        }
+        if version != VERSION {
+            return Err(Malformed("version"));
+        }
+        let mut input = Input(&record[PREFIX_BYTES..]);
+        let seq = input.u64("sequence number")?;
+        let cluster = input.u64("cluster")?;
+        let node = input.u64("node")?;
+        let identity = input.u64("identity")?;
+        let log_created = input.u8("flags")? != 0;
+        let advertise = take_text(&mut input)?;
+        let mut members = Vec::new();
+        for _ in 0..input.u32("member count")? {
+            let id = input.u64("member id")?;
+            let identity = input.u64("member identity")?;
+            members.push(Member { id, identity, address: take_text(&mut input)? });
+        }
+        input.end("length")?;
+        Ok((seq, Identity { cluster, node, identity, log_created, advertise, members }))
+    }
+}
+
+/// Lengths here are those of addresses and member lists, far below 4 GiB.
+fn len32(len: usize) -> [u8; 4] {
+    u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes()
+}
+
+fn put_text(out: &mut Vec<u8>, text: &str) {
+    out.extend_from_slice(&len32(text.len()));
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn take_text(input: &mut Input<'_>) -> Result<String, Malformed> {
+    let bytes = input.blob("address")?;
+    let text = std::str::from_utf8(bytes).map_err(|_| Malformed("address"))?;
+    Ok(text.to_string())
+}
+
+/// Over all but the checksum itself; the copy's number keeps one from passing for the other.
+fn crc(record: &[u8], copy: usize) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[copy as u8]);
+    hasher.update(record.get(..12).unwrap_or_default());
+    hasher.update(record.get(16..).unwrap_or_default());
+    hasher.finalize()
+}
+
+fn read_copy(disk: &dyn Disk, dir: &Path, copy: usize) -> Result<Slot, WalError> {
+    let path = dir.join(FILES[copy]);
+    let file = match disk.open(&path, Open::Read) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Slot::Absent),
+        Err(e) => return Err(WalError::io("open", &path, e)),
+    };
+    let len = file.len().map_err(|e| WalError::io("measure", &path, e))?;
+    let mut bytes = vec![0; len.min(BYTES_MAX) as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(|e| WalError::io("read", &path, e))?;
+    Ok(match Identity::decode(&bytes, copy) {
+        Ok((seq, identity)) => Slot::Good(seq, identity),
+        Err(Malformed(what)) => Slot::Bad(what),
+    })
+}
+
+fn write_copy(disk: &dyn Disk, dir: &Path, copy: usize, bytes: &[u8]) -> Result<(), WalError> {
+    let path = dir.join(FILES[copy]);
+    let file = match disk.open(&path, Open::Write) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => disk.open(&path, Open::CreateNew),
+        other => other,
+    };
+    let file = file.map_err(|e| WalError::io("open", &path, e))?;
+    file.write_all_at(bytes, 0).map_err(|e| WalError::io("write", &path, e))?;
+    file.sync_all().map_err(|e| WalError::io("sync", &path, e))?;
+    // Always: the file may have been made by a process that was killed before it could do this.
+    disk.sync_dir(dir).map_err(|e| WalError::io("sync", dir, e))
+}
+
+fn holds_log(disk: &dyn Disk, dir: &Path) -> Result<bool, WalError> {
+    for dir in [dir, &dir.join(LOG_DIR)] {
+        match disk.list(dir) {
+            Ok(names) if names.iter().any(|name| slot_of(name).is_some()) => return Ok(true),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(WalError::io("list", dir, e)),
+        }
+    }
+    Ok(false)
+}

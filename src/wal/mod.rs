@@ -1,0 +1,591 @@
+//! The write-ahead log: Raft's entries and hard state, durable. The only one in the system.
+//!
+//! A plain component: no thread, no channel, no clock. The server's log thread and the simulator's
+//! actor drive the same [`Wal`]; files are reached through [`crate::env::Disk`] alone. The bytes
+//! are specified in docs/formats.md, "Log".
+//!
+//! # How it works
+//!
+//! * **Group commit.** [`Wal::write`] encodes all queued requests as one *batch*: one positioned
+//!   write, one `fdatasync`. Exactly one batch is in flight, so that the batch is the unit in
+//!   which the tail can be torn, and a bad batch with a good one behind it is damage.
+//! * **Segments** are files of fixed size, written with zeros before use and recycled when
+//!   compaction frees them. The log identity, the segment number and the offset seed every
+//!   checksum: bytes of a file's former life, or written to the wrong place, never pass.
+//! * **No rename, no directory sync on the way.** Which file is which segment stands in its
+//!   header. The number of the oldest live segment is logged before a file is given up, so that
+//!   a file that is missing or unreadable at either end is noticed.
+//! * **A header stands alone**: it repeats the hard state, the active configuration, and index and
+//!   term in front of the segment, and is durable before the segment's first batch is written.
+//!   An entry that replaces one of an older segment begins a new segment whose header says where
+//!   the log was cut; so the header of the oldest segment is always true.
+//! * **A segment says that it has a successor.** Once the successor's header is durable, an *end
+//!   mark* in the last sector of the segment before it is made durable, too, and only then is
+//!   anything written behind that header. So the newest segment cannot go missing unnoticed.
+//! * **Failure is final.** After a failed write or sync every call fails: a sync that failed may
+//!   have dropped the pages it could not write, so that a second one proves nothing.
+//!
+//! Left out on purpose: compression (values are compressed better in tables), a cache (the core
+//! keeps recent entries), several batches in flight (the tail could not be told from damage).
+
+mod error;
+mod format;
+mod identity;
+mod reader;
+mod recover;
+mod recovered;
+mod shape;
+mod spare;
+
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod damage_tests;
+#[cfg(test)]
+pub(crate) mod testdisk;
+#[cfg(test)]
+mod tests;
+
+pub use error::{ReadError, WalError};
+pub use identity::Identity;
+pub use reader::LogReader;
+pub use recovered::{Cut, Recovered};
+pub use spare::{Preparer, Spare};
+
+use crate::env::{Disk, DiskFile};
+use crate::raft::codec::entry_len;
+use crate::raft::{Configuration, Entry, HardState, Index, Payload, Persist, Term};
+use format::{BATCH_HEADER_BYTES, Header, Place, Start};
+use reader::lock;
+use shape::{Places, Segment, Shape, hard_state_follows};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+/// Directory of the log within a data directory.
+pub const LOG_DIR: &str = "log";
+
+/// Default length of a segment: a roll every second or so at full speed.
+pub const SEGMENT_BYTES_DEFAULT: u64 = 16 << 20;
+
+/// Smallest length of a segment: a header and a batch of some use.
+pub const SEGMENT_BYTES_MIN: u64 = 8 << 10;
+
+/// Largest length of a segment; keeps lengths and offsets far within 32 bits.
+pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+/// Spares that [`Wal::prepare`] keeps ready: one being taken while the next is made.
+const SPARES_WANTED: usize = 2;
+
+/// Files that compaction keeps for reuse; what is more is removed. At the default size 64 MiB.
+const SPARES_MAX: usize = 4;
+
+/// Capacity of the encode buffer that is kept between batches.
+const BUFFER_KEPT_BYTES: usize = 1 << 20;
+
+const _: () = assert!(SPARES_WANTED <= SPARES_MAX);
+const _: () = assert!(SEGMENT_BYTES_MAX < u32::MAX as u64);
+const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(format::PAGE_BYTES));
+const _: () = assert!(SEGMENT_BYTES_DEFAULT.is_multiple_of(format::PAGE_BYTES));
+
+/// How a log is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Length of new segments; a multiple of 4096 between [`SEGMENT_BYTES_MIN`] and
+    /// [`SEGMENT_BYTES_MAX`].
+    pub segment_bytes: u64,
+    /// The log's random identity, for ever; seeds the checksums.
+    pub identity: u64,
+    /// The log was made before: an empty directory is damage, never a fresh start.
+    pub must_exist: bool,
+}
+
+/// What one call made durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// `seq` of the last request.
+    pub seq: u64,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// The segment that is written to.
+#[derive(Debug)]
+struct Current {
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    number: u64,
+    /// Where batches end at the latest and the end mark goes.
+    end: u64,
+    /// Where the next batch goes.
+    offset: u64,
+    /// Index before the segment's first entry: nothing at or before it is replaced from here.
+    prev: Index,
+}
+
+/// What the batch in the buffer says, to be taken in once it is durable.
+#[derive(Debug, Default)]
+struct Staged {
+    hard_state: Option<HardState>,
+    first_segment: Option<u64>,
+    /// First and last entry; contiguous.
+    entries: Option<(Index, Index)>,
+    runs: Vec<(Index, Term)>,
+    configurations: Vec<(Index, Arc<Configuration>)>,
+}
+
+/// The log, for its one writer.
+///
+/// Invariants: what `shape` and `places` tell is durable; `buffer` begins with the room of a batch
+/// header; `staged` describes the rest of `buffer`; entries in one batch are contiguous and none
+/// in the current segment is at or below `current.prev`.
+#[derive(Debug)]
+pub struct Wal {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    options: Options,
+    shape: Shape,
+    places: Arc<Mutex<Places>>,
+    current: Current,
+    /// Sequence number of the next batch.
+    next_seq: u64,
+    /// Number of the oldest segment of the log.
+    first_segment: u64,
+    buffer: Vec<u8>,
+    /// Bytes of the largest batch that fits into a segment.
+    batch_limit: u64,
+    staged: Staged,
+    spares: Vec<Spare>,
+    preparing: usize,
+    /// A spare could not be made, and nothing has changed since that lets hope for the next.
+    no_spares: bool,
+    next_slot: u64,
+    /// `seq` of the last request that is durable.
+    last_request: u64,
+    poisoned: bool,
+}
+
+impl Wal {
+    /// Opens the log in `dir`, or begins one. Only a torn tail is cut; everything else that does
+    /// not fit together is refused.
+    ///
+    /// # Errors
+    /// [`WalError::Damaged`] for whatever no crash can have caused, [`WalError::Foreign`],
+    /// [`WalError::Version`], [`WalError::Rejected`] for options out of bounds, and the disk's.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+    ) -> Result<(Wal, Recovered), WalError> {
+        let size = options.segment_bytes;
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&size)
+            || !size.is_multiple_of(format::PAGE_BYTES)
+        {
+            return Err(WalError::Rejected { what: "segment size" });
+        }
+        recover::open(disk, dir, options)
+    }
+
+    /// Makes the requests durable, in order, with one write and one sync (a few more only when
+    /// they do not fit into one segment or replace each other's entries). When it returns all of
+    /// it is durable; after an error nothing is known and every later call fails.
+    ///
+    /// # Errors
+    /// The disk's, [`WalError::TooLarge`], [`WalError::Rejected`], [`WalError::Poisoned`].
+    pub fn write(&mut self, requests: &[Persist]) -> Result<Durable, WalError> {
+        self.guarded(|wal| {
+            let mut bytes = 0;
+            for request in requests {
+                if let Some(hard_state) = request.hard_state {
+                    bytes += wal.stage_hard_state(hard_state)?;
+                }
+                for entry in &request.entries {
+                    bytes += wal.stage_entry(entry)?;
+                }
+            }
+            bytes += wal.flush()?;
+            if let Some(last) = requests.last() {
+                wal.last_request = last.seq;
+            }
+            Ok(Durable { seq: wal.last_request, bytes })
+        })
+    }
+
+    /// Drops the segments all of whose entries are at or below `through`; their files are kept as
+    /// spares or removed. Returns how many went. The caller has the state at `through` durably.
+    ///
+    /// # Errors
+    /// As [`Wal::write`].
+    pub fn compact(&mut self, through: Index) -> Result<usize, WalError> {
+        self.guarded(|wal| {
+            let first = {
+                let places = lock(&wal.places);
+                let kept = places.segments.iter().rev().find(|s| s.prev.0 <= through);
+                kept.map(|s| (s.number, s.prev))
+            };
+            let Some((number, base)) = first.filter(|f| f.0 > wal.first_segment) else {
+                return Ok(0);
+            };
+            // The files are given up only when it is durable that they are not needed.
+            format::put_first_segment(&mut wal.buffer, number);
+            wal.staged.first_segment = Some(number);
+            wal.flush()?;
+            wal.shape.rebase(base);
+            let freed = lock(&wal.places).drop_before(number);
+            let count = freed.len();
+            wal.recycle(freed)?;
+            Ok(count)
+        })
+    }
+
+    /// Replaces the whole log by a snapshot that reaches to `index`: the next entry is the one
+    /// behind it. The caller has installed that snapshot durably.
+    ///
+    /// # Errors
+    /// As [`Wal::write`].
+    pub fn reset(
+        &mut self,
+        index: Index,
+        term: Term,
+        configuration: &Arc<Configuration>,
+    ) -> Result<(), WalError> {
+        self.guarded(|wal| {
+            wal.roll(Start::Reset, (index, term), Some((index, Arc::clone(configuration))))?;
+            // A batch behind the header, before older segments go: from then on a header that
+            // cannot be read is known to be damage.
+            wal.stage_hard_state(wal.shape.hard_state)?;
+            wal.flush()?;
+            let freed = lock(&wal.places).drop_before(wal.current.number);
+            wal.recycle(freed)
+        })
+    }
+
+    /// A handle that reads what is durable, from any thread.
+    pub fn reader(&self) -> LogReader {
+        LogReader { places: Arc::clone(&self.places) }
+    }
+
+    /// A job that makes a spare segment, when one is wanted; its outcome goes to
+    /// [`Wal::prepared`]. After a failure none is wanted until a segment was begun or given up.
+    pub fn prepare(&mut self) -> Option<Preparer> {
+        if self.no_spares || self.spares.len() + self.preparing >= SPARES_WANTED {
+            return None;
+        }
+        self.preparing += 1;
+        Some(self.preparer())
+    }
+
+    /// Takes what came of a [`Preparer`]. A failure is not the log's: it makes its own segment
+    /// when it has to, and fails then if the disk still does. The caller reports it.
+    pub fn prepared(&mut self, outcome: Result<Spare, WalError>) {
+        self.preparing = self.preparing.saturating_sub(1);
+        match outcome {
+            Ok(spare) => self.spares.push(spare),
+            Err(_) => self.no_spares = true,
+        }
+    }
+
+    /// Index of the first entry; one more than the last when there is none.
+    pub fn first_index(&self) -> Index {
+        self.shape.base.0 + 1
+    }
+
+    /// Index of the last entry, or of the one before the first when there is none.
+    pub fn last_index(&self) -> Index {
+        self.shape.last
+    }
+
+    /// Term of a durable entry, or of the one before the first.
+    pub fn term(&self, index: Index) -> Option<Term> {
+        self.shape.term(index)
+    }
+
+    /// The durable hard state.
+    pub fn hard_state(&self) -> HardState {
+        self.shape.hard_state
+    }
+
+    /// Bytes of the live log on disk, without spares and unused ends of segments.
+    pub fn bytes(&self) -> u64 {
+        lock(&self.places).bytes()
+    }
+
+    /// Runs a change; whatever error it meets, the log takes no further call.
+    fn guarded<T>(
+        &mut self,
+        change: impl FnOnce(&mut Wal) -> Result<T, WalError>,
+    ) -> Result<T, WalError> {
+        if self.poisoned {
+            return Err(WalError::Poisoned);
+        }
+        let result = change(self);
+        self.poisoned = result.is_err();
+        result
+    }
+
+    fn stage_hard_state(&mut self, hard_state: HardState) -> Result<u64, WalError> {
+        let before = self.staged.hard_state.unwrap_or(self.shape.hard_state);
+        if !hard_state_follows(before, hard_state) {
+            return Err(WalError::Rejected { what: "a term or vote that goes back" });
+        }
+        let bytes = self.make_room(32)?;
+        format::put_hard_state(&mut self.buffer, hard_state);
+        self.staged.hard_state = Some(hard_state);
+        Ok(bytes)
+    }
+
+    fn stage_entry(&mut self, entry: &Entry) -> Result<u64, WalError> {
+        let rejected = |what| Err(WalError::Rejected { what });
+        let index = entry.index;
+        let last = self.staged.entries.map_or(self.shape.last, |(_, last)| last);
+        let mut bytes = 0;
+        if index == 0 || index > last + 1 {
+            return rejected("a gap between entries");
+        }
+        if index <= last {
+            if index <= self.shape.base.0 {
+                return rejected("an entry in front of the log's first");
+            }
+            // Entries within one batch never replace each other, a hard state is durable before
+            // entries go because of it, and a segment never replaces what stands before it: its
+            // header would be wrong.
+            bytes += self.flush()?;
+            if index <= self.current.prev {
+                self.roll_truncated(index - 1)?;
+            }
+        }
+        bytes += self.make_room(format::ENTRY_RECORD_BYTES + entry_len(entry))?;
+        let prev_term = match self.staged.runs.last() {
+            Some(run) => run.1,
+            None => self.shape.term(index - 1).unwrap_or(0),
+        };
+        if entry.term < prev_term {
+            return rejected("a term that goes back");
+        }
+        format::put_entry(&mut self.buffer, entry);
+        if self.staged.runs.last().is_none_or(|run| run.1 != entry.term) {
+            self.staged.runs.push((index, entry.term));
+        }
+        if let Payload::Configuration(configuration) = &entry.payload {
+            self.staged.configurations.push((index, Arc::clone(configuration)));
+        }
+        let first = self.staged.entries.map_or(index, |(first, _)| first);
+        self.staged.entries = Some((first, index));
+        Ok(bytes)
+    }
+
+    /// Flushes when a record of `need` bytes would make the batch too large for any segment.
+    fn make_room(&mut self, need: usize) -> Result<u64, WalError> {
+        let limit = self.batch_limit;
+        if (BATCH_HEADER_BYTES + need) as u64 > limit {
+            return Err(WalError::TooLarge { bytes: need, limit });
+        }
+        if (self.buffer.len() + need) as u64 > limit { self.flush() } else { Ok(0) }
+    }
+
+    /// The header of the next segment may repeat any of the configurations.
+    fn update_batch_limit(&mut self) {
+        let longest = self.shape.configurations.iter().map(|c| self.header_len(Some(c))).max();
+        let header = format::aligned(longest.unwrap_or(format::ALIGN_BYTES));
+        self.batch_limit = format::data_end(self.options.segment_bytes).saturating_sub(header);
+    }
+
+    fn header_len(&self, configuration: Option<&(Index, Arc<Configuration>)>) -> u64 {
+        self.next_header(Start::Continue, (0, 0), configuration.cloned()).encode().len() as u64
+    }
+
+    /// Writes and syncs the batch in the buffer, then takes it in. Returns the bytes written.
+    fn flush(&mut self) -> Result<u64, WalError> {
+        let end = self.buffer.len() as u64;
+        if end <= BATCH_HEADER_BYTES as u64 {
+            return Ok(0);
+        }
+        if self.current.offset + end > self.current.end {
+            match self.staged.entries {
+                Some((first, _)) if first <= self.shape.last => self.roll_truncated(first - 1)?,
+                _ => {
+                    let prev = (self.shape.last, self.shape.last_term());
+                    self.roll(Start::Continue, prev, self.shape.configurations.back().cloned())?;
+                }
+            }
+        }
+        let offset = self.current.offset;
+        if offset + end > self.current.end {
+            return Err(WalError::TooLarge { bytes: self.buffer.len(), limit: self.current.end });
+        }
+        let place = Place { identity: self.options.identity, segment: self.current.number, offset };
+        format::seal_batch(&mut self.buffer, place, self.next_seq);
+        let padded = format::padded(offset + end, self.current.end) - offset;
+        self.buffer.resize(padded as usize, 0);
+        self.put(offset)?;
+
+        self.next_seq += 1;
+        let len = format::aligned(end);
+        self.current.offset += len;
+        let mut new_configuration = false;
+        let Staged { hard_state, first_segment, entries, runs, configurations } = &mut self.staged;
+        lock(&self.places).add_batch(self.current.number, offset, len, *entries);
+        if let Some((first, last)) = entries.take() {
+            if first <= self.shape.last {
+                self.shape.truncate(first - 1);
+            }
+            for (index, term) in runs.drain(..) {
+                if self.shape.runs.back().is_none_or(|run| run.1 != term) {
+                    self.shape.runs.push_back((index, term));
+                }
+            }
+            new_configuration = !configurations.is_empty();
+            self.shape.configurations.extend(configurations.drain(..));
+            self.shape.last = last;
+        }
+        self.shape.hard_state = hard_state.take().unwrap_or(self.shape.hard_state);
+        self.first_segment = first_segment.take().unwrap_or(self.first_segment);
+        if new_configuration {
+            self.update_batch_limit();
+        }
+        self.clear_buffer();
+        Ok(padded)
+    }
+
+    /// One positioned write of the buffer, one sync.
+    fn put(&self, offset: u64) -> Result<(), WalError> {
+        let Current { path, file, .. } = &self.current;
+        file.write_all_at(&self.buffer, offset).map_err(|e| WalError::io("write", path, e))?;
+        file.sync_data().map_err(|e| WalError::io("sync", path, e))
+    }
+
+    fn clear_buffer(&mut self) {
+        self.buffer.clear();
+        self.buffer.shrink_to(BUFFER_KEPT_BYTES);
+        self.buffer.resize(BATCH_HEADER_BYTES, 0);
+    }
+
+    /// Begins a segment in front of which the log ends at `to`.
+    fn roll_truncated(&mut self, to: Index) -> Result<(), WalError> {
+        let prev = (to, self.shape.term(to).unwrap_or(0));
+        let configuration = self.shape.configuration_at(to).cloned();
+        self.roll(Start::Truncate, prev, configuration)
+    }
+
+    fn next_header(
+        &self,
+        start: Start,
+        prev: (Index, Term),
+        configuration: Option<(Index, Arc<Configuration>)>,
+    ) -> Header {
+        let number = self.current.number + 1;
+        Header {
+            start,
+            identity: self.options.identity,
+            number,
+            bytes: self.options.segment_bytes,
+            first_seq: self.next_seq,
+            first_segment: if start == Start::Reset { number } else { self.first_segment },
+            prev,
+            hard_state: self.shape.hard_state,
+            configuration,
+        }
+    }
+
+    /// Begins the next segment; its header is durable when this returns, and behind that the end
+    /// mark of the segment before. In this order a header without a mark is a roll that was cut
+    /// off, and a mark without a header is damage.
+    fn roll(
+        &mut self,
+        start: Start,
+        prev: (Index, Term),
+        configuration: Option<(Index, Arc<Configuration>)>,
+    ) -> Result<(), WalError> {
+        let spare = match self.spares.pop() {
+            Some(spare) => spare,
+            None => self.preparer().finish()?,
+        };
+        let header = self.next_header(start, prev, configuration.clone());
+        let bytes = header.encode().len();
+        let limit = format::data_end(header.bytes).min(format::HEADER_BYTES_MAX as u64);
+        if bytes as u64 > limit {
+            return Err(WalError::TooLarge { bytes, limit });
+        }
+        let segment = write_header(&header, spare)?;
+        let Current { path, file, number, end, .. } = &self.current;
+        write_end_mark(file.as_ref(), path, self.options.identity, *number, *end)?;
+        match start {
+            Start::Continue => {}
+            Start::Truncate => self.shape.truncate(prev.0),
+            Start::Reset => {
+                self.shape.reset(prev, configuration);
+                self.update_batch_limit();
+            }
+        }
+        self.no_spares = false;
+        self.first_segment = header.first_segment;
+        self.current = Current {
+            path: segment.path.clone(),
+            file: Arc::clone(&segment.file),
+            number: header.number,
+            end: format::data_end(header.bytes),
+            offset: segment.used,
+            prev: prev.0,
+        };
+        let mut places = lock(&self.places);
+        places.segments.push_back(segment);
+        match start {
+            Start::Continue => {}
+            Start::Truncate => places.truncate(prev.0),
+            Start::Reset => places.reset(prev.0),
+        }
+        Ok(())
+    }
+
+    fn preparer(&mut self) -> Preparer {
+        let slot = self.next_slot;
+        self.next_slot += 1;
+        let bytes = self.options.segment_bytes;
+        Preparer::new(Arc::clone(&self.disk), &self.dir, slot, bytes)
+    }
+
+    /// Keeps freed files of the right length as spares and removes the others. A file that cannot
+    /// be removed is harmless: the next opening finds that it is not needed, and tries again.
+    fn recycle(&mut self, freed: Vec<Segment>) -> Result<(), WalError> {
+        self.no_spares &= freed.is_empty();
+        let mut removed = false;
+        for Segment { path, file, .. } in freed {
+            let len = file.len().map_err(|e| WalError::io("measure", &path, e))?;
+            if self.spares.len() < SPARES_MAX && len == self.options.segment_bytes {
+                self.spares.push(Spare { path, file });
+            } else {
+                drop(file);
+                removed |= self.disk.remove(&path).is_ok();
+            }
+        }
+        if removed {
+            self.disk.sync_dir(&self.dir).map_err(|e| WalError::io("sync", &self.dir, e))?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a segment's header over a spare and syncs it. The zeros behind it blank the place of
+/// the first batch.
+fn write_header(header: &Header, spare: Spare) -> Result<Segment, WalError> {
+    let mut bytes = header.encode();
+    let used = format::aligned(bytes.len() as u64);
+    let padded = format::padded(bytes.len() as u64, format::data_end(header.bytes));
+    bytes.resize(padded as usize, 0);
+    let Spare { path, file } = spare;
+    file.write_all_at(&bytes, 0).map_err(|e| WalError::io("write", &path, e))?;
+    file.sync_data().map_err(|e| WalError::io("sync", &path, e))?;
+    Ok(Segment { number: header.number, path, file, prev: header.prev, used })
+}
+
+/// Writes and syncs the mark that the segment behind this one was begun, whose header is durable.
+fn write_end_mark(
+    file: &dyn DiskFile,
+    path: &Path,
+    identity: u64,
+    segment: u64,
+    end: u64,
+) -> Result<(), WalError> {
+    let mark = format::end_mark(Place { identity, segment, offset: end });
+    file.write_all_at(&mark, end).map_err(|e| WalError::io("write", path, e))?;
+    file.sync_data().map_err(|e| WalError::io("sync", path, e))
+}

@@ -1,0 +1,45 @@
+//! What opening a log found.
+
+use crate::raft::{Configuration, HardState, Index, Term};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What the log held when it was opened.
+#[derive(Clone, Debug)]
+pub struct Recovered {
+    /// Latest hard state.
+    pub hard_state: HardState,
+    /// Index of the first entry; one more than `last_index` when there is none.
+    pub first_index: Index,
+    /// Term of the entry before the first; zero when the log begins at 1.
+    pub prev_term: Term,
+    /// Index of the last entry, or of the one before the first.
+    pub last_index: Index,
+    /// First index of each run of entries of one term, ascending.
+    pub terms: Vec<(Index, Term)>,
+    /// The configurations among the entries, ascending.
+    pub configurations: Vec<(Index, Arc<Configuration>)>,
+    /// The latest configuration in front of the first entry, when the log knew one.
+    pub configuration_before: Option<(Index, Arc<Configuration>)>,
+    /// What was cut off the tail.
+    pub cut: Option<Cut>,
+    /// Segments in the log.
+    pub segments: usize,
+    /// Bytes in use in them.
+    pub bytes: u64,
+    /// Batches replayed.
+    pub batches: u64,
+}
+
+/// A tail that was cut: a batch that was not completely written, or the last batch of several
+/// sectors, damaged in a way that cannot be told from that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cut {
+    /// The file.
+    pub path: PathBuf,
+    /// Where the log ends now.
+    pub offset: u64,
+    /// Bytes of the batch that was there, as its header says; a sector when it says nothing that
+    /// can be.
+    pub bytes: u64,
+}
