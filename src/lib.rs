@@ -11,10 +11,14 @@
 //! | `raft`   | the consensus core, sans-IO                                  | nothing of ours     |
 //! | `env`    | the traits for disk, clock and random, and the real ones     | nothing of ours     |
 //! | `wal`    | the durable Raft log and hard state                          | `raft`, `env`       |
+//! | `lsm`    | ordered storage engine for data larger than memory           | `env`               |
+//! | `kv`     | the replicated state machine: commands, sessions, store      | `lsm env`           |
 //!
 //! `raft`, `kv` and `node` are deterministic: no clock, thread, file, socket, hash-map order or
 //! random source. The tidy test holds these arrows.
 
 pub mod env;
+pub mod kv;
+pub mod lsm;
 pub mod raft;
 pub mod wal;

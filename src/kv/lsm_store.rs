@@ -1,0 +1,139 @@
+//! The store for data larger than memory: the engine of [`crate::lsm`] behind this module's traits.
+//!
+//! It translates words: a key space is a byte in front of the key, an error keeps its path and
+//! offset. It drives nothing: whoever opens the store gets the engine's worker and runs it, on a
+//! thread or step by step.
+
+use super::store::{Change, Reader, Row, Scan, Space, Store, StoreError, View};
+use super::types::{Found, Revision};
+use crate::env::Disk;
+use crate::lsm::{self, LsmError};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A durable ordered map of any size.
+#[derive(Debug)]
+pub struct LsmStore {
+    engine: lsm::Engine,
+}
+
+/// Reads an [`LsmStore`].
+#[derive(Clone, Debug)]
+pub struct LsmReader {
+    reader: lsm::Reader,
+}
+
+/// One cut of an [`LsmStore`]. Nobody waits for it.
+#[derive(Clone, Debug)]
+pub struct LsmView {
+    view: lsm::View,
+}
+
+/// The byte of a space: they sort like [`Space`], and batches come sorted.
+fn byte(space: Space) -> u8 {
+    match space {
+        Space::Meta => 0,
+        Space::User => 1,
+    }
+}
+
+impl From<LsmError> for StoreError {
+    fn from(error: LsmError) -> StoreError {
+        match error {
+            LsmError::Io { path, offset, source } => StoreError::Io { path, offset, source },
+            LsmError::Damaged { path, offset, what } => StoreError::Damaged { path, offset, what },
+            // Both leave a machine whose sessions may be ahead of the store.
+            LsmError::Rejected { .. } | LsmError::Failed => StoreError::Failed,
+        }
+    }
+}
+
+impl LsmStore {
+    /// Opens the store in `dir` (which exists), or begins one. What it holds is what was flushed:
+    /// the log is to be replayed from behind [`View::applied`].
+    ///
+    /// # Errors
+    /// As [`lsm::Engine::open`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: lsm::Options,
+    ) -> Result<(LsmStore, lsm::Worker), StoreError> {
+        let (engine, worker) = lsm::Engine::open(disk, dir, options)?;
+        Ok((LsmStore { engine }, worker))
+    }
+
+    /// Asks the worker to flush what was written until now.
+    pub fn flush(&mut self) {
+        self.engine.flush();
+    }
+
+    /// Every write up to this index is durable here; the log in front is not needed.
+    pub fn flushed(&self) -> Revision {
+        self.engine.flushed()
+    }
+
+    /// How long to wait before applying so many bytes, in microseconds (see
+    /// [`lsm::Engine::delay_us`]).
+    pub fn delay_us(&self, bytes: u64) -> u64 {
+        self.engine.delay_us(bytes)
+    }
+
+    /// What the engine did and holds.
+    pub fn stats(&self) -> lsm::Stats {
+        self.engine.stats()
+    }
+}
+
+impl Store for LsmStore {
+    type Reader = LsmReader;
+
+    fn reader(&self) -> LsmReader {
+        LsmReader { reader: self.engine.reader() }
+    }
+
+    fn write(&mut self, applied: Revision, changes: Vec<Change<'_>>) -> Result<(), StoreError> {
+        let changes = changes.iter().map(|Change { space, key, value }| lsm::Change {
+            space: byte(*space),
+            key,
+            value: value.as_ref().map(|(revision, value)| (*revision, value.as_ref())),
+        });
+        Ok(self.engine.write(applied, changes)?)
+    }
+}
+
+impl Reader for LsmReader {
+    type View<'a> = LsmView;
+
+    fn view(&self) -> LsmView {
+        LsmView { view: self.reader.view() }
+    }
+}
+
+impl View for LsmView {
+    fn applied(&self) -> Revision {
+        self.view.applied()
+    }
+
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Found>, StoreError> {
+        let found = self.view.get(byte(space), key)?;
+        Ok(found.map(|f| Found { value: f.value().to_vec(), revision: f.revision() }))
+    }
+
+    fn revision(&self, space: Space, key: &[u8]) -> Result<Option<Revision>, StoreError> {
+        Ok(self.view.get(byte(space), key)?.map(|found| found.revision()))
+    }
+
+    fn scan(
+        &self,
+        scan: &Scan<'_>,
+        visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError> {
+        let Scan { space, lower, upper, reverse } = *scan;
+        let scan = lsm::Scan { space: byte(space), lower, upper, reverse };
+        Ok(self.view.scan(&scan, &mut |lsm::Row { key, value, revision }| {
+            visit(Row { key, value, revision })
+        })?)
+    }
+}

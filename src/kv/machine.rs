@@ -1,0 +1,314 @@
+//! Applying committed entries: the one place where the keys change.
+//!
+//! [`Machine::apply`] takes a whole committed batch and makes one atomic store write of it. The
+//! store's writes are blind, so what the batch has changed so far is kept here, in an overlay in
+//! front of the store's view; a condition, an increment or a read looks there first. A plain put
+//! reads nothing at all, and its value is copied once, into the store.
+//!
+//! Equal logs give equal states and equal outcomes, however they are cut into batches. Nothing here
+//! looks at a flag; what must be bounded in apply ([`RESULT_BYTES_MAX`], the sessions' bounds) is a
+//! constant of the replicated state. Left out: when to apply, and whom to answer.
+
+use super::codec::{CommandRef, OpRef, WriteRef};
+use super::sessions::{SessionBounds, Sessions};
+use super::store::{Change, Reader, Space, Store, StoreError, View};
+use super::types::{Found, OpResult, Outcome, Revision, Test};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// Bytes of values that the reads of one write may have found before a further read that finds
+/// something is refused: bounds an answer to this and one value more.
+pub const RESULT_BYTES_MAX: usize = 4 << 20;
+
+/// Key in [`Space::Meta`] of the last applied configuration, as [`Committed::Configuration`] gave
+/// it.
+pub const CONFIGURATION_KEY: &[u8] = b"c";
+
+/// Longest decimal `i64`: nineteen digits and a sign.
+const NUMBER_BYTES_MAX: usize = 20;
+
+/// What a committed entry carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Committed<'a> {
+    /// A command, in its byte form.
+    Command(&'a [u8]),
+    /// A configuration; its bytes are kept with the data, not looked into.
+    Configuration(&'a [u8]),
+    /// Nothing for the state machine.
+    Nothing,
+}
+
+/// The replicated state machine on a store.
+///
+/// Invariant: between calls the sessions in memory are those in the store, and `applied` is the
+/// store's applied index.
+#[derive(Debug)]
+pub struct Machine<S: Store> {
+    store: S,
+    reader: S::Reader,
+    sessions: Sessions,
+    applied: Revision,
+    failed: bool,
+}
+
+impl<S: Store> Machine<S> {
+    /// Continues from what a store holds.
+    pub fn open(store: S) -> Result<Machine<S>, StoreError> {
+        Machine::open_bounded(store, SessionBounds::STANDARD)
+    }
+
+    pub(super) fn open_bounded(store: S, bounds: SessionBounds) -> Result<Machine<S>, StoreError> {
+        let reader = store.reader();
+        let view = reader.view();
+        let sessions = Sessions::load(&view, bounds)?;
+        let applied = view.applied();
+        drop(view);
+        Ok(Machine { store, reader, sessions, applied, failed: false })
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied(&self) -> Revision {
+        self.applied
+    }
+
+    /// A handle for reading, for any thread.
+    pub fn reader(&self) -> S::Reader {
+        self.reader.clone()
+    }
+
+    /// How many client sessions there are.
+    pub fn session_count(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// The store, to flush it or to take a snapshot.
+    pub fn store_mut(&mut self) -> &mut S {
+        &mut self.store
+    }
+
+    /// Gives the store back.
+    pub fn into_store(self) -> S {
+        self.store
+    }
+
+    /// Applies committed entries: each index with what it carries, without a gap, from
+    /// `applied() + 1`. Gives one outcome per command, with its index, in order. When this returns,
+    /// readers see all of it. After an error nothing more is applied, and the state is that of the
+    /// store when it is opened again.
+    ///
+    /// # Panics
+    /// On a gap or a repeated index: an entry lost or applied twice is worse than a stop.
+    pub fn apply<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
+    ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
+        if self.failed {
+            return Err(StoreError::Failed);
+        }
+        let outcomes = self.apply_batch(entries);
+        self.failed = outcomes.is_err();
+        outcomes
+    }
+
+    fn apply_batch<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
+    ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
+        let view = self.reader.view();
+        let mut overlay = Overlay { view: &view, changed: BTreeMap::new(), undo: Vec::new() };
+        let mut outcomes = Vec::new();
+        let mut configuration = None;
+        let mut applied = self.applied;
+        for (index, committed) in entries {
+            assert_eq!(index, applied + 1, "entries are applied in order and without a gap");
+            applied = index;
+            match committed {
+                Committed::Nothing => {}
+                Committed::Configuration(bytes) => configuration = Some((index, bytes)),
+                Committed::Command(bytes) => {
+                    let outcome = match CommandRef::decode(bytes) {
+                        Ok(command) => self.sessions.run(&mut overlay, index, &command)?,
+                        Err(_) => Outcome::Malformed,
+                    };
+                    outcomes.push((index, outcome));
+                }
+            }
+        }
+        if applied == self.applied {
+            return Ok(outcomes);
+        }
+        let changed = overlay.changed;
+        drop(view);
+        let mut changes = Vec::with_capacity(changed.len() + 1);
+        if let Some((index, bytes)) = configuration {
+            changes.push(Change {
+                space: Space::Meta,
+                key: Cow::Borrowed(CONFIGURATION_KEY),
+                value: Some((index, Cow::Borrowed(bytes))),
+            });
+        }
+        self.sessions.take_changes(&mut changes);
+        changes.extend(changed.into_iter().map(|(key, value)| Change {
+            space: Space::User,
+            key: Cow::Borrowed(key),
+            value,
+        }));
+        self.store.write(applied, changes)?;
+        self.applied = applied;
+        Ok(outcomes)
+    }
+}
+
+impl Sessions {
+    fn run<'a, V: View>(
+        &mut self,
+        overlay: &mut Overlay<'a, '_, V>,
+        index: Revision,
+        command: &CommandRef<'a>,
+    ) -> Result<Outcome, StoreError> {
+        match command {
+            CommandRef::OpenSession => Ok(self.open(index)),
+            CommandRef::CloseSession { session } => Ok(self.close(*session)),
+            CommandRef::Write(write) => {
+                let Some(stamp) = &write.stamp else { return overlay.write(index, write) };
+                if let Some(outcome) = self.recall(index, stamp)? {
+                    return Ok(outcome);
+                }
+                let outcome = overlay.write(index, write)?;
+                self.remember(stamp, &outcome);
+                Ok(outcome)
+            }
+        }
+    }
+}
+
+/// A key's state after this batch so far: revision and value, or none when it is gone.
+type Slot<'a> = Option<(Revision, Cow<'a, [u8]>)>;
+
+/// The store's view with the batch's changes in front.
+struct Overlay<'a, 'v, V> {
+    view: &'v V,
+    changed: BTreeMap<&'a [u8], Slot<'a>>,
+    /// What the current write replaced in `changed`, latest last.
+    undo: Vec<(&'a [u8], Option<Slot<'a>>)>,
+}
+
+impl<'a, V: View> Overlay<'a, '_, V> {
+    fn write(&mut self, index: Revision, write: &WriteRef<'a>) -> Result<Outcome, StoreError> {
+        for (position, condition) in (0..).zip(&write.conditions) {
+            let found = self.revision(condition.key)?;
+            let holds = match condition.test {
+                Test::Absent => found.is_none(),
+                Test::Present => found.is_some(),
+                Test::Revision(revision) => found == Some(revision),
+            };
+            if !holds {
+                return Ok(Outcome::ConditionFalse { condition: position, found });
+            }
+        }
+        self.undo.clear();
+        let mut results = Vec::with_capacity(write.ops.len());
+        let mut room = RESULT_BYTES_MAX;
+        for (position, op) in (0..).zip(&write.ops) {
+            match self.op(index, position, op, &mut room)? {
+                Ok(result) => results.push(result),
+                Err(refusal) => {
+                    self.roll_back();
+                    return Ok(refusal);
+                }
+            }
+        }
+        Ok(Outcome::Done { revision: index, results })
+    }
+
+    /// Does one operation; the inner error refuses the whole write.
+    fn op(
+        &mut self,
+        index: Revision,
+        position: u32,
+        op: &OpRef<'a>,
+        room: &mut usize,
+    ) -> Result<Result<OpResult, Outcome>, StoreError> {
+        Ok(Ok(match *op {
+            OpRef::Put { key, value } => {
+                self.set(key, Some((index, Cow::Borrowed(value))));
+                OpResult::Put
+            }
+            OpRef::Delete { key } => {
+                let existed = self.revision(key)?.is_some();
+                if existed {
+                    self.set(key, None);
+                }
+                OpResult::Deleted { existed }
+            }
+            OpRef::Increment { key, by } => {
+                let before = match self.get(key)? {
+                    None => 0,
+                    Some(found) => match parse_number(&found.value) {
+                        Some(number) => number,
+                        None => return Ok(Err(Outcome::NotANumber { op: position })),
+                    },
+                };
+                let Some(value) = before.checked_add(by) else {
+                    return Ok(Err(Outcome::Overflow { op: position }));
+                };
+                self.set(key, Some((index, Cow::Owned(value.to_string().into_bytes()))));
+                OpResult::Number { value }
+            }
+            OpRef::Get { key } => {
+                let found = self.get(key)?;
+                if let Some(found) = &found {
+                    if *room == 0 {
+                        return Ok(Err(Outcome::ResultsTooLarge { op: position }));
+                    }
+                    *room = room.saturating_sub(found.value.len());
+                }
+                OpResult::Got { found }
+            }
+        }))
+    }
+
+    fn revision(&self, key: &'a [u8]) -> Result<Option<Revision>, StoreError> {
+        match self.changed.get(key) {
+            Some(slot) => Ok(slot.as_ref().map(|(revision, _)| *revision)),
+            None => self.view.revision(Space::User, key),
+        }
+    }
+
+    fn get(&self, key: &'a [u8]) -> Result<Option<Found>, StoreError> {
+        match self.changed.get(key) {
+            Some(slot) => Ok(slot
+                .as_ref()
+                .map(|(revision, value)| Found { value: value.to_vec(), revision: *revision })),
+            None => self.view.get(Space::User, key),
+        }
+    }
+
+    fn set(&mut self, key: &'a [u8], slot: Slot<'a>) {
+        let before = self.changed.insert(key, slot);
+        self.undo.push((key, before));
+    }
+
+    fn roll_back(&mut self) {
+        while let Some((key, before)) = self.undo.pop() {
+            match before {
+                Some(slot) => self.changed.insert(key, slot),
+                None => self.changed.remove(key),
+            };
+        }
+    }
+}
+
+/// A decimal `i64` in the one form that an increment writes: no plus, no leading zero, no `-0`.
+fn parse_number(bytes: &[u8]) -> Option<i64> {
+    let digits = bytes.strip_prefix(b"-").unwrap_or(bytes);
+    let plain = match digits {
+        [] | [b'0', _, ..] => false,
+        [b'0'] => bytes.len() == 1,
+        digits => digits.iter().all(u8::is_ascii_digit),
+    };
+    if !plain || bytes.len() > NUMBER_BYTES_MAX {
+        return None;
+    }
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}

@@ -1,0 +1,72 @@
+//! Reads: one key, or a page of keys in order, from one cut.
+//!
+//! A page is bounded by the query's own limits and by the node's, whichever is less, and holds at
+//! least one key, so that a walk by cursor always gets on. Whether a cut is fresh enough to answer
+//! from (the read index) is decided before a query comes here.
+
+use super::limits::Limits;
+use super::store::{Scan, Space, StoreError, View};
+use super::types::{Item, Page, Query, Range, Reply};
+use std::ops::{Bound, ControlFlow};
+
+/// Answers a query from a cut.
+pub fn answer(view: &impl View, query: &Query, limits: &Limits) -> Result<Reply, StoreError> {
+    Ok(match query {
+        Query::Get { key } => Reply::Value(view.get(Space::User, key)?),
+        Query::Range(range) if range.count_only => Reply::Page(count(view, range)?),
+        Query::Range(range) => Reply::Page(page(view, range, limits)?),
+    })
+}
+
+/// The keys a range asks for: a cursor moves one of its bounds, and a cursor that lies outside of
+/// the range moves it to nothing or not at all.
+fn scan_of(range: &Range) -> Scan<'_> {
+    let mut lower = Bound::Included(range.start.as_slice());
+    let mut upper = match range.end.as_slice() {
+        [] => Bound::Unbounded,
+        end => Bound::Excluded(end),
+    };
+    match range.after.as_deref() {
+        Some(after) if range.reverse => {
+            let inside = range.end.is_empty() || after < range.end.as_slice();
+            upper = if inside { Bound::Excluded(after) } else { upper };
+        }
+        Some(after) if after >= range.start.as_slice() => lower = Bound::Excluded(after),
+        _ => {}
+    }
+    Scan { space: Space::User, lower, upper, reverse: range.reverse }
+}
+
+fn count(view: &impl View, range: &Range) -> Result<Page, StoreError> {
+    let mut count = 0;
+    view.scan(&scan_of(range), &mut |_| {
+        count += 1;
+        ControlFlow::Continue(())
+    })?;
+    Ok(Page { count, revision: view.applied(), ..Page::default() })
+}
+
+fn page(view: &impl View, range: &Range, limits: &Limits) -> Result<Page, StoreError> {
+    let bound = |asked: u32, own: usize| match asked {
+        0 => own,
+        asked => own.min(asked as usize),
+    };
+    let keys_max = bound(range.limit, limits.max_page_keys).max(1);
+    let bytes_max = bound(range.bytes, limits.max_page_bytes);
+    let mut items: Vec<Item> = Vec::new();
+    let mut bytes = 0;
+    let mut more = false;
+    view.scan(&scan_of(range), &mut |row| {
+        let value = if range.keys_only { &[][..] } else { row.value };
+        let size = row.key.len() + value.len();
+        if items.len() == keys_max || (!items.is_empty() && bytes + size > bytes_max) {
+            more = true;
+            return ControlFlow::Break(());
+        }
+        bytes += size;
+        items.push(Item { key: row.key.to_vec(), value: value.to_vec(), revision: row.revision });
+        ControlFlow::Continue(())
+    })?;
+    let cursor = items.last().filter(|_| more).map(|item| item.key.clone());
+    Ok(Page { count: items.len() as u64, cursor, revision: view.applied(), items })
+}

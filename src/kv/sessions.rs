@@ -1,0 +1,292 @@
+//! Client sessions (thesis 6.3): what makes a retried write take effect once.
+//!
+//! The table is part of the replicated state: it changes only by applied commands, its bounds are
+//! constants, and whom it forgets depends on log indexes alone. It lives in memory, and each session
+//! as one record in [`Space::Meta`], written in the same batch as the keys that its writes changed.
+//! docs/formats.md, "Session record", is the specification of the record.
+//!
+//! What a session forgets it refuses for ever: every sequence below `forgotten_below` is answered
+//! [`Outcome::SequenceForgotten`], done before or not. So a forgotten write can never be done twice.
+//! Left out: expiry by time, since replicas share no clock; the least recently used session makes
+//! room instead.
+
+use super::bytes::{Input, Malformed, put_blob, put_varint};
+use super::codec::{put_outcome, take_outcome};
+use super::store::{Change, Scan, Space, StoreError, View};
+use super::types::{Outcome, Revision, SessionStamp};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Bound, ControlFlow};
+
+/// How much is remembered. The same on every replica, whatever its flags: tests alone differ.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SessionBounds {
+    /// Most sessions; one more and the least recently used one is forgotten.
+    pub(super) sessions: usize,
+    /// Most results of one session; one more and the lowest sequence is forgotten.
+    pub(super) results: usize,
+    /// Most bytes of one session's results, each with [`RESULT_OVERHEAD_BYTES`].
+    pub(super) session_bytes: usize,
+    /// Longest outcome, in its byte form, that is remembered whole.
+    pub(super) outcome_bytes: usize,
+}
+
+impl SessionBounds {
+    /// The bounds of version 1 of the replicated state.
+    pub(super) const STANDARD: SessionBounds = SessionBounds {
+        // As many as connections that a node may have.
+        sessions: 4096,
+        // A client with more writes in flight waits for the first of them.
+        results: 1024,
+        // With 4096 sessions: at most 256 MiB, when every client is at its worst.
+        session_bytes: 64 << 10,
+        // Enough for every outcome without values but the largest batches' (16 Ki operations).
+        outcome_bytes: 16 << 10,
+    };
+}
+
+/// What a remembered result costs in memory beside its bytes.
+const RESULT_OVERHEAD_BYTES: usize = 48;
+
+/// A sequence that cannot be forgotten, as nothing lies above it; so it is never taken.
+const SEQUENCE_RESERVED: u64 = u64::MAX;
+
+const _: () = {
+    let b = SessionBounds::STANDARD;
+    assert!(b.outcome_bytes + RESULT_OVERHEAD_BYTES <= b.session_bytes);
+    assert!(b.sessions * b.session_bytes <= 256 << 20);
+    // The smallest results fill the count before they fill the bytes.
+    assert!(b.results * (RESULT_OVERHEAD_BYTES + 16) <= b.session_bytes);
+};
+
+/// First byte of a session record's key in [`Space::Meta`]; the id follows, big endian.
+const RECORD_PREFIX: u8 = b's';
+const RECORD_KEY_BYTES: usize = 9;
+
+/// The sessions of the replicated state.
+///
+/// Invariants: `by_use` holds exactly the sessions of `by_id`, under the index that used each last;
+/// no session exceeds its bounds; no result lies below its session's `forgotten_below`.
+#[derive(Debug)]
+pub(super) struct Sessions {
+    bounds: SessionBounds,
+    by_id: BTreeMap<u64, Session>,
+    by_use: BTreeMap<Revision, u64>,
+    /// Changed, begun or forgotten since the last [`Sessions::take_changes`].
+    dirty: BTreeSet<u64>,
+}
+
+#[derive(Debug)]
+struct Session {
+    /// Log index of the last command that named it; unique, as an entry names one session.
+    used: Revision,
+    forgotten_below: u64,
+    /// Outcomes in their byte form, by sequence.
+    results: BTreeMap<u64, Box<[u8]>>,
+    /// What the results count against [`SessionBounds::session_bytes`].
+    bytes: usize,
+}
+
+impl Session {
+    fn new(used: Revision) -> Session {
+        Session { used, forgotten_below: 1, results: BTreeMap::new(), bytes: 0 }
+    }
+
+    fn insert(&mut self, sequence: u64, outcome: Box<[u8]>) {
+        self.bytes += outcome.len() + RESULT_OVERHEAD_BYTES;
+        let before = self.results.insert(sequence, outcome);
+        assert!(before.is_none(), "a sequence was done twice");
+    }
+
+    fn forget_below(&mut self, sequence: u64) {
+        if sequence <= self.forgotten_below {
+            return;
+        }
+        self.forgotten_below = sequence;
+        while let Some(first) = self.results.first_entry() {
+            if *first.key() >= sequence {
+                break;
+            }
+            self.bytes -= first.remove().len() + RESULT_OVERHEAD_BYTES;
+        }
+    }
+
+    fn shrink(&mut self, bounds: &SessionBounds) {
+        while self.results.len() > bounds.results || self.bytes > bounds.session_bytes {
+            let Some((&lowest, _)) = self.results.first_key_value() else { break };
+            self.forget_below(lowest + 1);
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16 + self.bytes);
+        put_varint(&mut out, self.forgotten_below);
+        put_varint(&mut out, self.results.len() as u64);
+        let mut next = self.forgotten_below;
+        for (&sequence, outcome) in &self.results {
+            put_varint(&mut out, sequence - next);
+            put_blob(&mut out, outcome);
+            // The reserved sequence is never in here.
+            next = sequence + 1;
+        }
+        out
+    }
+
+    fn decode(used: Revision, bytes: &[u8]) -> Result<Session, Malformed> {
+        let mut input = Input(bytes);
+        let mut session = Session::new(used);
+        session.forgotten_below = input.varint("session watermark")?;
+        let count = input.count(SessionBounds::STANDARD.results, 2, "session result count")?;
+        let mut next = session.forgotten_below;
+        for _ in 0..count {
+            let sequence = next
+                .checked_add(input.varint("session sequence")?)
+                .filter(|&sequence| sequence != SEQUENCE_RESERVED)
+                .ok_or(Malformed("session sequence"))?;
+            let outcome = input.blob("session outcome")?;
+            decode_outcome(outcome)?;
+            session.insert(sequence, outcome.into());
+            next = sequence + 1;
+        }
+        input.end("session record length")?;
+        Ok(session)
+    }
+}
+
+fn decode_outcome(bytes: &[u8]) -> Result<Outcome, Malformed> {
+    let mut input = Input(bytes);
+    let outcome = take_outcome(&mut input)?;
+    input.end("session outcome length")?;
+    Ok(outcome)
+}
+
+fn record_key(session: u64) -> Vec<u8> {
+    let mut key = Vec::with_capacity(RECORD_KEY_BYTES);
+    key.push(RECORD_PREFIX);
+    key.extend_from_slice(&session.to_be_bytes());
+    key
+}
+
+impl Sessions {
+    /// Reads the sessions that a store holds.
+    pub(super) fn load(view: &impl View, bounds: SessionBounds) -> Result<Sessions, StoreError> {
+        let mut sessions = Sessions {
+            bounds,
+            by_id: BTreeMap::new(),
+            by_use: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+        };
+        let scan = Scan {
+            lower: Bound::Included(&[RECORD_PREFIX]),
+            upper: Bound::Excluded(&[RECORD_PREFIX + 1]),
+            ..Scan::all(Space::Meta)
+        };
+        let mut bad = None;
+        view.scan(&scan, &mut |row| {
+            let read = (row.key[1..].try_into().map_err(|_| Malformed("session record key")))
+                .and_then(|id| {
+                    Ok((u64::from_be_bytes(id), Session::decode(row.revision, row.value)?))
+                });
+            let read = read.and_then(|(id, session)| {
+                // Two sessions that one entry used last: no log does that.
+                if sessions.by_use.insert(session.used, id).is_some() {
+                    return Err(Malformed("session record revision"));
+                }
+                sessions.by_id.insert(id, session);
+                Ok(())
+            });
+            match read {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(source) => {
+                    bad = Some(StoreError::BadRecord { key: row.key.to_vec(), source });
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        match bad {
+            Some(error) => Err(error),
+            None => Ok(sessions),
+        }
+    }
+
+    /// How many sessions there are.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Begins the session that is named after the log index of its command.
+    pub(super) fn open(&mut self, index: Revision) -> Outcome {
+        self.by_id.insert(index, Session::new(index));
+        self.by_use.insert(index, index);
+        self.dirty.insert(index);
+        while self.by_id.len() > self.bounds.sessions {
+            let Some((_, session)) = self.by_use.pop_first() else { break };
+            self.by_id.remove(&session);
+            self.dirty.insert(session);
+        }
+        Outcome::SessionOpened { session: index }
+    }
+
+    /// Forgets a session.
+    pub(super) fn close(&mut self, session: u64) -> Outcome {
+        if let Some(closed) = self.by_id.remove(&session) {
+            self.by_use.remove(&closed.used);
+            self.dirty.insert(session);
+        }
+        Outcome::SessionClosed
+    }
+
+    /// What to answer a stamped write without doing it; or none when it is new: then it is done,
+    /// and [`Sessions::remember`] follows.
+    pub(super) fn recall(
+        &mut self,
+        index: Revision,
+        stamp: &SessionStamp,
+    ) -> Result<Option<Outcome>, StoreError> {
+        let Some(session) = self.by_id.get_mut(&stamp.session) else {
+            return Ok(Some(Outcome::SessionUnknown));
+        };
+        self.by_use.remove(&session.used);
+        self.by_use.insert(index, stamp.session);
+        self.dirty.insert(stamp.session);
+        session.used = index;
+        session.forget_below(stamp.answered_below);
+        if stamp.sequence < session.forgotten_below || stamp.sequence == SEQUENCE_RESERVED {
+            return Ok(Some(Outcome::SequenceForgotten));
+        }
+        session
+            .results
+            .get(&stamp.sequence)
+            .map(|outcome| decode_outcome(outcome))
+            .transpose()
+            .map_err(|source| StoreError::BadRecord { key: record_key(stamp.session), source })
+    }
+
+    /// Remembers what became of a stamped write that [`Sessions::recall`] found new.
+    pub(super) fn remember(&mut self, stamp: &SessionStamp, outcome: &Outcome) {
+        let mut bytes = Vec::new();
+        put_outcome(&mut bytes, outcome);
+        if let Outcome::Done { revision, .. } = outcome
+            && bytes.len() > self.bounds.outcome_bytes
+        {
+            bytes.clear();
+            put_outcome(&mut bytes, &Outcome::ResultsForgotten { revision: *revision });
+        }
+        if let Some(session) = self.by_id.get_mut(&stamp.session) {
+            session.insert(stamp.sequence, bytes.into_boxed_slice());
+            session.shrink(&self.bounds);
+        }
+    }
+
+    /// The records that changed since the last call, sorted by key. A record's revision is the
+    /// index that used its session last, whatever batch it was written in.
+    pub(super) fn take_changes(&mut self, changes: &mut Vec<Change<'_>>) {
+        for id in std::mem::take(&mut self.dirty) {
+            changes.push(Change {
+                space: Space::Meta,
+                key: Cow::Owned(record_key(id)),
+                value: self.by_id.get(&id).map(|s| (s.used, Cow::Owned(s.encode()))),
+            });
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! What the state machine needs of a storage engine.
+//!
+//! One writer, the applier, hands over whole batches of blind changes; any number of readers look
+//! at consistent cuts. The in-memory map (`memory`) is the model of this contract; an engine for
+//! data larger than memory stands behind the same three traits.
+//!
+//! The contract:
+//! - [`Store::write`] is atomic: after a crash and for every reader either all of a batch is there
+//!   or nothing, and the applied index moves with it. It reads nothing.
+//! - A [`View`] is one cut: what it answers never changes while it lives.
+//! - A store need not be durable at once: after a crash it may be at an older applied index, and
+//!   the log is replayed from there.
+//!
+//! Left out on purpose: a way to read under the write, because the machine keeps what a batch
+//! changed itself (a blind write is what makes an engine fast); and iterators, because a visitor
+//! lends keys and values without copies whatever the engine looks like inside.
+
+use super::bytes::Malformed;
+use super::types::{Found, Revision};
+use std::borrow::Cow;
+use std::fmt;
+use std::io;
+use std::ops::{Bound, ControlFlow};
+use std::path::PathBuf;
+
+/// Two key spaces that change together and never meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Space {
+    /// What the state machine remembers beside the keys: sessions, the configuration.
+    Meta,
+    /// The keys of the users.
+    User,
+}
+
+/// One key's new state, blind: what was there before does not matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<'a> {
+    /// Where the key lives.
+    pub space: Space,
+    /// The key.
+    pub key: Cow<'a, [u8]>,
+    /// The writer's revision and the value, or none to remove the key.
+    pub value: Option<(Revision, Cow<'a, [u8]>)>,
+}
+
+/// A storage engine, held by its one writer.
+pub trait Store: Send + 'static {
+    /// What readers hold.
+    type Reader: Reader;
+
+    /// A handle for reading.
+    fn reader(&self) -> Self::Reader;
+
+    /// Makes a batch of changes, at most one per key, sorted by (space, key), and moves the applied
+    /// index, all at once. An error leaves the store unusable until it is opened again.
+    fn write(&mut self, applied: Revision, changes: Vec<Change<'_>>) -> Result<(), StoreError>;
+}
+
+/// A handle from which any thread takes views.
+pub trait Reader: Clone + Send + Sync + 'static {
+    /// The cut it gives.
+    type View<'a>: View
+    where
+        Self: 'a;
+
+    /// The latest cut. Held no longer than one answer takes: it may keep the writer waiting.
+    fn view(&self) -> Self::View<'_>;
+}
+
+/// One consistent cut.
+pub trait View {
+    /// Every write up to this index is in the cut, none after.
+    fn applied(&self) -> Revision;
+
+    /// A key's value and revision.
+    fn get(&self, space: Space, key: &[u8]) -> Result<Option<Found>, StoreError>;
+
+    /// A key's revision.
+    fn revision(&self, space: Space, key: &[u8]) -> Result<Option<Revision>, StoreError> {
+        Ok(self.get(space, key)?.map(|found| found.revision))
+    }
+
+    /// Shows the keys between two bounds, in order, until the visitor breaks off.
+    fn scan(
+        &self,
+        scan: &Scan<'_>,
+        visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+    ) -> Result<(), StoreError>;
+}
+
+/// Which keys a scan shows. Bounds that hold nothing between them are fine.
+#[derive(Clone, Copy, Debug)]
+pub struct Scan<'a> {
+    /// Where to look.
+    pub space: Space,
+    /// The lower bound, in either direction.
+    pub lower: Bound<&'a [u8]>,
+    /// The upper bound, in either direction.
+    pub upper: Bound<&'a [u8]>,
+    /// From the upper bound down.
+    pub reverse: bool,
+}
+
+impl Scan<'_> {
+    /// Every key of a space, ascending.
+    pub fn all(space: Space) -> Scan<'static> {
+        Scan { space, lower: Bound::Unbounded, upper: Bound::Unbounded, reverse: false }
+    }
+
+    /// Whether no key can lie between the bounds.
+    pub fn is_empty(&self) -> bool {
+        match (self.lower, self.upper) {
+            (Bound::Unbounded, _) | (_, Bound::Unbounded) => false,
+            (Bound::Included(lower), Bound::Included(upper)) => lower > upper,
+            (
+                Bound::Included(lower) | Bound::Excluded(lower),
+                Bound::Included(upper) | Bound::Excluded(upper),
+            ) => lower >= upper,
+        }
+    }
+}
+
+/// What a scan shows of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The value.
+    pub value: &'a [u8],
+    /// The write that stored it.
+    pub revision: Revision,
+}
+
+/// A store that cannot be read or written. Class: stop. Nothing more may be applied or answered
+/// from it; a node opens it again, and replays the log, in a new process.
+#[derive(Debug)]
+pub enum StoreError {
+    /// The disk refused.
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// What was read is not what was written.
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// What does not fit.
+        what: &'static str,
+    },
+    /// The state machine's own record in [`Space::Meta`] does not decode.
+    BadRecord {
+        /// The record's key.
+        key: Vec<u8>,
+        /// What does not fit.
+        source: Malformed,
+    },
+    /// An earlier batch failed; the state in memory may be ahead of the store.
+    Failed,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StoreError::Io { path, offset, source } => {
+                write!(f, "{} at offset {offset}: {source}", path.display())
+            }
+            StoreError::Damaged { path, offset, what } => {
+                write!(f, "{} is damaged at offset {offset}: {what}", path.display())
+            }
+            StoreError::BadRecord { key, source } => {
+                write!(f, "the store's record {} is damaged: {source}", key.escape_ascii())
+            }
+            StoreError::Failed => write!(f, "the store failed earlier and was not opened again"),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StoreError::Io { source, .. } => Some(source),
+            StoreError::BadRecord { source, .. } => Some(source),
+            StoreError::Damaged { .. } | StoreError::Failed => None,
+        }
+    }
+}
+
+/// A number that is equal for equal states: FNV-1a (64 bits) over the applied index and every key,
+/// revision and value of both spaces in order, each with its length in front, integers as eight
+/// little-endian bytes. A full scan: for tests and for comparing replicas, not for every day.
+pub fn fingerprint(view: &impl View) -> Result<u64, StoreError> {
+    let mut hash = Fnv::new();
+    hash.number(view.applied());
+    for space in [Space::Meta, Space::User] {
+        let mut rows = 0;
+        view.scan(&Scan::all(space), &mut |row| {
+            hash.number(row.key.len() as u64);
+            hash.bytes(row.key);
+            hash.number(row.revision);
+            hash.number(row.value.len() as u64);
+            hash.bytes(row.value);
+            rows += 1;
+            ControlFlow::Continue(())
+        })?;
+        hash.number(rows);
+    }
+    Ok(hash.0)
+}
+
+struct Fnv(u64);
+
+impl Fnv {
+    fn new() -> Fnv {
+        Fnv(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.0 = (self.0 ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn number(&mut self, number: u64) {
+        self.bytes(&number.to_le_bytes());
+    }
+}

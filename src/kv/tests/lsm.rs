@@ -1,0 +1,98 @@
+//! The machine on the engine for data larger than memory: the same as on the map in memory.
+
+use super::machine::{SMALL, apply, print_of, rows_of};
+use super::model::Model;
+use super::strategies::any_command;
+use crate::kv::*;
+use crate::lsm::{Options, Step, Worker};
+use crate::wal::testdisk::TestDisk;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::path::Path;
+
+/// So small that a few writes are flushed, and a few flushes compacted.
+fn open_store(disk: &TestDisk) -> (LsmStore, Worker) {
+    let options = Options {
+        memtable_bytes: 1 << 10,
+        cache_bytes: 1 << 14,
+        table_bytes: 1 << 10,
+        block_bytes: 128,
+        level1_bytes: 2 << 10,
+        ..Options::new(5)
+    };
+    LsmStore::open(disk.shared(), Path::new("/store"), options).expect("the disk is well")
+}
+
+/// A machine on an engine whose every write is frozen, and flushed when it may.
+pub(super) fn open_lsm() -> Machine<LsmStore> {
+    let (store, _) = open_store(&TestDisk::default());
+    Machine::open_bounded(store, SMALL).expect("the disk is well")
+}
+
+proptest! {
+    #[test]
+    fn the_machine_on_the_engine_does_what_the_model_does_across_crashes(
+        commands in vec(any_command(), 1..60),
+        cuts in vec((1usize..9, 0usize..12, prop::bool::weighted(0.15)), 1..8),
+    ) {
+        // The log comes in batches of any size, while the worker gets on as it likes. Now and then
+        // the process dies: the log is replayed from the index that the store was flushed at, and
+        // everything comes out as the first time.
+        let mut model = Model::new(SMALL);
+        let expected: Vec<Outcome> = commands.iter().map(|c| model.apply(c)).collect();
+        let disk = TestDisk::default();
+        let (store, mut worker) = open_store(&disk);
+        let mut machine = Machine::open_bounded(store, SMALL).expect("the disk is well");
+        let mut crashes = 0;
+        for &(size, steps, crash) in cuts.iter().cycle() {
+            let from = machine.applied() as usize;
+            if from == commands.len() {
+                break;
+            }
+            let to = commands.len().min(from + size);
+            prop_assert_eq!(&apply(&mut machine, &commands[from..to]), &expected[from..to]);
+            if steps % 3 == 0 {
+                machine.store_mut().flush();
+            }
+            for _ in 0..steps {
+                worker.step().expect("the disk is well");
+            }
+            if crash && crashes < 4 {
+                crashes += 1;
+                let flushed = machine.store_mut().flushed();
+                drop((machine, worker));
+                let (store, again) = open_store(&disk);
+                worker = again;
+                machine = Machine::open_bounded(store, SMALL).expect("what was flushed is read");
+                prop_assert_eq!(machine.applied(), flushed);
+            }
+        }
+        prop_assert_eq!(rows_of(&machine), model.rows());
+        let mut memory = Machine::open_bounded(MemoryStore::default(), SMALL).expect("empty");
+        apply(&mut memory, &commands);
+        prop_assert_eq!(print_of(&machine), print_of(&memory));
+        while worker.step().expect("the disk is well") == Step::Worked {}
+        prop_assert_eq!(print_of(&machine), print_of(&memory));
+    }
+}
+
+#[test]
+fn a_damaged_table_is_an_error_of_the_read_with_path_and_offset() {
+    // One block of a table rots; the read that meets it fails and says where, others go on.
+    let disk = TestDisk::default();
+    let (store, mut worker) = open_store(&disk);
+    let mut machine = Machine::open(store).expect("empty");
+    let put = |key: &str| Op::Put { key: key.into(), value: vec![7; 300] };
+    let write = Write { ops: vec![put("a"), put("z")], ..Write::default() };
+    apply(&mut machine, &[Command::Write(write)]);
+    machine.store_mut().flush();
+    while worker.step().expect("the disk is well") == Step::Worked {}
+    let path = disk.paths().into_iter().find(|p| p.ends_with("table-00000001")).expect("flushed");
+    disk.edit(&path, |bytes| bytes[100] ^= 1);
+    let view = machine.reader().view();
+    let error = view.get(Space::User, b"a").expect_err("damaged");
+    let StoreError::Damaged { path: found, offset, .. } = error else { panic!("{error}") };
+    assert_eq!((found, offset), (path, 0));
+    let found = view.get(Space::User, b"z").expect("another block");
+    assert_eq!(found.map(|f| f.revision), Some(1));
+}

@@ -1,0 +1,234 @@
+//! Client sessions: a retried write takes effect once, and what is forgotten is never done twice.
+
+use super::machine::{
+    SMALL, apply, apply_one, get, increment, open, print_of, put, value_of, write,
+};
+use crate::kv::sessions::SessionBounds;
+use crate::kv::*;
+
+fn stamped(session: u64, sequence: u64, answered_below: u64, ops: Vec<Op>) -> Command {
+    let stamp = Some(SessionStamp { session, sequence, answered_below });
+    Command::Write(Write { stamp, ops, ..Write::default() })
+}
+
+fn number(revision: u64, value: i64) -> Outcome {
+    Outcome::Done { revision, results: vec![OpResult::Number { value }] }
+}
+
+#[test]
+fn a_retry_after_a_lost_answer_is_answered_as_the_first_time_and_adds_nothing() {
+    // The client increments, loses the answer, and sends the same write twice more: once in the
+    // same batch, once after the node came back from its store.
+    let mut machine = open(SMALL);
+    apply_one(&mut machine, Command::OpenSession);
+    let add = stamped(1, 1, 1, vec![increment("n", 5)]);
+    assert_eq!(apply(&mut machine, &[add.clone(), add.clone()]), [number(2, 5), number(2, 5)]);
+    let mut machine = Machine::open(machine.into_store()).expect("what was written is read");
+    assert_eq!(apply_one(&mut machine, add), number(2, 5));
+    assert_eq!(value_of(&machine, "n"), Some(b"5".to_vec()));
+}
+
+#[test]
+fn a_refusal_is_remembered_as_well() {
+    // "Only if absent" failed, the answer was lost, and meanwhile the key went away. The retry must
+    // hear of the refusal, not have its way: the client may have been told already.
+    let mut machine = open(SMALL);
+    let create = Command::Write(Write {
+        stamp: Some(SessionStamp { session: 1, sequence: 1, answered_below: 1 }),
+        conditions: vec![Condition { key: "k".into(), test: Test::Absent }],
+        ops: vec![put("k", b"mine")],
+    });
+    apply(&mut machine, &[Command::OpenSession, write(vec![put("k", b"theirs")])]);
+    let refused = Outcome::ConditionFalse { condition: 0, found: Some(2) };
+    assert_eq!(apply_one(&mut machine, create.clone()), refused);
+    apply_one(&mut machine, write(vec![Op::Delete { key: "k".into() }]));
+    assert_eq!(apply_one(&mut machine, create), refused);
+    assert_eq!(value_of(&machine, "k"), None);
+}
+
+#[test]
+fn what_the_client_has_answered_is_forgotten_and_never_done_again() {
+    // A duplicate of an old write arrives late, long after its answer: it may find nothing
+    // remembered, but it must not be taken for a new write.
+    let mut machine = open(SMALL);
+    apply_one(&mut machine, Command::OpenSession);
+    let first = stamped(1, 1, 1, vec![increment("n", 1)]);
+    apply_one(&mut machine, first.clone());
+    apply_one(&mut machine, stamped(1, 2, 2, vec![increment("n", 1)]));
+    assert_eq!(apply_one(&mut machine, first), Outcome::SequenceForgotten);
+    assert_eq!(value_of(&machine, "n"), Some(b"2".to_vec()));
+}
+
+#[test]
+fn numbers_that_are_no_sequence_are_refused() {
+    // 0 lies below every sequence; nothing lies above the last number, so it could never be
+    // forgotten. Neither may slip through as a write that is done at each retry.
+    let mut machine = open(SMALL);
+    apply_one(&mut machine, Command::OpenSession);
+    for sequence in [0, u64::MAX, u64::MAX] {
+        let outcome = apply_one(&mut machine, stamped(1, sequence, 0, vec![increment("n", 1)]));
+        assert_eq!(outcome, Outcome::SequenceForgotten);
+    }
+    let last = stamped(1, u64::MAX - 1, 0, vec![increment("n", 1)]);
+    assert_eq!(apply_one(&mut machine, last.clone()), number(5, 1));
+    assert_eq!(apply_one(&mut machine, last), number(5, 1));
+    Machine::open(machine.into_store()).expect("the record of the last sequence is read");
+}
+
+#[test]
+fn a_closed_or_unknown_session_is_told_so_and_nothing_is_done() {
+    // After a close every copy of an old write must be refused; so must a made-up session.
+    let mut machine = open(SMALL);
+    apply_one(&mut machine, Command::OpenSession);
+    let add = stamped(1, 1, 1, vec![increment("n", 1)]);
+    apply_one(&mut machine, add.clone());
+    for _ in 0..2 {
+        let closed = apply_one(&mut machine, Command::CloseSession { session: 1 });
+        assert_eq!(closed, Outcome::SessionClosed);
+    }
+    let made_up = stamped(77, 1, 1, vec![increment("n", 1)]);
+    assert_eq!(
+        apply(&mut machine, &[add, made_up]),
+        [Outcome::SessionUnknown, Outcome::SessionUnknown]
+    );
+    assert_eq!(value_of(&machine, "n"), Some(b"1".to_vec()));
+    // Nothing is left of it in the store.
+    let reader = machine.reader();
+    let view = reader.view();
+    let scanned = view.scan(&Scan::all(Space::Meta), &mut |row| panic!("left behind: {row:?}"));
+    scanned.expect("memory does not fail");
+}
+
+#[test]
+fn the_least_recently_used_session_makes_room_and_a_retry_counts_as_use() {
+    // Three sessions fit. The first is old but in use (a retry is use), so the second one goes.
+    let mut machine = open(SMALL);
+    apply(&mut machine, &[Command::OpenSession, Command::OpenSession, Command::OpenSession]);
+    let add = |session| stamped(session, 1, 1, vec![increment("n", 1)]);
+    apply(&mut machine, &[add(1), add(2), add(3), add(1)]);
+    assert_eq!(
+        apply_one(&mut machine, Command::OpenSession),
+        Outcome::SessionOpened { session: 8 }
+    );
+    assert_eq!(machine.session_count(), 3);
+    assert_eq!(apply_one(&mut machine, add(2)), Outcome::SessionUnknown);
+    assert_eq!(apply_one(&mut machine, add(1)), number(4, 1));
+    // The order of use is in the store too: now 3 is the one to go.
+    let mut machine = Machine::open_bounded(machine.into_store(), SMALL).expect("it is read");
+    apply_one(&mut machine, Command::OpenSession);
+    assert_eq!(apply_one(&mut machine, add(3)), Outcome::SessionUnknown);
+    assert_eq!(apply_one(&mut machine, add(1)), number(4, 1));
+}
+
+#[test]
+fn the_standard_table_of_sessions_is_bounded() {
+    // A client that opens sessions and never closes one must not fill the node.
+    let max = SessionBounds::STANDARD.sessions;
+    let mut machine = open(SessionBounds::STANDARD);
+    for _ in 0..3 {
+        apply(&mut machine, &vec![Command::OpenSession; max / 2]);
+    }
+    assert_eq!(machine.session_count(), max);
+    let machine = Machine::open(machine.into_store()).expect("it is read");
+    assert_eq!(machine.session_count(), max);
+}
+
+#[test]
+fn a_client_that_never_confirms_answers_loses_the_oldest_results_only() {
+    // More writes in flight than a session remembers: the lowest sequence is forgotten, and from
+    // then on refused, with everything below it.
+    let max = SessionBounds::STANDARD.results as u64;
+    let mut machine = open(SessionBounds::STANDARD);
+    apply_one(&mut machine, Command::OpenSession);
+    let add = |sequence| stamped(1, sequence, 0, vec![increment("n", 1)]);
+    let batch: Vec<Command> = (2..=max + 2).map(add).collect();
+    apply(&mut machine, &batch);
+    let mut machine = Machine::open(machine.into_store()).expect("it is read");
+    assert_eq!(
+        apply(&mut machine, &[add(1), add(2), add(3)]),
+        [Outcome::SequenceForgotten, Outcome::SequenceForgotten, number(3, 2)]
+    );
+    assert_eq!(value_of(&machine, "n"), Some((max + 1).to_string().into_bytes()));
+}
+
+#[test]
+fn a_session_remembers_no_more_bytes_than_it_may() {
+    // Results of 10 kB each: six fit the session's bytes, the seventh pushes the first one out.
+    let mut machine = open(SessionBounds::STANDARD);
+    apply(&mut machine, &[Command::OpenSession, write(vec![put("k", &[b'v'; 10_000])])]);
+    let read = |sequence| stamped(1, sequence, 0, vec![get("k"), increment("n", 1)]);
+    for sequence in 1..=7 {
+        apply_one(&mut machine, read(sequence));
+    }
+    assert_eq!(apply_one(&mut machine, read(1)), Outcome::SequenceForgotten);
+    assert!(matches!(apply_one(&mut machine, read(2)), Outcome::Done { revision: 4, .. }));
+    assert_eq!(value_of(&machine, "n"), Some(b"7".to_vec()));
+}
+
+#[test]
+fn results_too_large_to_remember_are_given_once_and_the_retry_hears_that_it_was_done() {
+    // A stamped write reads a large value: the first answer has it, a retry learns the revision.
+    let mut machine = open(SessionBounds::STANDARD);
+    let large = vec![b'v'; SessionBounds::STANDARD.outcome_bytes];
+    apply(&mut machine, &[Command::OpenSession, write(vec![put("k", &large)])]);
+    let read = stamped(1, 1, 1, vec![get("k"), increment("n", 1)]);
+    let outcomes = apply(&mut machine, &[read.clone(), read]);
+    assert!(matches!(&outcomes[0], Outcome::Done { results, .. } if results.len() == 2));
+    assert_eq!(outcomes[1], Outcome::ResultsForgotten { revision: 3 });
+    assert_eq!(value_of(&machine, "n"), Some(b"1".to_vec()));
+}
+
+#[test]
+fn a_session_record_of_version_1_stays_as_it_is() {
+    // docs/formats.md, "Session record": stores written by an older program are opened by this one.
+    let mut machine = open(SessionBounds::STANDARD);
+    apply_one(&mut machine, Command::OpenSession);
+    apply_one(&mut machine, stamped(1, 4, 3, vec![put("k", b"v")]));
+    apply_one(&mut machine, stamped(1, 6, 3, vec![Op::Delete { key: "k".into() }]));
+    let reader = machine.reader();
+    let record = reader.view().get(Space::Meta, b"s\0\0\0\0\0\0\0\x01").expect("no failure");
+    let value = vec![3, 2, 1, 4, 1, 2, 1, 1, 1, 4, 1, 3, 1, 3];
+    assert_eq!(record, Some(Found { value, revision: 3 }));
+}
+
+#[test]
+fn a_damaged_session_record_is_named_and_not_read_past() {
+    // Every cut of a record, and one that claims what no log can have made, must stop the node.
+    let whole = [3, 2, 1, 4, 1, 2, 1, 1, 1, 4, 1, 3, 1, 3];
+    let record = |id: u64| [&b"s"[..], &id.to_be_bytes()].concat();
+    let opened = |records: Vec<(Vec<u8>, u64, &[u8])>| {
+        let mut store = MemoryStore::default();
+        let changes = records.into_iter().map(|(key, revision, value)| Change {
+            space: Space::Meta,
+            key: key.into(),
+            value: Some((revision, value.into())),
+        });
+        store.write(3, changes.collect()).expect("memory does not fail");
+        Machine::open(store).map(|machine| machine.session_count())
+    };
+    assert_eq!(opened(vec![(record(1), 3, &whole)]).expect("whole"), 1);
+    let mut damaged: Vec<_> =
+        (0..whole.len()).map(|cut| vec![(record(1), 3, &whole[..cut])]).collect();
+    damaged.push(vec![(b"s12".to_vec(), 3, &whole)]);
+    damaged.push(vec![(record(1), 3, &whole), (record(2), 3, &whole)]);
+    for records in damaged {
+        let key = records.last().map(|(key, ..)| key.clone());
+        match opened(records) {
+            Err(StoreError::BadRecord { key: named, .. }) => assert_eq!(Some(named), key),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn fingerprints_differ_when_only_a_remembered_result_does() {
+    // Two replicas with equal keys but unequal sessions would answer a retry differently.
+    let run = |sequence| {
+        let mut machine = open(SMALL);
+        let put = stamped(1, sequence, 1, vec![put("k", b"v")]);
+        apply(&mut machine, &[Command::OpenSession, put]);
+        print_of(&machine)
+    };
+    assert_eq!(run(1), run(1));
+    assert_ne!(run(1), run(2));
+}

@@ -1,0 +1,500 @@
+//! Writing and reading: the engine in front of its worker.
+
+use super::bell::Bell;
+use super::block::{Item, key_hash};
+use super::cache::Cache;
+use super::counters::{Counters, Stats};
+use super::manifest::{LEVELS, Manifest};
+use super::memtable::{Entry, MemCursor, Memtable};
+use super::merge::{LevelCursor, Merge, Source};
+use super::table::{Lookup, Shelf, Start, Table, TableCursor, table_number};
+use super::version::{Version, bytes_of};
+use super::{KEY_BYTES_MAX, LsmError, Options, VALUE_BYTES_MAX, Worker};
+use crate::env::Disk;
+use std::fmt;
+use std::ops::{Bound, ControlFlow, Range};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// Longest wait that is ever asked for, in microseconds: a writer must not seem to hang.
+const DELAY_MAX_US: u64 = 50_000;
+/// Memtables, in units of their budget, at which the writer begins to wait, and at which it waits
+/// in full: one that fills and one that is being flushed are no debt.
+const MEMORY_DEBT: (f64, f64) = (1.5, 3.0);
+/// The same for tables in level 0: reads look into all of them.
+const LEVEL0_DEBT: (f64, f64) = (8.0, 24.0);
+/// The same for bytes above the sizes of the levels, in units of level 1.
+const LEVELS_DEBT: (f64, f64) = (4.0, 40.0);
+/// What the levels above may add: in full debt the writer is let on with one MiB a second, beyond
+/// it with less.
+const PRESSURE_MAX: f64 = 4.0;
+
+const _: () = assert!(KEY_BYTES_MAX < u32::MAX as usize);
+
+/// One key's new state, blind.
+#[derive(Clone, Copy, Debug)]
+pub struct Change<'a> {
+    /// Key spaces never meet; they sort by this.
+    pub space: u8,
+    /// The key.
+    pub key: &'a [u8],
+    /// Revision and value, or none to remove the key.
+    pub value: Option<(u64, &'a [u8])>,
+}
+
+/// A frozen memtable and the applied index it reaches to.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    pub(super) table: Arc<Memtable>,
+    pub(super) applied: u64,
+}
+
+/// All there is to read.
+#[derive(Debug)]
+pub(super) struct Sources {
+    active: Arc<Memtable>,
+    /// Newest first.
+    pub(super) frozen: Vec<Arc<Frozen>>,
+    pub(super) version: Arc<Version>,
+}
+
+/// The current sources, and how far the active memtable is to be read.
+#[derive(Debug)]
+struct Current {
+    sources: Arc<Sources>,
+    applied: u64,
+}
+
+/// What writer, readers and worker share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: Options,
+    pub(super) dir: PathBuf,
+    pub(super) shelf: Arc<Shelf>,
+    current: RwLock<Current>,
+    /// Applied index of the durable manifest.
+    pub(super) flushed: AtomicU64,
+    /// Bytes above the levels' sizes.
+    debt: AtomicU64,
+    pub(super) failed: AtomicBool,
+}
+
+impl Shared {
+    fn current(&self) -> (Arc<Sources>, u64) {
+        // Under the lock nothing happens but assignments.
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        (Arc::clone(&current.sources), current.applied)
+    }
+
+    pub(super) fn sources(&self) -> Arc<Sources> {
+        self.current().0
+    }
+
+    /// Replaces the sources. What they were is dropped outside of the lock.
+    pub(super) fn replace(&self, change: impl FnOnce(&Sources) -> Sources) {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        let new = Arc::new(change(&current.sources));
+        let old = std::mem::replace(&mut current.sources, new);
+        drop(current);
+        drop(old);
+    }
+
+    /// Puts a version in place, and takes the oldest frozen memtable away when its data are there.
+    pub(super) fn install(&self, version: Version, flushed: bool) {
+        self.debt.store(version.debt(self.options.level1_bytes), Ordering::Relaxed);
+        let version = Arc::new(version);
+        self.replace(|sources| {
+            let mut frozen = sources.frozen.clone();
+            if flushed {
+                frozen.pop();
+            }
+            Sources { active: Arc::clone(&sources.active), frozen, version }
+        });
+    }
+}
+
+/// The store, for its one writer. Dropping it ends the worker, and loses what was not flushed.
+#[derive(Debug)]
+pub struct Engine {
+    shared: Arc<Shared>,
+    active: Arc<Memtable>,
+    applied: u64,
+    scratch: Vec<u8>,
+}
+
+impl Engine {
+    /// Opens the store in `dir` (which exists), or begins one. Files that no manifest names are
+    /// removed. The worker is to be driven by [`Worker::run`] or [`Worker::step`].
+    ///
+    /// # Errors
+    /// [`LsmError::Damaged`] for whatever no crash can have caused, and the disk's.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        options: Options,
+    ) -> Result<(Engine, Worker), LsmError> {
+        let (manifest, state) = Manifest::open(&disk, dir, options.identity, options.must_exist)?;
+        let shelf = Arc::new(Shelf {
+            cache: Cache::new(options.cache_bytes),
+            counters: Counters::default(),
+            trash: Mutex::default(),
+            bell: Bell::default(),
+        });
+        let mut version = Version::default();
+        for (tables, metas) in version.levels.iter_mut().zip(state.levels) {
+            for meta in metas {
+                let table = Table::open(disk.as_ref(), dir, options.identity, meta, &shelf)?;
+                tables.push(Arc::new(table));
+            }
+        }
+        let known = |number| version.levels.iter().flatten().any(|t| t.meta.number == number);
+        for name in disk.list(dir).map_err(|e| LsmError::io(dir, 0, e))? {
+            if table_number(&name).is_some_and(|number| !known(number)) {
+                let path = dir.join(name);
+                disk.remove(&path).map_err(|e| LsmError::io(&path, 0, e))?;
+            }
+        }
+        let active = Arc::new(Memtable::default());
+        let debt = AtomicU64::new(version.debt(options.level1_bytes));
+        let sources =
+            Sources { active: Arc::clone(&active), frozen: Vec::new(), version: Arc::new(version) };
+        let shared = Arc::new(Shared {
+            options,
+            dir: dir.to_path_buf(),
+            shelf,
+            current: RwLock::new(Current { sources: Arc::new(sources), applied: state.applied }),
+            flushed: AtomicU64::new(state.applied),
+            debt,
+            failed: AtomicBool::new(false),
+        });
+        let worker =
+            Worker::new(Arc::clone(&shared), disk, manifest, state.next_file, state.pointers);
+        let engine = Engine { shared, active, applied: state.applied, scratch: Vec::new() };
+        Ok((engine, worker))
+    }
+
+    /// Index of the last batch. After opening: of the last batch that was flushed.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Every batch up to this index is durable in tables; the log in front is not needed.
+    pub fn flushed(&self) -> u64 {
+        self.shared.flushed.load(Ordering::Acquire)
+    }
+
+    /// A handle for reading.
+    pub fn reader(&self) -> Reader {
+        Reader { shared: Arc::clone(&self.shared) }
+    }
+
+    /// Makes a batch of changes, at most one per key, and moves the applied index, at once. Reads
+    /// nothing and waits for no file.
+    ///
+    /// # Errors
+    /// [`LsmError::Rejected`], nothing done, when `applied` does not grow or a key or value is too
+    /// long; [`LsmError::Failed`] after the worker failed.
+    pub fn write<'a>(
+        &mut self,
+        applied: u64,
+        changes: impl IntoIterator<Item = Change<'a>>,
+    ) -> Result<(), LsmError> {
+        if self.shared.failed.load(Ordering::Acquire) {
+            return Err(LsmError::Failed);
+        }
+        if applied <= self.applied || applied == u64::MAX {
+            return Err(LsmError::Rejected { what: "an applied index that does not grow" });
+        }
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for Change { space, key, value } in changes {
+            let value_len = value.map_or(0, |(_, value)| value.len());
+            if key.len() > KEY_BYTES_MAX || value_len > VALUE_BYTES_MAX {
+                return Err(LsmError::Rejected { what: "a key or value that is too long" });
+            }
+            bytes += (1 + key.len() + value_len) as u64;
+            entries.push(Entry::new((space, key), value, applied, &mut self.scratch));
+        }
+        if self.scratch.capacity() > self.shared.options.memtable_bytes / 8 {
+            self.scratch = Vec::new();
+        }
+        self.active.insert(entries);
+        self.shared.shelf.counters.written.add(bytes);
+        // Published: from here on views see the batch, all of it.
+        self.shared.current.write().unwrap_or_else(PoisonError::into_inner).applied = applied;
+        self.applied = applied;
+        if self.active.charge() >= self.shared.options.memtable_bytes {
+            self.flush();
+        }
+        Ok(())
+    }
+
+    /// Freezes the memtable, so that the worker flushes it; [`Engine::flushed`] then reaches what
+    /// [`Engine::applied`] is now.
+    pub fn flush(&mut self) {
+        let sources = self.shared.sources();
+        let reached = sources.frozen.first().map_or(self.flushed(), |frozen| frozen.applied);
+        if self.applied == reached {
+            return;
+        }
+        self.active = Arc::new(Memtable::default());
+        let applied = self.applied;
+        self.shared.replace(|sources| {
+            let frozen = Frozen { table: Arc::clone(&sources.active), applied };
+            let mut all = vec![Arc::new(frozen)];
+            all.extend(sources.frozen.iter().cloned());
+            let version = Arc::clone(&sources.version);
+            Sources { active: Arc::clone(&self.active), frozen: all, version }
+        });
+        self.shared.shelf.bell.ring();
+    }
+
+    /// How long the writer should wait before a batch of so many bytes, in microseconds: nothing
+    /// while the worker keeps up, smoothly more as its debt grows, 50 ms at most.
+    pub fn delay_us(&self, bytes: u64) -> u64 {
+        let options = &self.shared.options;
+        let sources = self.shared.sources();
+        let memory: usize = sources.frozen.iter().map(|f| f.table.charge()).sum();
+        let memory = memory + self.active.charge();
+        let debt = self.shared.debt.load(Ordering::Relaxed);
+        let pressure = [
+            (memory as f64 / options.memtable_bytes as f64, MEMORY_DEBT),
+            (sources.version.levels[0].len() as f64, LEVEL0_DEBT),
+            (debt as f64 / options.level1_bytes as f64, LEVELS_DEBT),
+        ]
+        .map(|(now, (from, to))| ((now - from) / (to - from)).clamp(0.0, PRESSURE_MAX))
+        .into_iter()
+        .fold(0.0, f64::max);
+        ((bytes as f64 * pressure * pressure) as u64).min(DELAY_MAX_US)
+    }
+
+    /// What the engine did and holds.
+    pub fn stats(&self) -> Stats {
+        self.reader().stats()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.shared.shelf.bell.close();
+    }
+}
+
+/// A handle from which any thread takes views.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// The latest cut.
+    pub fn view(&self) -> View {
+        let (sources, applied) = self.shared.current();
+        View { sources, applied, shelf: Arc::clone(&self.shared.shelf) }
+    }
+
+    /// What the engine did and holds.
+    pub fn stats(&self) -> Stats {
+        let counters = &self.shared.shelf.counters;
+        let sources = self.shared.sources();
+        let frozen: usize = sources.frozen.iter().map(|f| f.table.charge()).sum();
+        let tables = || sources.version.levels.iter().flatten();
+        Stats {
+            written_bytes: counters.written.get(),
+            flushed_bytes: counters.flushed.get(),
+            compacted_bytes: counters.compacted.get(),
+            compaction_read_bytes: counters.compaction_read.get(),
+            gets: counters.gets.get(),
+            table_probes: counters.table_probes.get(),
+            filter_skips: counters.filter_skips.get(),
+            cache_hits: counters.cache_hits.get(),
+            cache_misses: counters.cache_misses.get(),
+            block_reads: counters.block_reads.get(),
+            cache_bytes: self.shared.shelf.cache.bytes() as u64,
+            memtable_bytes: (sources.active.charge() + frozen) as u64,
+            frozen: sources.frozen.len(),
+            levels: sources.version.levels.iter().map(|l| (l.len(), bytes_of(l))).collect(),
+            table_entries: tables().map(|t| t.meta.entries).sum(),
+            tombstones: tables().map(|t| t.meta.tombstones).sum(),
+        }
+    }
+}
+
+/// One consistent cut. It keeps the memory and files that it shows for as long as it lives, and
+/// keeps nobody waiting.
+#[derive(Clone)]
+pub struct View {
+    sources: Arc<Sources>,
+    applied: u64,
+    shelf: Arc<Shelf>,
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "View(applied {})", self.applied)
+    }
+}
+
+/// A key's value, lent by the block or memtable it lies in.
+#[derive(Debug)]
+pub struct Found {
+    revision: u64,
+    held: Held,
+}
+
+#[derive(Debug)]
+enum Held {
+    Entry(Entry),
+    Block(Arc<super::block::Block>, Range<usize>),
+}
+
+impl Found {
+    /// The write that stored it.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The value.
+    pub fn value(&self) -> &[u8] {
+        match &self.held {
+            Held::Entry(entry) => match entry.item() {
+                Item::Put { value, .. } => value,
+                Item::Tombstone => &[],
+            },
+            Held::Block(block, range) => block.slice(range.clone()),
+        }
+    }
+}
+
+/// Which keys a scan shows. Bounds that hold nothing between them are fine.
+#[derive(Clone, Copy, Debug)]
+pub struct Scan<'a> {
+    /// Where to look.
+    pub space: u8,
+    /// The lower bound, in either direction.
+    pub lower: Bound<&'a [u8]>,
+    /// The upper bound, in either direction.
+    pub upper: Bound<&'a [u8]>,
+    /// From the upper bound down.
+    pub reverse: bool,
+}
+
+/// What a scan shows of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row<'a> {
+    /// The key.
+    pub key: &'a [u8],
+    /// The value.
+    pub value: &'a [u8],
+    /// The write that stored it.
+    pub revision: u64,
+}
+
+impl View {
+    /// Every batch up to this index is in the cut, none after.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Looks a key up.
+    ///
+    /// # Errors
+    /// [`LsmError::Damaged`] when a block on the way is not what was written; the disk's.
+    pub fn get(&self, space: u8, key: &[u8]) -> Result<Option<Found>, LsmError> {
+        self.shelf.counters.gets.add(1);
+        let mut full = Vec::with_capacity(1 + key.len());
+        full.push(space);
+        full.extend_from_slice(key);
+        let frozen = self.sources.frozen.iter().map(|f| &f.table);
+        for table in std::iter::once(&self.sources.active).chain(frozen) {
+            if let Some(entry) = table.get(&full, self.applied) {
+                return Ok(match entry.item() {
+                    Item::Tombstone => None,
+                    Item::Put { revision, .. } => {
+                        Some(Found { revision, held: Held::Entry(entry) })
+                    }
+                });
+            }
+        }
+        Ok(match self.sources.version.get(&full, key_hash(&full))? {
+            Lookup::Absent | Lookup::Tombstone => None,
+            Lookup::Put { revision, block, value } => {
+                Some(Found { revision, held: Held::Block(block, value) })
+            }
+        })
+    }
+
+    /// Shows the keys between two bounds, in order, until the visitor breaks off.
+    ///
+    /// # Errors
+    /// As [`View::get`]; what was shown before the error is right.
+    pub fn scan(
+        &self,
+        scan: &Scan<'_>,
+        visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+    ) -> Result<(), LsmError> {
+        let in_space = |bound: Bound<&[u8]>| bound.map(|key| [&[scan.space], key].concat());
+        let lower = match in_space(scan.lower) {
+            Bound::Unbounded => Bound::Included(vec![scan.space]),
+            bound => bound,
+        };
+        let upper = match (in_space(scan.upper), scan.space.checked_add(1)) {
+            (Bound::Unbounded, Some(next)) => Bound::Excluded(vec![next]),
+            (bound, _) => bound,
+        };
+        let inside_lower = |key: &[u8]| match &lower {
+            Bound::Included(bound) => key >= bound.as_slice(),
+            Bound::Excluded(bound) => key > bound.as_slice(),
+            Bound::Unbounded => true,
+        };
+        let inside_upper = |key: &[u8]| match &upper {
+            Bound::Included(bound) => key <= bound.as_slice(),
+            Bound::Excluded(bound) => key < bound.as_slice(),
+            Bound::Unbounded => true,
+        };
+        let start = match if scan.reverse { &upper } else { &lower } {
+            Bound::Included(key) => Start::At(key),
+            Bound::Excluded(key) => Start::Behind(key),
+            Bound::Unbounded => Start::End,
+        };
+        let may_show =
+            |t: &Arc<Table>| inside_lower(&t.meta.largest) && inside_upper(&t.meta.smallest);
+        let mut merge = self.merge(start, scan.reverse, &may_show)?;
+        while merge.is_valid() {
+            let key = merge.key();
+            if if scan.reverse { !inside_lower(key) } else { !inside_upper(key) } {
+                break;
+            }
+            if let Item::Put { revision, value } = merge.item()
+                && visit(Row { key: &key[1..], value, revision }).is_break()
+            {
+                break;
+            }
+            merge.advance()?;
+        }
+        Ok(())
+    }
+
+    fn merge(
+        &self,
+        start: Start<'_>,
+        reverse: bool,
+        may_show: &dyn Fn(&Arc<Table>) -> bool,
+    ) -> Result<Merge, LsmError> {
+        let Sources { active, frozen, version } = self.sources.as_ref();
+        let mut sources = Vec::with_capacity(1 + frozen.len() + version.levels[0].len() + LEVELS);
+        for table in std::iter::once(active).chain(frozen.iter().map(|f| &f.table)) {
+            let cursor = MemCursor::new(Arc::clone(table), self.applied, start, reverse);
+            sources.push(Source::Mem(cursor));
+        }
+        for table in version.levels[0].iter().filter(|t| may_show(t)) {
+            let cursor = TableCursor::new(Arc::clone(table), start, reverse, false)?;
+            sources.push(Source::Table(cursor));
+        }
+        for tables in version.levels[1..].iter().filter(|tables| !tables.is_empty()) {
+            sources.push(Source::Level(LevelCursor::new(tables, start, reverse, false)?));
+        }
+        Ok(Merge::new(sources, reverse))
+    }
+}

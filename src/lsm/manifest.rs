@@ -1,0 +1,230 @@
+//! The manifest: which tables the store consists of, and the applied index they hold.
+//!
+//! Two files, the slots, written in turn from their beginning and synced, each with a sequence
+//! number and a checksum. The one with the higher number counts; a crash while one is written
+//! leaves the other, so that a switch is atomic without a rename. Both unreadable is damage.
+//! docs/formats-lsm.md, "Manifest", is the specification.
+//!
+//! A slot that rots later looks like one that was torn: the store then opens at the switch before,
+//! at an older applied index, or refuses because tables of that time are gone. What it shows is
+//! right either way; the owner must check that its log still reaches back that far.
+
+use super::LsmError;
+use super::block::Seed;
+use super::bytes::{Input, Malformed, put_blob};
+use super::table::TableMeta;
+use crate::env::{Disk, DiskFile, Open};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Names of the slots.
+const SLOTS: [&str; 2] = ["manifest-0", "manifest-1"];
+/// First bytes of a slot.
+const MAGIC: [u8; 8] = *b"kontman\n";
+/// Version of the format.
+const VERSION: u32 = 1;
+/// Levels there can be: with a ratio of ten, the last of them holds a million times the first.
+pub(super) const LEVELS: usize = 7;
+/// No slot is larger: room for a hundred thousand tables with long keys.
+const SLOT_BYTES_MAX: u64 = 256 << 20;
+/// Magic, version, identity, length of the body.
+const HEADER_BYTES: usize = 8 + 4 + 8 + 4;
+
+/// What a manifest says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct State {
+    /// Every write up to this index is in the tables, none after.
+    pub(super) applied: u64,
+    /// No file has this number yet, or a higher one.
+    pub(super) next_file: u64,
+    /// For each level, the largest key that the last compaction took from it.
+    pub(super) pointers: [Vec<u8>; LEVELS],
+    /// For each level its tables: newest first in level 0, ascending in the others.
+    pub(super) levels: [Vec<TableMeta>; LEVELS],
+}
+
+pub(super) fn encode(state: &State, identity: u64, slot: usize, sequence: u64) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(MAGIC);
+    out.extend(VERSION.to_le_bytes());
+    out.extend(identity.to_le_bytes());
+    out.extend(0u32.to_le_bytes());
+    out.extend(sequence.to_le_bytes());
+    out.extend(state.applied.to_le_bytes());
+    out.extend(state.next_file.to_le_bytes());
+    for (pointer, tables) in state.pointers.iter().zip(&state.levels) {
+        put_blob(&mut out, pointer);
+        out.extend((tables.len() as u32).to_le_bytes());
+        for table in tables {
+            for number in [table.number, table.bytes, table.entries, table.tombstones] {
+                out.extend(number.to_le_bytes());
+            }
+            put_blob(&mut out, &table.smallest);
+            put_blob(&mut out, &table.largest);
+        }
+    }
+    let len = (out.len() - HEADER_BYTES) as u32;
+    out[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&len.to_le_bytes());
+    let crc = Seed { identity, number: slot as u64 }.crc(0, &out);
+    out.extend(crc.to_le_bytes());
+    out
+}
+
+/// Reads a slot: its sequence number and what it says.
+pub(super) fn decode(bytes: &[u8], identity: u64, slot: usize) -> Result<(u64, State), Malformed> {
+    let mut input = Input::new(bytes, 0);
+    if input.take(8)? != MAGIC {
+        return Err(Malformed("no manifest begins like this"));
+    }
+    if input.u32()? != VERSION {
+        return Err(Malformed("the manifest's format is not known here"));
+    }
+    if input.u64()? != identity {
+        return Err(Malformed("the manifest belongs to another store"));
+    }
+    let len = input.u32()? as usize;
+    input.take(len)?;
+    let end = input.at;
+    if input.u32()? != (Seed { identity, number: slot as u64 }).crc(0, &bytes[..end]) {
+        return Err(Malformed("the manifest's checksum does not fit"));
+    }
+    let mut input = Input::new(&bytes[..end], HEADER_BYTES);
+    let sequence = input.u64()?;
+    let mut state = State { applied: input.u64()?, next_file: input.u64()?, ..State::default() };
+    for (pointer, tables) in state.pointers.iter_mut().zip(&mut state.levels) {
+        *pointer = input.blob()?.to_vec();
+        for _ in 0..input.u32()? {
+            tables.push(TableMeta {
+                number: input.u64()?,
+                bytes: input.u64()?,
+                entries: input.u64()?,
+                tombstones: input.u64()?,
+                smallest: input.blob()?.to_vec(),
+                largest: input.blob()?.to_vec(),
+            });
+        }
+    }
+    if !input.is_empty() {
+        return Err(Malformed("the manifest goes on behind its end"));
+    }
+    Ok((sequence, state))
+}
+
+/// Writes the slots. Invariant: the slot that is written next is not the one that counts.
+#[derive(Debug)]
+pub(super) struct Manifest {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    identity: u64,
+    sequence: u64,
+    next_slot: usize,
+    files: [Option<Arc<dyn DiskFile>>; 2],
+    /// Whose names this process made durable: one that it only found may still be lost.
+    named: [bool; 2],
+}
+
+/// What a slot turned out to be.
+enum Slot {
+    Missing,
+    Bad(Malformed),
+    Good(u64, Box<State>),
+}
+
+impl Manifest {
+    /// Reads the manifest, or begins one when there is none and none must be.
+    pub(super) fn open(
+        disk: &Arc<dyn Disk>,
+        dir: &Path,
+        identity: u64,
+        must_exist: bool,
+    ) -> Result<(Manifest, State), LsmError> {
+        let mut files = [None, None];
+        let mut best: Option<(u64, usize, Box<State>)> = None;
+        let mut bad = None;
+        for (i, file) in files.iter_mut().enumerate() {
+            match read_slot(disk.as_ref(), dir, identity, i, file)? {
+                Slot::Missing => {}
+                Slot::Bad(why) => bad = Some((i, why)),
+                Slot::Good(sequence, state) => {
+                    if best.as_ref().is_none_or(|(other, ..)| sequence > *other) {
+                        best = Some((sequence, i, state));
+                    }
+                }
+            }
+        }
+        let (disk, dir) = (Arc::clone(disk), dir.to_path_buf());
+        if let Some((sequence, slot, state)) = best {
+            let next_slot = 1 - slot;
+            let named = [false; 2];
+            let manifest = Manifest { disk, dir, identity, sequence, next_slot, files, named };
+            return Ok((manifest, *state));
+        }
+        // A crash can have interrupted the making of the first slot, when nothing else was there.
+        let tables = disk.list(&dir).map_err(|e| LsmError::io(&dir, 0, e))?;
+        let virgin = files[1].is_none() && !tables.iter().any(|n| n.starts_with("table-"));
+        if must_exist || !virgin {
+            let (i, why) = bad.unwrap_or((0, Malformed("the manifest is missing")));
+            return Err(LsmError::damaged(&dir.join(SLOTS[i]), 0, why.0));
+        }
+        let named = [false; 2];
+        let mut manifest =
+            Manifest { disk, dir, identity, sequence: 0, next_slot: 0, files, named };
+        let state = State { next_file: 1, ..State::default() };
+        manifest.write(&state)?;
+        Ok((manifest, state))
+    }
+
+    /// Makes this the state of the store: when it returns, durably; when it fails or the machine
+    /// stops, either this or the state before.
+    pub(super) fn write(&mut self, state: &State) -> Result<(), LsmError> {
+        let slot = self.next_slot;
+        let path = self.dir.join(SLOTS[slot]);
+        let io = |e| LsmError::io(&path, 0, e);
+        let bytes = encode(state, self.identity, slot, self.sequence + 1);
+        if bytes.len() as u64 > SLOT_BYTES_MAX {
+            return Err(io(io::ErrorKind::FileTooLarge.into()));
+        }
+        let file = match &self.files[slot] {
+            Some(file) => Arc::clone(file),
+            None => self.disk.open(&path, Open::CreateNew).map_err(io)?,
+        };
+        self.files[slot] = Some(Arc::clone(&file));
+        file.write_all_at(&bytes, 0).map_err(io)?;
+        file.sync_all().map_err(io)?;
+        if !self.named[slot] {
+            self.disk.sync_dir(&self.dir).map_err(|e| LsmError::io(&self.dir, 0, e))?;
+            self.named[slot] = true;
+        }
+        self.sequence += 1;
+        self.next_slot = 1 - slot;
+        Ok(())
+    }
+}
+
+fn read_slot(
+    disk: &dyn Disk,
+    dir: &Path,
+    identity: u64,
+    slot: usize,
+    file: &mut Option<Arc<dyn DiskFile>>,
+) -> Result<Slot, LsmError> {
+    let path = dir.join(SLOTS[slot]);
+    let io = |e| LsmError::io(&path, 0, e);
+    let opened = match disk.open(&path, Open::Write) {
+        Ok(opened) => opened,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Slot::Missing),
+        Err(e) => return Err(io(e)),
+    };
+    let len = opened.len().map_err(io)?;
+    if len > SLOT_BYTES_MAX + 4 {
+        return Ok(Slot::Bad(Malformed("the manifest is too long")));
+    }
+    let mut bytes = vec![0; len as usize];
+    opened.read_exact_at(&mut bytes, 0).map_err(|e| LsmError::read(&path, 0, e))?;
+    *file = Some(opened);
+    Ok(match decode(&bytes, identity, slot) {
+        Ok((sequence, state)) => Slot::Good(sequence, Box::new(state)),
+        Err(why) => Slot::Bad(why),
+    })
+}

@@ -1,0 +1,302 @@
+//! The memtable: the newest writes, in order, for one writer and any number of readers.
+//!
+//! An ordered set behind a reader-writer lock. Every version of a key is an element of its own,
+//! ordered by key and then newest first, and nothing is ever changed or removed: a reader that
+//! looks at a *cut* ignores what is newer. So consistency does not need the lock, and both sides
+//! hold it briefly: the writer for [`WRITE_CHUNK`] insertions (tens of microseconds), a reader for
+//! one lookup or for [`READ_CHUNK_MAX`] keys of a walk, whose bytes it shares instead of copying.
+//! A lock-free list would need `unsafe`; an immutable tree would copy a path for each write.
+//! The first bytes of a key lie in the element itself, so that most comparisons touch no other
+//! memory. Left out: removing versions that no cut can see; a flush does.
+
+use super::block::Item;
+use super::table::Start;
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Bound;
+use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+/// Insertions under one hold of the lock.
+const WRITE_CHUNK: usize = 32;
+/// Keys that a walk takes under one hold of the lock; it begins with few, since most end early.
+const READ_CHUNK_MAX: usize = 64;
+const READ_CHUNK_FIRST: usize = 8;
+/// Versions of one key that a walk steps over before it searches instead.
+const STEPS_MAX: usize = 8;
+
+/// Memory of an entry beside its bytes: its place in the set (with the set's free room), and the
+/// allocation's own.
+const OVERHEAD_BYTES: usize = 128;
+
+/// One version of a key.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    /// The first bytes of the key, as a number that sorts like them.
+    prefix: u128,
+    /// The key and, behind it, the value.
+    bytes: Arc<[u8]>,
+    key_len: u32,
+    put: bool,
+    revision: u64,
+    /// The batch it came with, as its applied index.
+    batch: u64,
+}
+
+fn prefix_of(key: &[u8]) -> u128 {
+    let mut prefix = [0; 16];
+    let len = key.len().min(16);
+    prefix[..len].copy_from_slice(&key[..len]);
+    u128::from_be_bytes(prefix)
+}
+
+impl Entry {
+    /// A version; `scratch` is memory to reuse.
+    pub(super) fn new(
+        parts: (u8, &[u8]),
+        value: Option<(u64, &[u8])>,
+        batch: u64,
+        scratch: &mut Vec<u8>,
+    ) -> Entry {
+        scratch.clear();
+        scratch.push(parts.0);
+        scratch.extend_from_slice(parts.1);
+        let key_len = scratch.len();
+        let prefix = prefix_of(scratch);
+        if let Some((_, value)) = value {
+            scratch.extend_from_slice(value);
+        }
+        Entry {
+            prefix,
+            bytes: Arc::from(&scratch[..]),
+            // Longer keys were refused.
+            key_len: key_len as u32,
+            put: value.is_some(),
+            revision: value.map_or(0, |(revision, _)| revision),
+            batch,
+        }
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        &self.bytes[..self.key_len as usize]
+    }
+
+    pub(super) fn item(&self) -> Item<'_> {
+        if self.put {
+            let value = &self.bytes[self.key_len as usize..];
+            Item::Put { revision: self.revision, value }
+        } else {
+            Item::Tombstone
+        }
+    }
+
+    fn charge(&self) -> usize {
+        self.bytes.len() + OVERHEAD_BYTES
+    }
+}
+
+/// A place in the order: a key, and a batch within its versions (newest first).
+trait Place {
+    fn place(&self) -> (u128, &[u8], u64);
+}
+
+impl Place for Entry {
+    fn place(&self) -> (u128, &[u8], u64) {
+        (self.prefix, self.key(), self.batch)
+    }
+}
+
+/// A place that is sought.
+struct Probe<'a>(u128, &'a [u8], u64);
+
+impl Place for Probe<'_> {
+    fn place(&self) -> (u128, &[u8], u64) {
+        (self.0, self.1, self.2)
+    }
+}
+
+#[inline]
+fn compare(a: (u128, &[u8], u64), b: (u128, &[u8], u64)) -> Ordering {
+    let keys = || a.1.cmp(b.1);
+    a.0.cmp(&b.0).then_with(keys).then_with(|| b.2.cmp(&a.2))
+}
+
+impl<'a> Borrow<dyn Place + 'a> for Entry {
+    fn borrow(&self) -> &(dyn Place + 'a) {
+        self
+    }
+}
+
+macro_rules! ordered_by_place {
+    ($type:ty) => {
+        impl PartialEq for $type {
+            fn eq(&self, other: &Self) -> bool {
+                self.cmp(other) == Ordering::Equal
+            }
+        }
+        impl Eq for $type {}
+        impl PartialOrd for $type {
+            fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+                Some(self.cmp(other))
+            }
+        }
+        impl Ord for $type {
+            fn cmp(&self, other: &Self) -> Ordering {
+                compare(self.place(), other.place())
+            }
+        }
+    };
+}
+ordered_by_place!(Entry);
+ordered_by_place!(dyn Place + '_);
+
+/// The set and its size.
+#[derive(Debug, Default)]
+pub(super) struct Memtable {
+    set: RwLock<BTreeSet<Entry>>,
+    charge: AtomicUsize,
+}
+
+impl Memtable {
+    /// Takes the versions of one batch in. Readers see them once the batch is published as a cut.
+    pub(super) fn insert(&self, entries: Vec<Entry>) {
+        let charge = entries.iter().map(Entry::charge).sum();
+        let mut entries = entries.into_iter();
+        while entries.len() > 0 {
+            // Whoever panicked under the lock ran out of memory between two insertions.
+            let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+            set.extend(entries.by_ref().take(WRITE_CHUNK));
+        }
+        self.charge.fetch_add(charge, Atomic::Relaxed);
+    }
+
+    /// Memory it takes, nearly.
+    pub(super) fn charge(&self) -> usize {
+        self.charge.load(Atomic::Relaxed)
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, BTreeSet<Entry>> {
+        self.set.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest version of a key in a cut.
+    pub(super) fn get(&self, key: &[u8], cut: u64) -> Option<Entry> {
+        newest(&self.read(), prefix_of(key), key, cut).cloned()
+    }
+}
+
+/// The newest version of a key in a cut.
+fn newest<'s>(set: &'s BTreeSet<Entry>, prefix: u128, key: &[u8], cut: u64) -> Option<&'s Entry> {
+    let probe = Probe(prefix, key, cut);
+    let from: Bound<&dyn Place> = Bound::Included(&probe);
+    set.range::<dyn Place, _>((from, Bound::Unbounded)).next().filter(|e| e.key() == key)
+}
+
+/// A walk over a memtable's keys in a cut, in one direction.
+#[derive(Debug)]
+pub(super) struct MemCursor {
+    table: Arc<Memtable>,
+    cut: u64,
+    reverse: bool,
+    chunk: usize,
+    taken: VecDeque<Entry>,
+    done: bool,
+}
+
+impl MemCursor {
+    pub(super) fn new(
+        table: Arc<Memtable>,
+        cut: u64,
+        start: Start<'_>,
+        reverse: bool,
+    ) -> MemCursor {
+        let chunk = READ_CHUNK_FIRST;
+        let taken = VecDeque::new();
+        let mut cursor = MemCursor { table, cut, reverse, chunk, taken, done: false };
+        cursor.take_chunk(start);
+        cursor
+    }
+
+    pub(super) fn is_valid(&self) -> bool {
+        !self.taken.is_empty()
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        self.taken.front().map_or(&[], Entry::key)
+    }
+
+    pub(super) fn item(&self) -> Item<'_> {
+        self.taken.front().map_or(Item::Tombstone, Entry::item)
+    }
+
+    pub(super) fn advance(&mut self) {
+        let Some(last) = self.taken.pop_front() else { return };
+        if self.taken.is_empty() && !self.done {
+            self.chunk = (2 * self.chunk).min(READ_CHUNK_MAX);
+            self.take_chunk(Start::Behind(last.key()));
+        }
+    }
+
+    fn take_chunk(&mut self, start: Start<'_>) {
+        let table = Arc::clone(&self.table);
+        let set = table.read();
+        // Where to search on: before or behind all versions of a key.
+        let mut from = match start {
+            Start::End => None,
+            Start::At(key) => Some((prefix_of(key), key, self.reverse)),
+            Start::Behind(key) => Some((prefix_of(key), key, !self.reverse)),
+        };
+        loop {
+            let probe = from
+                .map(|(prefix, key, behind)| Probe(prefix, key, if behind { 0 } else { u64::MAX }));
+            let bound: Bound<&dyn Place> = match &probe {
+                Some(probe) => Bound::Included(probe),
+                None => Bound::Unbounded,
+            };
+            let on = if self.reverse {
+                let range = set.range::<dyn Place, _>((Bound::Unbounded, bound)).rev();
+                self.take_run(&set, range)
+            } else {
+                self.take_run(&set, set.range::<dyn Place, _>((bound, Bound::Unbounded)))
+            };
+            match on {
+                Some(entry) => from = Some((entry.prefix, entry.key(), !self.reverse)),
+                None => return,
+            }
+        }
+    }
+
+    /// Takes what is visible until the chunk is full or the set ends, or returns an entry whose key
+    /// has so many versions that the walk should go on behind it by searching.
+    fn take_run<'s>(
+        &mut self,
+        set: &BTreeSet<Entry>,
+        range: impl Iterator<Item = &'s Entry>,
+    ) -> Option<&'s Entry> {
+        let mut range = range.peekable();
+        while self.taken.len() < self.chunk {
+            let Some(first) = range.next() else {
+                self.done = true;
+                return None;
+            };
+            // The versions of one key: newest first, or oldest first when walking back.
+            let mut best = Some(first).filter(|e| e.batch <= self.cut);
+            let mut steps = 0;
+            let same = |e: &&Entry| e.prefix == first.prefix && e.key() == first.key();
+            while let Some(entry) = range.next_if(same) {
+                if entry.batch <= self.cut && (self.reverse || best.is_none()) {
+                    best = Some(entry);
+                }
+                steps += 1;
+                if steps == STEPS_MAX {
+                    let found = newest(set, first.prefix, first.key(), self.cut);
+                    self.taken.extend(found.cloned());
+                    return Some(first).filter(|_| self.taken.len() < self.chunk);
+                }
+            }
+            self.taken.extend(best.cloned());
+        }
+        None
+    }
+}

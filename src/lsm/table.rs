@@ -1,0 +1,581 @@
+//! Tables: immutable sorted files, written once from front to back and read by position.
+//!
+//! A table is data blocks, an index in two levels and a footer (docs/formats-lsm.md). The
+//! lower level comes in *partitions*: the handles of a few hundred data blocks together with the
+//! filter of their keys. Partitions go through the block cache like data, so that what stays in
+//! memory for a table is its top block, about a thousandth of a thousandth of its data.
+//! Left out: compression, since values are often compressed by their owners and a page of the
+//! system's cache can then be served as it is.
+
+use super::LsmError;
+use super::bell::Bell;
+use super::block::{
+    BLOCK_BYTES_MAX, Block, BlockBuilder, BlockCursor, CRC_BYTES, Handle, Item, Seed, key_hash,
+    put_filter,
+};
+use super::bytes::{Input, Malformed};
+use super::cache::Cache;
+use super::counters::Counters;
+use crate::env::{Disk, DiskFile, Open};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// First bytes of a footer.
+const MAGIC: [u8; 8] = *b"konttab\n";
+/// Version of the format.
+const VERSION: u32 = 1;
+/// Magic, version, top handle (offset, length), entries, tombstones, checksum.
+pub(super) const FOOTER_BYTES: usize = 8 + 4 + 8 + 4 + 8 + 8 + 4;
+/// Bytes gathered before the system is asked to write.
+const WRITE_BYTES: usize = 256 << 10;
+/// A partition ends when its handles reach this: it is read whole for one key.
+const PARTITION_BYTES: usize = 4 << 10;
+/// What a compaction reads at once.
+const AHEAD_BYTES: usize = 256 << 10;
+
+/// How tables are written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TableOptions {
+    pub(super) block_bytes: usize,
+    pub(super) sync_bytes: u64,
+}
+
+/// What the manifest says of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct TableMeta {
+    pub(super) number: u64,
+    /// Length of the file.
+    pub(super) bytes: u64,
+    pub(super) entries: u64,
+    pub(super) tombstones: u64,
+    pub(super) smallest: Vec<u8>,
+    pub(super) largest: Vec<u8>,
+}
+
+impl TableMeta {
+    /// Whether a key of the table may lie in a closed range.
+    pub(super) fn overlaps(&self, smallest: &[u8], largest: &[u8]) -> bool {
+        self.smallest.as_slice() <= largest && smallest <= self.largest.as_slice()
+    }
+}
+
+/// Name of a table's file.
+pub(super) fn table_name(number: u64) -> String {
+    format!("table-{number:08}")
+}
+
+/// The number in a table's name, or none for another file.
+pub(super) fn table_number(name: &str) -> Option<u64> {
+    let number: u64 = name.strip_prefix("table-")?.parse().ok()?;
+    (table_name(number) == name).then_some(number)
+}
+
+/// Writes a table. What it wrote before an error is an orphan that the next opening removes.
+#[derive(Debug)]
+pub(super) struct TableBuilder {
+    file: Arc<dyn DiskFile>,
+    path: PathBuf,
+    seed: Seed,
+    options: TableOptions,
+    /// Not yet written, from `offset` on.
+    buffer: Vec<u8>,
+    offset: u64,
+    unsynced: u64,
+    data: BlockBuilder,
+    partition: BlockBuilder,
+    top: BlockBuilder,
+    hashes: Vec<u64>,
+    entries: u64,
+    tombstones: u64,
+    smallest: Vec<u8>,
+    largest: Vec<u8>,
+}
+
+impl TableBuilder {
+    pub(super) fn create(
+        disk: &dyn Disk,
+        dir: &Path,
+        seed: Seed,
+        options: TableOptions,
+    ) -> Result<TableBuilder, LsmError> {
+        let path = dir.join(table_name(seed.number));
+        let file = disk.open(&path, Open::CreateNew).map_err(|e| LsmError::io(&path, 0, e))?;
+        Ok(TableBuilder {
+            file,
+            path,
+            seed,
+            options,
+            buffer: Vec::with_capacity(WRITE_BYTES + options.block_bytes),
+            offset: 0,
+            unsynced: 0,
+            data: BlockBuilder::default(),
+            partition: BlockBuilder::default(),
+            top: BlockBuilder::default(),
+            hashes: Vec::new(),
+            entries: 0,
+            tombstones: 0,
+            smallest: Vec::new(),
+            largest: Vec::new(),
+        })
+    }
+
+    /// Adds an entry; keys ascend.
+    pub(super) fn add(&mut self, key: &[u8], item: Item<'_>) -> Result<(), LsmError> {
+        if self.entries == 0 {
+            self.smallest.extend(key);
+        }
+        self.entries += 1;
+        self.tombstones += u64::from(item == Item::Tombstone);
+        self.hashes.push(key_hash(key));
+        self.data.add(key, item);
+        if self.data.len() >= self.options.block_bytes {
+            self.end_block()?;
+        }
+        Ok(())
+    }
+
+    /// Length of the file if it ended now, nearly.
+    pub(super) fn bytes(&self) -> u64 {
+        self.offset + (self.buffer.len() + self.data.len()) as u64
+    }
+
+    /// Ends the file and makes it durable (its name is for the caller to sync).
+    pub(super) fn finish(mut self) -> Result<TableMeta, LsmError> {
+        if !self.data.is_empty() {
+            self.end_block()?;
+        }
+        if !self.partition.is_empty() {
+            self.end_partition();
+        }
+        let top = append(&mut self.buffer, self.offset, self.seed, |out| self.top.finish(out));
+        let at = self.offset + self.buffer.len() as u64;
+        let start = self.buffer.len();
+        let out = &mut self.buffer;
+        out.extend(MAGIC);
+        out.extend(VERSION.to_le_bytes());
+        out.extend(top.offset.to_le_bytes());
+        out.extend((top.len as u32).to_le_bytes());
+        out.extend(self.entries.to_le_bytes());
+        out.extend(self.tombstones.to_le_bytes());
+        let crc = self.seed.crc(at, &out[start..]);
+        out.extend(crc.to_le_bytes());
+        self.write()?;
+        self.file.sync_all().map_err(|e| LsmError::io(&self.path, self.offset, e))?;
+        Ok(TableMeta {
+            number: self.seed.number,
+            bytes: self.offset,
+            entries: self.entries,
+            tombstones: self.tombstones,
+            smallest: self.smallest,
+            largest: self.largest,
+        })
+    }
+
+    fn end_block(&mut self) -> Result<(), LsmError> {
+        self.largest.clear();
+        self.largest.extend(self.data.last());
+        let handle = append(&mut self.buffer, self.offset, self.seed, |out| self.data.finish(out));
+        self.partition.add(&self.largest, Item::Put { revision: 0, value: &handle.encode() });
+        if self.partition.len() >= PARTITION_BYTES {
+            self.end_partition();
+        }
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write()?;
+            if self.unsynced >= self.options.sync_bytes {
+                // In pieces: one sync of everything at the end would hold up the log's.
+                self.file.sync_data().map_err(|e| LsmError::io(&self.path, self.offset, e))?;
+                self.unsynced = 0;
+            }
+        }
+        Ok(())
+    }
+
+    fn end_partition(&mut self) {
+        let (partition, hashes) = (&mut self.partition, &mut self.hashes);
+        let handle = append(&mut self.buffer, self.offset, self.seed, |out| {
+            partition.finish(out);
+            let start = out.len();
+            put_filter(out, hashes);
+            let len = (out.len() - start) as u32;
+            out.extend(len.to_le_bytes());
+        });
+        hashes.clear();
+        self.top.add(&self.largest, Item::Put { revision: 0, value: &handle.encode() });
+    }
+
+    fn write(&mut self) -> Result<(), LsmError> {
+        self.file
+            .write_all_at(&self.buffer, self.offset)
+            .map_err(|e| LsmError::io(&self.path, self.offset, e))?;
+        self.offset += self.buffer.len() as u64;
+        self.unsynced += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+}
+
+/// Appends a block and its checksum; `base` is where the buffer begins in the file.
+fn append(out: &mut Vec<u8>, base: u64, seed: Seed, fill: impl FnOnce(&mut Vec<u8>)) -> Handle {
+    let start = out.len();
+    fill(out);
+    let handle = Handle { offset: base + start as u64, len: out.len() - start };
+    let crc = seed.crc(handle.offset, &out[start..]);
+    out.extend(crc.to_le_bytes());
+    handle
+}
+
+/// What reading needs beside the tables.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) cache: Cache,
+    pub(super) counters: Counters,
+    /// Files that nobody reads any more and that no durable manifest names.
+    pub(super) trash: Mutex<Vec<PathBuf>>,
+    /// Rung when there is something to do in the background.
+    pub(super) bell: Bell,
+}
+
+/// An open table. When it is doomed and the last version that names it goes, its file goes to the
+/// trash.
+#[derive(Debug)]
+pub(super) struct Table {
+    pub(super) meta: TableMeta,
+    path: PathBuf,
+    file: Arc<dyn DiskFile>,
+    seed: Seed,
+    top: Arc<Block>,
+    shelf: Arc<Shelf>,
+    doomed: AtomicBool,
+}
+
+/// Whether a block is kept in the cache, or read through a window that moves over the file.
+#[derive(Debug)]
+pub(super) enum Through {
+    Cache,
+    Window(u64, Vec<u8>),
+}
+
+/// What a table knows of a key.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    Absent,
+    Tombstone,
+    Put { revision: u64, block: Arc<Block>, value: Range<usize> },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Data,
+    Partition,
+}
+
+impl Table {
+    /// Opens a table that the manifest names; its footer must agree.
+    pub(super) fn open(
+        disk: &dyn Disk,
+        dir: &Path,
+        identity: u64,
+        meta: TableMeta,
+        shelf: &Arc<Shelf>,
+    ) -> Result<Table, LsmError> {
+        let path = dir.join(table_name(meta.number));
+        let damaged = |offset, what| LsmError::damaged(&path, offset, what);
+        let file = match disk.open(&path, Open::Read) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(damaged(0, "the file is missing"));
+            }
+            Err(e) => return Err(LsmError::io(&path, 0, e)),
+        };
+        if file.len().map_err(|e| LsmError::io(&path, 0, e))? != meta.bytes {
+            return Err(damaged(meta.bytes, "the file has another length than the manifest says"));
+        }
+        let at = meta.bytes.checked_sub(FOOTER_BYTES as u64);
+        let at = at.ok_or_else(|| damaged(0, "the file is too short"))?;
+        let mut footer = [0; FOOTER_BYTES];
+        file.read_exact_at(&mut footer, at).map_err(|e| LsmError::read(&path, at, e))?;
+        let seed = Seed { identity, number: meta.number };
+        let bad = |Malformed(what)| damaged(at, what);
+        let (body, crc) = footer.split_at(FOOTER_BYTES - CRC_BYTES);
+        if body[..8] != MAGIC || Input::new(crc, 0).u32().map_err(bad)? != seed.crc(at, body) {
+            return Err(damaged(at, "the footer's checksum does not fit"));
+        }
+        let mut input = Input::new(body, 8);
+        if input.u32().map_err(bad)? != VERSION {
+            return Err(damaged(at, "the table's format is not known here"));
+        }
+        let handle =
+            Handle { offset: input.u64().map_err(bad)?, len: input.u32().map_err(bad)? as usize };
+        let counts = (input.u64().map_err(bad)?, input.u64().map_err(bad)?);
+        if counts != (meta.entries, meta.tombstones) {
+            return Err(damaged(at, "the footer counts other entries than the manifest"));
+        }
+        let empty = Block::new(vec![0; 4].into()).map_err(bad)?;
+        let shelf = Arc::clone(shelf);
+        let doomed = AtomicBool::new(false);
+        let mut table = Table { meta, path, file, seed, top: Arc::new(empty), shelf, doomed };
+        table.top = table.read(handle, Kind::Data, &mut Through::Window(0, Vec::new()))?;
+        Ok(table)
+    }
+
+    /// From now on nothing durable names the file.
+    pub(super) fn doom(&self) {
+        self.doomed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn damaged(&self, offset: u64, Malformed(what): Malformed) -> LsmError {
+        LsmError::damaged(&self.path, offset, what)
+    }
+
+    fn read(
+        &self,
+        handle: Handle,
+        kind: Kind,
+        through: &mut Through,
+    ) -> Result<Arc<Block>, LsmError> {
+        let counters = &self.shelf.counters;
+        if matches!(through, Through::Cache) {
+            if let Some(block) = self.shelf.cache.get(self.meta.number, handle.offset) {
+                counters.cache_hits.add(1);
+                return Ok(block);
+            }
+            counters.cache_misses.add(1);
+        }
+        let damaged = |what| LsmError::damaged(&self.path, handle.offset, what);
+        let len = handle.len + CRC_BYTES;
+        let end = handle.offset.checked_add(len as u64);
+        if handle.len > BLOCK_BYTES_MAX || end.is_none_or(|end| end > self.meta.bytes) {
+            return Err(damaged("a block's handle lies outside of the file"));
+        }
+        let mut bytes = vec![0; len];
+        match through {
+            Through::Cache => {
+                counters.block_reads.add(1);
+                self.fill(&mut bytes, handle.offset)?;
+            }
+            Through::Window(start, window) => {
+                let inside = |start: u64, window: &[u8]| {
+                    let from = usize::try_from(handle.offset.checked_sub(start)?).ok()?;
+                    Some(from..from + len).filter(|range| range.end <= window.len())
+                };
+                if inside(*start, window).is_none() {
+                    let room = (self.meta.bytes - handle.offset).min(AHEAD_BYTES as u64);
+                    *start = handle.offset;
+                    window.resize(len.max(room as usize), 0);
+                    self.fill(window, handle.offset)?;
+                }
+                if let Some(range) = inside(*start, window) {
+                    bytes.copy_from_slice(&window[range]);
+                }
+            }
+        }
+        let crc = self.seed.crc(handle.offset, &bytes[..handle.len]);
+        if bytes[handle.len..] != crc.to_le_bytes() {
+            return Err(damaged("a block's checksum does not fit"));
+        }
+        bytes.truncate(handle.len);
+        let block = match kind {
+            Kind::Data => Block::new(bytes.into()),
+            Kind::Partition => Block::partition(bytes.into()),
+        };
+        let block = Arc::new(block.map_err(|Malformed(what)| damaged(what))?);
+        if matches!(through, Through::Cache) {
+            self.shelf.cache.insert(self.meta.number, handle.offset, &block);
+        }
+        Ok(block)
+    }
+
+    fn fill(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
+        self.file.read_exact_at(bytes, offset).map_err(|e| LsmError::read(&self.path, offset, e))
+    }
+
+    /// Looks a key up; `hash` is its [`key_hash`].
+    pub(super) fn get(&self, key: &[u8], hash: u64) -> Result<Lookup, LsmError> {
+        let counters = &self.shelf.counters;
+        counters.table_probes.add(1);
+        let mut cursor = BlockCursor::new(Arc::clone(&self.top));
+        let bad = |offset| move |malformed| self.damaged(offset, malformed);
+        cursor.seek(key).map_err(bad(self.meta.bytes))?;
+        for kind in [Kind::Partition, Kind::Data] {
+            if !cursor.is_valid() {
+                return Ok(Lookup::Absent);
+            }
+            let handle = cursor.handle().map_err(bad(self.meta.bytes))?;
+            let block = self.read(handle, kind, &mut Through::Cache)?;
+            if kind == Kind::Partition && !block.may_contain(hash) {
+                counters.filter_skips.add(1);
+                return Ok(Lookup::Absent);
+            }
+            cursor.reset(block);
+            cursor.seek(key).map_err(bad(handle.offset))?;
+        }
+        if !cursor.is_valid() || cursor.key() != key {
+            return Ok(Lookup::Absent);
+        }
+        Ok(match (cursor.item(), cursor.value_range()) {
+            (Item::Put { revision, .. }, Some((block, value))) => {
+                Lookup::Put { revision, block, value }
+            }
+            _ => Lookup::Tombstone,
+        })
+    }
+}
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        if *self.doomed.get_mut() {
+            let mut trash = self.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner);
+            trash.push(std::mem::take(&mut self.path));
+            drop(trash);
+            self.shelf.bell.ring();
+        }
+    }
+}
+
+/// A walk over a table in one direction.
+#[derive(Debug)]
+pub(super) struct TableCursor {
+    table: Arc<Table>,
+    reverse: bool,
+    through: Through,
+    top: BlockCursor,
+    partition: Option<BlockCursor>,
+    data: Option<BlockCursor>,
+    /// Where the data block lies, for errors.
+    offset: u64,
+}
+
+/// Where a walk begins: at a key, behind it (in the walk's direction), or at the end.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Start<'a> {
+    At(&'a [u8]),
+    Behind(&'a [u8]),
+    End,
+}
+
+impl TableCursor {
+    /// Begins a walk; `window` reads past the cache.
+    pub(super) fn new(
+        table: Arc<Table>,
+        start: Start<'_>,
+        reverse: bool,
+        window: bool,
+    ) -> Result<TableCursor, LsmError> {
+        let through = if window { Through::Window(0, Vec::new()) } else { Through::Cache };
+        let top = BlockCursor::new(Arc::clone(&table.top));
+        let mut cursor =
+            TableCursor { table, reverse, through, top, partition: None, data: None, offset: 0 };
+        let at = cursor.table.meta.bytes;
+        place(&mut cursor.top, start, reverse, false).map_err(|m| cursor.table.damaged(at, m))?;
+        if cursor.top.is_valid() {
+            cursor.enter_partition(start)?;
+            cursor.enter_data(start)?;
+        }
+        cursor.settle()?;
+        Ok(cursor)
+    }
+
+    pub(super) fn is_valid(&self) -> bool {
+        self.data.as_ref().is_some_and(BlockCursor::is_valid)
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        self.data.as_ref().map_or(&[], BlockCursor::key)
+    }
+
+    pub(super) fn item(&self) -> Item<'_> {
+        self.data.as_ref().map_or(Item::Tombstone, BlockCursor::item)
+    }
+
+    pub(super) fn advance(&mut self) -> Result<(), LsmError> {
+        if let Some(data) = &mut self.data {
+            step(data, self.reverse).map_err(|m| self.table.damaged(self.offset, m))?;
+        }
+        self.settle()
+    }
+
+    fn enter_partition(&mut self, start: Start<'_>) -> Result<(), LsmError> {
+        let at = self.table.meta.bytes;
+        let handle = self.top.handle().map_err(|m| self.table.damaged(at, m))?;
+        let block = self.table.read(handle, Kind::Partition, &mut self.through)?;
+        let partition = renew(&mut self.partition, block);
+        place(partition, start, self.reverse, false)
+            .map_err(|m| self.table.damaged(handle.offset, m))
+    }
+
+    fn enter_data(&mut self, start: Start<'_>) -> Result<(), LsmError> {
+        let Some(partition) = self.partition.as_ref().filter(|p| p.is_valid()) else {
+            return Ok(());
+        };
+        let handle = partition.handle().map_err(|m| self.table.damaged(self.offset, m))?;
+        self.offset = handle.offset;
+        let block = self.table.read(handle, Kind::Data, &mut self.through)?;
+        let data = renew(&mut self.data, block);
+        place(data, start, self.reverse, true).map_err(|m| self.table.damaged(handle.offset, m))
+    }
+
+    /// Goes on to the next block until there is an entry, or to the end of the table.
+    fn settle(&mut self) -> Result<(), LsmError> {
+        while !self.is_valid() && self.top.is_valid() {
+            let (at, reverse) = (self.table.meta.bytes, self.reverse);
+            if let Some(partition) = self.partition.as_mut().filter(|p| p.is_valid()) {
+                step(partition, reverse).map_err(|m| self.table.damaged(self.offset, m))?;
+            }
+            if !self.partition.as_ref().is_some_and(BlockCursor::is_valid) {
+                step(&mut self.top, reverse).map_err(|m| self.table.damaged(at, m))?;
+                if !self.top.is_valid() {
+                    return Ok(());
+                }
+                self.enter_partition(Start::End)?;
+            }
+            self.enter_data(Start::End)?;
+        }
+        Ok(())
+    }
+}
+
+fn renew(slot: &mut Option<BlockCursor>, block: Arc<Block>) -> &mut BlockCursor {
+    match slot {
+        Some(cursor) => {
+            cursor.reset(block);
+            cursor
+        }
+        None => slot.insert(BlockCursor::new(block)),
+    }
+}
+
+fn step(cursor: &mut BlockCursor, reverse: bool) -> Result<(), Malformed> {
+    if reverse { cursor.prev() } else { cursor.next() }
+}
+
+/// Puts a cursor where a walk begins in its block. In an index (`leaf` not set) that is the first
+/// entry at or behind the key, in both directions: an index entry stands for all keys up to it.
+fn place(
+    cursor: &mut BlockCursor,
+    start: Start<'_>,
+    reverse: bool,
+    leaf: bool,
+) -> Result<(), Malformed> {
+    let (key, skip) = match start {
+        Start::End if reverse => return cursor.seek_last(),
+        Start::End => return cursor.seek_first(),
+        Start::At(key) => (key, false),
+        Start::Behind(key) => (key, true),
+    };
+    cursor.seek(key)?;
+    if reverse {
+        if !cursor.is_valid() {
+            cursor.seek_last()
+        } else if leaf && (cursor.key() > key || skip) {
+            cursor.prev()
+        } else {
+            Ok(())
+        }
+    } else if leaf && skip && cursor.is_valid() && cursor.key() == key {
+        cursor.next()
+    } else {
+        Ok(())
+    }
+}

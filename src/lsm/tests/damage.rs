@@ -1,0 +1,154 @@
+//! Bytes that changed on disk: noticed, with path and offset, and never served.
+
+use super::*;
+use std::path::PathBuf;
+
+/// A store of a few tables in two levels, all flushed; the states behind its last two manifests.
+fn filled() -> (TestDisk, Model) {
+    let disk = TestDisk::default();
+    let (mut engine, mut worker) = open(&disk).unwrap();
+    let mut model = Model::new();
+    let mut dice = Dice(11);
+    for applied in 1..140 {
+        write(&mut engine, &mut model, applied, &any_batch(&mut dice));
+        drain(&mut worker);
+    }
+    engine.flush();
+    drain(&mut worker);
+    assert!(engine.stats().levels.iter().filter(|l| l.0 > 0).count() >= 2);
+    (disk.copy(), model)
+}
+
+fn files(disk: &TestDisk, name: &str) -> Vec<PathBuf> {
+    disk.paths().into_iter().filter(|p| p.to_string_lossy().contains(name)).collect()
+}
+
+/// Opens and reads everything, every way there is; checks what comes without an error.
+fn read_all(disk: &TestDisk, model: &Model) -> Result<(), LsmError> {
+    let (engine, _) = open(disk)?;
+    let view = engine.reader().view();
+    let scans = [contents(&view, false), contents(&view, true)];
+    let mut first = Ok(());
+    for (key, cell) in model {
+        match get(&view, key) {
+            Ok(found) => assert_eq!(found.as_ref(), Some(cell), "a wrong value was served"),
+            Err(e) => first = first.and(Err(e)),
+        }
+    }
+    for scan in scans {
+        match scan {
+            Ok(all) => assert_eq!(&all, model, "a wrong scan was served"),
+            Err(e) => first = first.and(Err(e)),
+        }
+    }
+    first
+}
+
+#[test]
+fn every_flipped_byte_of_a_table_is_noticed() {
+    // Whichever byte of a table changes: opening or reading says so, and names the file.
+    let (disk, model) = filled();
+    read_all(&disk, &model).unwrap();
+    for path in files(&disk, "table-").into_iter().take(3) {
+        let len = disk.bytes(&path).len();
+        for at in 0..len {
+            let disk = disk.copy();
+            disk.edit(&path, |bytes| bytes[at] ^= 1 << (at % 8));
+            let error = read_all(&disk, &model).expect_err("a flipped byte passed");
+            match &error {
+                LsmError::Damaged { path: found, offset, .. } => {
+                    assert_eq!(found, &path);
+                    assert!(*offset <= at as u64, "damage at {at} was placed at {offset}");
+                }
+                other => panic!("byte {at}: {other}"),
+            }
+            assert_eq!(error.class(), Class::Repair);
+        }
+    }
+}
+
+#[test]
+fn every_flipped_byte_of_a_manifest_falls_back_or_is_refused() {
+    // The slot that counts is damaged: the other one is a whole earlier state, or its tables are
+    // gone and the store says so. Both damaged: refused.
+    let (disk, _) = filled();
+    let paths = files(&disk, "manifest-");
+    assert_eq!(paths.len(), 2);
+    let applied = open(&disk.copy()).unwrap().0.applied();
+    for path in &paths {
+        let end = disk.bytes(path).len();
+        for at in (0..end).step_by(5) {
+            let disk = disk.copy();
+            disk.edit(path, |bytes| bytes[at] ^= 0x10);
+            match open(&disk) {
+                Ok((engine, _)) => {
+                    assert!(engine.applied() <= applied);
+                    contents(&engine.reader().view(), false).unwrap();
+                }
+                Err(e) => assert_eq!(e.class(), Class::Repair, "{e}"),
+            }
+        }
+    }
+    for path in &paths {
+        disk.edit(path, |bytes| bytes[30] ^= 1);
+    }
+    let error = open(&disk).expect_err("no manifest is left");
+    assert_eq!(error.class(), Class::Repair, "{error}");
+    assert!(error.to_string().contains("manifest-"), "{error}");
+}
+
+#[test]
+fn files_that_are_short_missing_or_exchanged_are_noticed() {
+    // A file system that lost a file, cut one, or gave the bytes of one for another.
+    let (disk, model) = filled();
+    let tables = files(&disk, "table-");
+    let cut = disk.copy();
+    cut.edit(&tables[0], |bytes| bytes.truncate(bytes.len() - 1));
+    assert_eq!(read_all(&cut, &model).unwrap_err().class(), Class::Repair);
+    let lost = disk.copy();
+    crate::env::Disk::remove(&lost, &tables[0]).unwrap();
+    assert_eq!(read_all(&lost, &model).unwrap_err().class(), Class::Repair);
+    for other in &tables[1..] {
+        let exchanged = disk.copy();
+        let bytes = disk.bytes(other);
+        exchanged.edit(&tables[0], |old| *old = bytes);
+        assert_eq!(read_all(&exchanged, &model).unwrap_err().class(), Class::Repair);
+    }
+    let foreign = Options { identity: 1, ..options() };
+    let error = Engine::open(disk.shared(), Path::new(DIR), foreign).unwrap_err();
+    assert_eq!(error.class(), Class::Repair, "another store's directory: {error}");
+}
+
+#[test]
+fn an_empty_directory_is_a_fresh_start_only_when_it_may_be() {
+    // A node that had data finds none: beginning anew would forget what was acknowledged.
+    let disk = TestDisk::default();
+    let must = Options { must_exist: true, ..options() };
+    let error = Engine::open(disk.shared(), Path::new(DIR), must).unwrap_err();
+    assert_eq!(error.class(), Class::Repair, "{error}");
+    assert_eq!(open(&disk).unwrap().0.applied(), 0);
+    Engine::open(disk.shared(), Path::new(DIR), must).unwrap();
+}
+
+#[test]
+fn a_damaged_input_stops_a_compaction_and_stays() {
+    // Compacting a bad block away would make a hole that looks like health.
+    let disk = TestDisk::default();
+    let (mut engine, mut worker) = open(&disk).unwrap();
+    let mut model = Model::new();
+    for i in 0..4u8 {
+        let batch = [((1, vec![1]), Some(vec![i; 200])), ((1, vec![9]), Some(vec![i; 200]))];
+        let applied = engine.applied() + 1;
+        write(&mut engine, &mut model, applied, &batch);
+        engine.flush();
+        while engine.flushed() < applied {
+            worker.step().unwrap();
+        }
+    }
+    let path = files(&disk, "table-").remove(1);
+    disk.edit(&path, |bytes| bytes[20] ^= 4);
+    let error = std::iter::repeat_with(|| worker.step()).find_map(Result::err).unwrap();
+    assert_eq!(error.class(), Class::Repair, "{error}");
+    assert!(files(&disk, "table-").contains(&path));
+    assert!(matches!(engine.write(99, []), Err(LsmError::Failed)));
+}
