@@ -13,6 +13,8 @@
 //! | `wal`    | the durable Raft log and hard state                          | `raft`, `env`       |
 //! | `lsm`    | ordered storage engine for data larger than memory           | `env`               |
 //! | `kv`     | the replicated state machine: commands, sessions, store      | `lsm env`           |
+//! | `node`   | the components of one node as plain structs, no threads      | `raft wal kv env`   |
+//! | `wire`   | frames and codecs: peers, clients, text, HTTP                | `raft kv`           |
 //!
 //! `raft`, `kv` and `node` are deterministic: no clock, thread, file, socket, hash-map order or
 //! random source. The tidy test holds these arrows.
@@ -20,5 +22,7 @@
 pub mod env;
 pub mod kv;
 pub mod lsm;
+pub mod node;
 pub mod raft;
 pub mod wal;
+pub mod wire;

@@ -1,0 +1,31 @@
+//! The components of one node, as plain structs: an event goes in, effects come out.
+//!
+//! | component   | owns                                              | production thread |
+//! |-------------|---------------------------------------------------|-------------------|
+//! | [`Replica`] | the consensus core, who waits for which log index | raft loop         |
+//! | [`Applier`] | the state machine                                 | applier           |
+//! | `wal::Wal`  | the log file                                      | log writer        |
+//!
+//! None of them has a thread, socket or clock; time is an argument. `server/` runs each on a thread
+//! with one inbox, the simulator steps each as an actor.
+//!
+//! Clients are named by a type parameter `C`: a handle in production, a number in the simulator.
+//! Nothing here looks inside. Dialects and frames are not known here: a client's request arrives
+//! as an encoded command or as the wish to read, and leaves as a [`Verdict`].
+
+mod applier;
+mod boot;
+mod link;
+mod replica;
+mod words;
+
+#[cfg(test)]
+mod tests;
+
+pub use applier::{Applied, Applier, ApplyError};
+pub use boot::{open_log, restored};
+pub use link::{LOG_MESSAGE_BYTES, LogMessages};
+pub use replica::{
+    Apply, DEADLINE_US, DEADLINE_US_MAX, Effects, Input, Replica, ReplicaOptions, Wants,
+};
+pub use words::*;

@@ -1,0 +1,135 @@
+//! The words that the components of a node use among themselves.
+
+use crate::kv::Outcome;
+use crate::raft::{Configuration, Index, NodeId, PeerProgress, RoleName, Term};
+use std::fmt;
+use std::sync::Arc;
+
+/// Who waits for an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyTo<C> {
+    /// A client of this node.
+    Client {
+        /// The client.
+        client: C,
+        /// Its number for the request.
+        request: u64,
+    },
+    /// A follower that forwarded a client's write.
+    Peer {
+        /// The follower.
+        node: NodeId,
+        /// Its number for the request.
+        id: u64,
+    },
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is committed and was applied.
+    Applied(Outcome),
+    /// It did not take effect and never will.
+    NotApplied(Refusal),
+    /// It may or may not take effect.
+    Unknown(&'static str),
+}
+
+/// Why something surely has no effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No leader was known in time.
+    NoLeader,
+    /// The node it was sent to does not lead (any more).
+    NotLeader,
+    /// Another entry was committed at the log index it had.
+    Overwritten,
+    /// This node holds as many bytes of unanswered writes as it may.
+    Busy {
+        /// The bound.
+        bytes_max: usize,
+    },
+    /// The leader holds as many bytes of unanswered writes as it may.
+    LeaderBusy,
+    /// The deadline passed before it was begun.
+    Deadline,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Refusal::NoLeader => f.write_str("no leader is known; try again"),
+            Refusal::NotLeader => f.write_str("this node does not lead (any more); try again"),
+            Refusal::Overwritten => f.write_str("the leader changed before it was replicated"),
+            Refusal::Busy { bytes_max } => write!(
+                f,
+                "busy: {bytes_max} bytes of unanswered writes are the limit (--inflight-bytes); \
+                 try again later"
+            ),
+            Refusal::LeaderBusy => f.write_str("busy: the leader is at its limit; try again later"),
+            Refusal::Deadline => f.write_str("the deadline passed before it was begun"),
+        }
+    }
+}
+
+/// What a client asks of the replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Replicate and apply this command (byte form of `kv::codec`).
+    Write(Arc<[u8]>),
+    /// Say when a linearizable read may be served here.
+    Read,
+    /// Describe this node.
+    Status,
+    /// Hand leadership over, to anybody or to one node.
+    Transfer(Option<NodeId>),
+}
+
+/// What the replica tells a client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To [`Request::Write`].
+    Write(Verdict),
+    /// To [`Request::Read`]: read now, or why not.
+    Read(Result<(), Refusal>),
+    /// To [`Request::Status`].
+    Status(Box<Status>),
+    /// To [`Request::Transfer`]: who takes over, or why nobody does.
+    Transfer(Result<NodeId, crate::raft::NotProposed>),
+}
+
+/// A write that a follower passes to the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The follower's number: not used twice in one life, and not by the next one.
+    pub id: u64,
+    /// Time left to begin it, in milliseconds.
+    pub deadline_ms: u32,
+    /// The command.
+    pub command: Arc<[u8]>,
+}
+
+/// What a node knows of itself and, when it leads, of the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// This node.
+    pub id: NodeId,
+    /// Its role.
+    pub role: RoleName,
+    /// It leads, has committed in its term and so knows everything that is committed.
+    pub leads_and_knows: bool,
+    /// The leader, if known.
+    pub leader: Option<NodeId>,
+    /// Its term.
+    pub term: Term,
+    /// Its commit index.
+    pub commit: Index,
+    /// Its applied index.
+    pub applied: Index,
+    /// Last index of its log.
+    pub last_index: Index,
+    /// The configuration in force.
+    pub configuration: Arc<Configuration>,
+    /// On a leader: what it knows of its followers.
+    pub peers: Vec<PeerProgress>,
+}

@@ -1,0 +1,560 @@
+//! Frames between a client and a node: requests with ids, answers in any order.
+//!
+//! docs/protocol.md, "Client frames", is the specification, with what a client may conclude from
+//! each failure. A request is answered exactly once as long as its connection lives; a connection
+//! that breaks leaves every write on it unknown. Left out: which node to ask and when to ask again
+//! (`client`), and how a request is carried out (`node`).
+
+use super::fields::{
+    ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX, put_count, put_option, put_text, take_flag, take_list,
+    take_option, take_text,
+};
+use super::frame::{CLIENT_FRAME_MAX, kind, put_frame};
+use super::kv::{
+    put_outcome, put_query, put_reply, put_write, take_outcome, take_query, take_reply, take_write,
+};
+use crate::kv::{Outcome, Query, Reply, Write};
+use crate::raft::codec::{Input, Malformed};
+use crate::raft::{Index, NodeId, Term};
+use std::fmt;
+
+/// Longest free text in a status: a version, a state.
+pub const STATUS_TEXT_BYTES_MAX: usize = 256;
+
+/// The id of an answer that belongs to no request but to the connection: it is about to close.
+/// Clients number requests from 1.
+pub const NO_REQUEST: u64 = 0;
+
+/// What a client asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The client's number for it, from 1; not in use by another open request of the connection.
+    pub id: u64,
+    /// Milliseconds from arrival for which an answer is of use; 0 is the node's own bound.
+    pub deadline_ms: u32,
+    /// What is asked.
+    pub call: Call,
+}
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// Change keys; answered by [`Answer::Outcome`].
+    Write(Write),
+    /// Begin a session; answered by [`Answer::Outcome`].
+    OpenSession,
+    /// End a session; answered by [`Answer::Outcome`].
+    CloseSession {
+        /// The session.
+        session: u64,
+    },
+    /// Read; answered by [`Answer::Reply`].
+    Query {
+        /// What to read.
+        query: Query,
+        /// How fresh it must be.
+        consistency: Consistency,
+    },
+    /// Are you there? Answered by [`Answer::Pong`].
+    Ping,
+    /// How is this node? Answered by [`Answer::Status`].
+    Status,
+    /// Who belongs to the cluster? Answered by [`Answer::Members`].
+    Members,
+    /// Hand leadership over; answered by [`Answer::Ok`].
+    Transfer {
+        /// To whom; none leaves the choice to the leader.
+        to: Option<NodeId>,
+    },
+}
+
+/// How fresh a read must be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consistency {
+    /// It sees every write that was answered before it was asked.
+    Linearizable,
+    /// It sees some past state of the node asked; never an unacknowledged future of it.
+    Stale,
+}
+
+/// What a node answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Response {
+    /// The request's id, or [`NO_REQUEST`].
+    pub id: u64,
+    /// The answer.
+    pub result: Result<Answer, Failure>,
+}
+
+/// A call that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// To a write or a session call.
+    Outcome(Outcome),
+    /// To a query.
+    Reply(Reply),
+    /// To a ping.
+    Pong,
+    /// To a status call.
+    Status(NodeStatus),
+    /// To a members call.
+    Members(Members),
+    /// To a transfer.
+    Ok,
+}
+
+/// A call that was not carried out, or of which that is not known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What the client may conclude.
+    pub class: Class,
+    /// For a person.
+    pub message: String,
+    /// Who leads, with the address, as far as the node knows: where to ask next.
+    pub leader: Option<(NodeId, String)>,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.class, self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// What a client may conclude from a failure. All but [`Class::Unknown`] say that this request
+/// surely had no effect and never will.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// A bound of the node is reached; surely not applied; the same again, later.
+    Busy,
+    /// A key, a value, a write or an answer is over a limit; not to be sent again.
+    TooLarge,
+    /// The request makes no sense; not to be sent again.
+    Invalid,
+    /// No leader or no quorum in time; surely not applied; again, here or at another node.
+    Unavailable,
+    /// The outcome is unknown: the request may have taken effect, or may yet.
+    Unknown,
+    /// The token does not allow it.
+    Unauthorised,
+}
+
+impl Class {
+    /// All classes, in the order of their numbers.
+    pub const ALL: [Class; 6] = [
+        Class::Busy,
+        Class::TooLarge,
+        Class::Invalid,
+        Class::Unavailable,
+        Class::Unknown,
+        Class::Unauthorised,
+    ];
+
+    /// Its number on the wire.
+    pub fn number(self) -> u8 {
+        match self {
+            Class::Busy => 1,
+            Class::TooLarge => 2,
+            Class::Invalid => 3,
+            Class::Unavailable => 4,
+            Class::Unknown => 5,
+            Class::Unauthorised => 6,
+        }
+    }
+
+    /// Its name for programs (`--json`).
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Busy => "busy",
+            Class::TooLarge => "too_large",
+            Class::Invalid => "invalid",
+            Class::Unavailable => "unavailable",
+            Class::Unknown => "unknown",
+            Class::Unauthorised => "unauthorised",
+        }
+    }
+
+    /// Whether the request surely had no effect.
+    pub fn surely_not_applied(self) -> bool {
+        self != Class::Unknown
+    }
+
+    pub(super) fn take(input: &mut Input<'_>) -> Result<Class, Malformed> {
+        let number = input.u8("failure class")?;
+        Class::ALL.into_iter().find(|c| c.number() == number).ok_or(Malformed("failure class"))
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Busy => "busy",
+            Class::TooLarge => "too large",
+            Class::Invalid => "invalid",
+            Class::Unavailable => "unavailable",
+            Class::Unknown => "outcome unknown",
+            Class::Unauthorised => "not authorised",
+        })
+    }
+}
+
+/// What a node is at present.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MemberRole {
+    /// Leads its term.
+    Leader,
+    /// Votes and follows; also of a member that campaigns, when another node speaks of it.
+    Follower,
+    /// Receives the log and does not vote.
+    Learner,
+    /// Campaigns.
+    Candidate,
+}
+
+impl MemberRole {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            MemberRole::Leader => "leader",
+            MemberRole::Follower => "follower",
+            MemberRole::Learner => "learner",
+            MemberRole::Candidate => "candidate",
+        }
+    }
+
+    fn number(self) -> u8 {
+        match self {
+            MemberRole::Leader => 1,
+            MemberRole::Follower => 2,
+            MemberRole::Learner => 3,
+            MemberRole::Candidate => 4,
+        }
+    }
+
+    fn take(input: &mut Input<'_>) -> Result<MemberRole, Malformed> {
+        Ok(match input.u8("member role")? {
+            1 => MemberRole::Leader,
+            2 => MemberRole::Follower,
+            3 => MemberRole::Learner,
+            4 => MemberRole::Candidate,
+            _ => return Err(Malformed("member role")),
+        })
+    }
+}
+
+impl fmt::Display for MemberRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One node's account of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// The node's id; 0 while it has none.
+    pub id: NodeId,
+    /// The identity of its data directory.
+    pub identity: u64,
+    /// Its cluster; 0 while it is in none.
+    pub cluster: u64,
+    /// Where it can be reached.
+    pub address: String,
+    /// What it is.
+    pub role: MemberRole,
+    /// Who leads, as far as it knows.
+    pub leader: Option<NodeId>,
+    /// Its term.
+    pub term: Term,
+    /// Greatest index it knows to be committed.
+    pub commit: Index,
+    /// Greatest index it has applied.
+    pub applied: Index,
+    /// Last index of its log.
+    pub last_index: Index,
+    /// First index its log still holds.
+    pub first_index: Index,
+    /// Bytes of its log on disk.
+    pub log_bytes: u64,
+    /// Open connections, of clients and peers.
+    pub connections: u32,
+    /// Version of the program.
+    pub version: String,
+    /// The other members, as the leader sees them; empty on other nodes.
+    pub peers: Vec<PeerStatus>,
+    /// How it is, in a few words for a person.
+    pub state: String,
+}
+
+/// A member as the leader sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The member.
+    pub id: NodeId,
+    /// Greatest index known to be durable there.
+    pub match_index: Index,
+    /// Whether it has been heard of within an election timeout.
+    pub reachable: bool,
+}
+
+/// Who belongs to the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Members {
+    /// All members, sorted by id.
+    pub members: Vec<MemberInfo>,
+}
+
+/// One member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// Where it can be reached.
+    pub address: String,
+    /// What it is, as far as the node asked knows.
+    pub role: MemberRole,
+    /// Whether it votes.
+    pub voter: bool,
+}
+
+/// Appends a request as a frame; gives the length of its body, which the node refuses above
+/// [`CLIENT_FRAME_MAX`].
+pub fn put_request(out: &mut Vec<u8>, request: &Request) -> usize {
+    put_frame(out, |out| {
+        out.push(kind::REQUEST);
+        out.extend_from_slice(&request.id.to_le_bytes());
+        out.extend_from_slice(&request.deadline_ms.to_le_bytes());
+        match &request.call {
+            Call::Write(write) => {
+                out.push(1);
+                put_write(out, write);
+            }
+            Call::OpenSession => out.push(2),
+            Call::CloseSession { session } => {
+                out.push(3);
+                out.extend_from_slice(&session.to_le_bytes());
+            }
+            Call::Query { query, consistency } => {
+                out.push(4);
+                out.push(match consistency {
+                    Consistency::Linearizable => 1,
+                    Consistency::Stale => 2,
+                });
+                put_query(out, query);
+            }
+            Call::Ping => out.push(5),
+            Call::Status => out.push(6),
+            Call::Members => out.push(7),
+            Call::Transfer { to } => {
+                out.push(8);
+                put_option(out, *to);
+            }
+        }
+    })
+}
+
+/// Reads a request from a frame's body.
+pub fn take_request(body: &[u8]) -> Result<Request, Malformed> {
+    let mut input = Input(body);
+    if input.u8("frame kind")? != kind::REQUEST {
+        return Err(Malformed("client frame kind"));
+    }
+    let id = input.u64("request id")?;
+    if id == NO_REQUEST {
+        return Err(Malformed("request id"));
+    }
+    let deadline_ms = input.u32("deadline")?;
+    let call = match input.u8("call")? {
+        1 => Call::Write(take_write(&mut input)?),
+        2 => Call::OpenSession,
+        3 => Call::CloseSession { session: input.u64("session")? },
+        4 => {
+            let consistency = match input.u8("consistency")? {
+                1 => Consistency::Linearizable,
+                2 => Consistency::Stale,
+                _ => return Err(Malformed("consistency")),
+            };
+            Call::Query { query: take_query(&mut input)?, consistency }
+        }
+        5 => Call::Ping,
+        6 => Call::Status,
+        7 => Call::Members,
+        8 => {
+            let to = take_option(&mut input, "transfer target")?;
+            if to == Some(0) {
+                return Err(Malformed("transfer target"));
+            }
+            Call::Transfer { to }
+        }
+        _ => return Err(Malformed("call")),
+    };
+    input.end("request length")?;
+    Ok(Request { id, deadline_ms, call })
+}
+
+/// The id of a request that [`take_request`] refuses, as far as it can be read, for the answer
+/// that says so; else [`NO_REQUEST`].
+pub fn request_id(body: &[u8]) -> u64 {
+    let mut input = Input(body);
+    match input.u8("frame kind") {
+        Ok(kind::REQUEST) => input.u64("request id").unwrap_or(NO_REQUEST),
+        _ => NO_REQUEST,
+    }
+}
+
+/// Appends a response as a frame. An answer that would pass [`CLIENT_FRAME_MAX`] is replaced by a
+/// failure: too large for a read; for a write *unknown*, because it may well have been done.
+pub fn put_response(out: &mut Vec<u8>, response: &Response) {
+    let start = out.len();
+    let len = put_frame(out, |out| put_response_body(out, response));
+    if len > CLIENT_FRAME_MAX {
+        out.truncate(start);
+        let class = match response.result {
+            Ok(Answer::Outcome(_)) => Class::Unknown,
+            _ => Class::TooLarge,
+        };
+        let message = format!("an answer of {len} bytes, the limit is {CLIENT_FRAME_MAX}");
+        let failure = Failure { class, message, leader: None };
+        let response = Response { id: response.id, result: Err(failure) };
+        put_frame(out, |out| put_response_body(out, &response));
+    }
+}
+
+fn put_response_body(out: &mut Vec<u8>, response: &Response) {
+    out.push(kind::RESPONSE);
+    out.extend_from_slice(&response.id.to_le_bytes());
+    match &response.result {
+        Err(failure) => {
+            out.push(0);
+            out.push(failure.class.number());
+            put_text(out, &failure.message, MESSAGE_BYTES_MAX);
+            out.push(u8::from(failure.leader.is_some()));
+            if let Some((id, address)) = &failure.leader {
+                out.extend_from_slice(&id.to_le_bytes());
+                put_text(out, address, ADDRESS_BYTES_MAX);
+            }
+        }
+        Ok(Answer::Outcome(outcome)) => {
+            out.push(1);
+            put_outcome(out, outcome);
+        }
+        Ok(Answer::Reply(reply)) => {
+            out.push(2);
+            put_reply(out, reply);
+        }
+        Ok(Answer::Pong) => out.push(3),
+        Ok(Answer::Status(status)) => {
+            out.push(4);
+            put_status(out, status);
+        }
+        Ok(Answer::Members(members)) => {
+            out.push(5);
+            put_count(out, members.members.len());
+            for member in &members.members {
+                out.extend_from_slice(&member.id.to_le_bytes());
+                out.push(member.role.number());
+                out.push(u8::from(member.voter));
+                put_text(out, &member.address, ADDRESS_BYTES_MAX);
+            }
+        }
+        Ok(Answer::Ok) => out.push(6),
+    }
+}
+
+fn put_status(out: &mut Vec<u8>, status: &NodeStatus) {
+    for field in [status.id, status.identity, status.cluster] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    put_text(out, &status.address, ADDRESS_BYTES_MAX);
+    out.push(status.role.number());
+    put_option(out, status.leader);
+    for field in [
+        status.term,
+        status.commit,
+        status.applied,
+        status.last_index,
+        status.first_index,
+        status.log_bytes,
+    ] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+    out.extend_from_slice(&status.connections.to_le_bytes());
+    put_text(out, &status.version, STATUS_TEXT_BYTES_MAX);
+    put_count(out, status.peers.len());
+    for peer in &status.peers {
+        out.extend_from_slice(&peer.id.to_le_bytes());
+        out.extend_from_slice(&peer.match_index.to_le_bytes());
+        out.push(u8::from(peer.reachable));
+    }
+    put_text(out, &status.state, STATUS_TEXT_BYTES_MAX);
+}
+
+/// Reads a response from a frame's body.
+pub fn take_response(body: &[u8]) -> Result<Response, Malformed> {
+    let mut input = Input(body);
+    if input.u8("frame kind")? != kind::RESPONSE {
+        return Err(Malformed("client frame kind"));
+    }
+    let id = input.u64("request id")?;
+    let result = match input.u8("answer")? {
+        0 => {
+            let class = Class::take(&mut input)?;
+            let message = take_text(&mut input, MESSAGE_BYTES_MAX, "failure message")?;
+            let leader = match take_flag(&mut input, "leader hint")? {
+                true => Some((
+                    input.u64("leader id")?,
+                    take_text(&mut input, ADDRESS_BYTES_MAX, "leader address")?,
+                )),
+                false => None,
+            };
+            Err(Failure { class, message, leader })
+        }
+        1 => Ok(Answer::Outcome(take_outcome(&mut input)?)),
+        2 => Ok(Answer::Reply(take_reply(&mut input)?)),
+        3 => Ok(Answer::Pong),
+        4 => Ok(Answer::Status(take_status(&mut input)?)),
+        5 => {
+            let bytes_min = 8 + 1 + 1 + 4;
+            let members = take_list(&mut input, bytes_min, usize::MAX, "member count", |input| {
+                let id = input.u64("member id")?;
+                let role = MemberRole::take(input)?;
+                let voter = take_flag(input, "voter")?;
+                let address = take_text(input, ADDRESS_BYTES_MAX, "member address")?;
+                Ok(MemberInfo { id, address, role, voter })
+            })?;
+            Ok(Answer::Members(Members { members }))
+        }
+        6 => Ok(Answer::Ok),
+        _ => return Err(Malformed("answer")),
+    };
+    input.end("response length")?;
+    Ok(Response { id, result })
+}
+
+fn take_status(input: &mut Input<'_>) -> Result<NodeStatus, Malformed> {
+    // Fields are evaluated in the order they are written here, which is their order on the wire.
+    Ok(NodeStatus {
+        id: input.u64("status id")?,
+        identity: input.u64("status identity")?,
+        cluster: input.u64("status cluster")?,
+        address: take_text(input, ADDRESS_BYTES_MAX, "status address")?,
+        role: MemberRole::take(input)?,
+        leader: take_option(input, "status leader")?,
+        term: input.u64("status term")?,
+        commit: input.u64("status commit")?,
+        applied: input.u64("status applied")?,
+        last_index: input.u64("status last index")?,
+        first_index: input.u64("status first index")?,
+        log_bytes: input.u64("status log bytes")?,
+        connections: input.u32("status connections")?,
+        version: take_text(input, STATUS_TEXT_BYTES_MAX, "status version")?,
+        peers: take_list(input, 8 + 8 + 1, usize::MAX, "status peers", |input| {
+            Ok(PeerStatus {
+                id: input.u64("peer id")?,
+                match_index: input.u64("peer match index")?,
+                reachable: take_flag(input, "peer reachable")?,
+            })
+        })?,
+        state: take_text(input, STATUS_TEXT_BYTES_MAX, "status state")?,
+    })
+}

@@ -1,0 +1,458 @@
+//! The handshake: who dials whom, in which version, and with what right.
+//!
+//! The dialer sends [`Hello`]; the other side answers [`Welcome`] or [`Reject`] and closes after the
+//! latter. [`admit`] holds the rules, so that every listener and the simulator share them. The form
+//! of `Hello` and `Reject` outlives versions: any version can say no to any other.
+//! docs/protocol.md, "Handshake", is the specification. Left out: encryption. The token travels
+//! in the clear; beyond a trusted network use a tunnel.
+
+use super::fields::{ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX, put_blob, put_text, take_text};
+use super::frame::{HANDSHAKE_FRAME_MAX, kind, put_frame};
+use crate::raft::NodeId;
+use crate::raft::codec::{Input, Malformed};
+use std::fmt;
+
+/// The version of everything inside frames that this build speaks.
+pub const PROTOCOL_VERSION: u16 = 1;
+
+/// Longest token: a few hundred random bytes are more than enough.
+pub const TOKEN_BYTES_MAX: usize = 1024;
+
+const HELLO_FIXED_BYTES: usize = 1 + 2 + 2 + 1 + 5 * 8 + 4 + 4;
+const _: () =
+    assert!(HELLO_FIXED_BYTES + ADDRESS_BYTES_MAX + TOKEN_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
+const _: () = assert!(1 + 1 + 4 + MESSAGE_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
+
+/// What the dialer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Sends requests.
+    Client,
+    /// A node; sends peer frames.
+    Peer,
+}
+
+/// The dialer's first frame.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// Lowest protocol version the dialer speaks, from 1.
+    pub version_min: u16,
+    /// Highest.
+    pub version_max: u16,
+    /// What the dialer is.
+    pub role: Role,
+    /// Cluster meant; 0 is any for a client, and "in none yet" for a peer.
+    pub cluster: u64,
+    /// The dialer's node id; 0 for a client, and for a node that has none yet.
+    pub from: NodeId,
+    /// Node meant; 0 is any.
+    pub to: NodeId,
+    /// The dialer's identity; 0 for a client.
+    pub identity: u64,
+    /// Identity that the dialer expects on the other side; 0 is any.
+    pub to_identity: u64,
+    /// Where the dialer can be reached, `HOST:PORT`; empty for a client.
+    pub address: String,
+    /// The shared secret; empty when there is none.
+    pub token: Vec<u8>,
+}
+
+/// The token never reaches a log.
+impl fmt::Debug for Hello {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("version_min", &self.version_min)
+            .field("version_max", &self.version_max)
+            .field("role", &self.role)
+            .field("cluster", &self.cluster)
+            .field("from", &self.from)
+            .field("to", &self.to)
+            .field("identity", &self.identity)
+            .field("to_identity", &self.to_identity)
+            .field("address", &self.address)
+            .field("token_bytes", &self.token.len())
+            .finish()
+    }
+}
+
+/// The answer that opens the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// Version both sides speak from here on.
+    pub version: u16,
+    /// The node's cluster; 0 while it is in none.
+    pub cluster: u64,
+    /// The node's id; 0 while it has none.
+    pub node: NodeId,
+    /// The node's identity.
+    pub identity: u64,
+    /// Who leads, as far as the node knows; 0 is unknown. A hint.
+    pub leader: NodeId,
+    /// Where the leader can be reached; empty is unknown.
+    pub leader_address: String,
+}
+
+/// The answer that closes the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reject {
+    /// Why, for a program.
+    pub code: RejectCode,
+    /// Why, for a person.
+    pub message: String,
+}
+
+impl fmt::Display for Reject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection rejected: {}", self.message)
+    }
+}
+
+impl std::error::Error for Reject {}
+
+/// Why a connection is rejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RejectCode {
+    /// No common protocol version.
+    Version,
+    /// The token is missing or wrong.
+    Token,
+    /// This node is in another cluster.
+    ForeignCluster,
+    /// This node has another id.
+    WrongNode,
+    /// An identity is not the one on record: a disk was wiped or mixed up.
+    WrongIdentity,
+    /// All connections are taken; later may be better.
+    TooManyConnections,
+    /// This node is in no cluster yet; later may be better.
+    NotFormed,
+    /// The hello does not decode.
+    Malformed,
+    /// A code from a later version; never one of the above.
+    Other(u8),
+}
+
+impl RejectCode {
+    /// Its number on the wire.
+    pub fn number(self) -> u8 {
+        match self {
+            RejectCode::Version => 1,
+            RejectCode::Token => 2,
+            RejectCode::ForeignCluster => 3,
+            RejectCode::WrongNode => 4,
+            RejectCode::WrongIdentity => 5,
+            RejectCode::TooManyConnections => 6,
+            RejectCode::NotFormed => 7,
+            RejectCode::Malformed => 8,
+            RejectCode::Other(number) => number,
+        }
+    }
+
+    fn of(number: u8) -> RejectCode {
+        match number {
+            1 => RejectCode::Version,
+            2 => RejectCode::Token,
+            3 => RejectCode::ForeignCluster,
+            4 => RejectCode::WrongNode,
+            5 => RejectCode::WrongIdentity,
+            6 => RejectCode::TooManyConnections,
+            7 => RejectCode::NotFormed,
+            8 => RejectCode::Malformed,
+            other => RejectCode::Other(other),
+        }
+    }
+
+    /// Whether the same hello may be welcome later.
+    pub fn may_pass(self) -> bool {
+        matches!(self, RejectCode::TooManyConnections | RejectCode::NotFormed)
+    }
+}
+
+/// Appends a hello as a frame.
+pub fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
+    put_frame(out, |out| {
+        out.push(kind::HELLO);
+        out.extend_from_slice(&hello.version_min.to_le_bytes());
+        out.extend_from_slice(&hello.version_max.to_le_bytes());
+        out.push(match hello.role {
+            Role::Client => 1,
+            Role::Peer => 2,
+        });
+        for field in [hello.cluster, hello.from, hello.to, hello.identity, hello.to_identity] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        put_text(out, &hello.address, ADDRESS_BYTES_MAX);
+        put_blob(out, &hello.token);
+    });
+}
+
+/// Reads a hello from a frame's body.
+pub fn take_hello(body: &[u8]) -> Result<Hello, Malformed> {
+    let mut input = Input(body);
+    if input.u8("frame kind")? != kind::HELLO {
+        return Err(Malformed("first frame: a hello is expected"));
+    }
+    let version_min = input.u16("version")?;
+    let version_max = input.u16("version")?;
+    if version_min == 0 || version_min > version_max {
+        return Err(Malformed("version"));
+    }
+    let role = match input.u8("role")? {
+        1 => Role::Client,
+        2 => Role::Peer,
+        _ => return Err(Malformed("role")),
+    };
+    let mut number = |what| input.u64(what);
+    let hello = Hello {
+        version_min,
+        version_max,
+        role,
+        cluster: number("cluster")?,
+        from: number("sender id")?,
+        to: number("receiver id")?,
+        identity: number("sender identity")?,
+        to_identity: number("receiver identity")?,
+        address: take_text(&mut input, ADDRESS_BYTES_MAX, "address")?,
+        token: input.blob("token")?.to_vec(),
+    };
+    if hello.token.len() > TOKEN_BYTES_MAX {
+        return Err(Malformed("token"));
+    }
+    // A later version may append fields; an earlier one must still be able to answer.
+    if version_max <= PROTOCOL_VERSION {
+        input.end("hello length")?;
+    }
+    Ok(hello)
+}
+
+/// Appends a welcome as a frame.
+pub fn put_welcome(out: &mut Vec<u8>, welcome: &Welcome) {
+    put_frame(out, |out| {
+        out.push(kind::WELCOME);
+        out.extend_from_slice(&welcome.version.to_le_bytes());
+        for field in [welcome.cluster, welcome.node, welcome.identity, welcome.leader] {
+            out.extend_from_slice(&field.to_le_bytes());
+        }
+        put_text(out, &welcome.leader_address, ADDRESS_BYTES_MAX);
+    });
+}
+
+/// Appends a reject as a frame; a message beyond its bound is cut.
+pub fn put_reject(out: &mut Vec<u8>, reject: &Reject) {
+    put_frame(out, |out| {
+        out.push(kind::REJECT);
+        out.push(reject.code.number());
+        put_text(out, &reject.message, MESSAGE_BYTES_MAX);
+    });
+}
+
+/// Reads the answer to a hello from a frame's body.
+pub fn take_answer(body: &[u8]) -> Result<Result<Welcome, Reject>, Malformed> {
+    let mut input = Input(body);
+    let answer = match input.u8("frame kind")? {
+        kind::WELCOME => {
+            let version = input.u16("version")?;
+            let mut number = |what| input.u64(what);
+            Ok(Welcome {
+                version,
+                cluster: number("cluster")?,
+                node: number("node id")?,
+                identity: number("identity")?,
+                leader: number("leader id")?,
+                leader_address: take_text(&mut input, ADDRESS_BYTES_MAX, "leader address")?,
+            })
+        }
+        kind::REJECT => Err(Reject {
+            code: RejectCode::of(input.u8("reject code")?),
+            message: take_text(&mut input, MESSAGE_BYTES_MAX, "reject message")?,
+        }),
+        _ => return Err(Malformed("answer to a hello")),
+    };
+    input.end("handshake answer length")?;
+    Ok(answer)
+}
+
+/// What a listener knows of itself when somebody dials.
+#[derive(Clone, Copy, Debug)]
+pub struct Local<'a> {
+    /// The node's cluster; 0 while it is in none.
+    pub cluster: u64,
+    /// The node's id; 0 while it has none.
+    pub node: NodeId,
+    /// The node's identity.
+    pub identity: u64,
+    /// The secret that a dialer must know; empty demands none.
+    pub token: &'a [u8],
+}
+
+/// Decides on a hello: the version to speak, or the reject to send.
+///
+/// `recorded_identity` is what the active configuration says of the member `hello.from`; 0 when it
+/// says nothing. The token comes before everything that would tell a stranger about the cluster.
+pub fn admit(hello: &Hello, local: &Local<'_>, recorded_identity: u64) -> Result<u16, Reject> {
+    let reject = |code, message: String| Err(Reject { code, message });
+    if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
+        let (min, max) = (hello.version_min, hello.version_max);
+        return reject(
+            RejectCode::Version,
+            format!("this node speaks protocol version {PROTOCOL_VERSION}, not {min} to {max}"),
+        );
+    }
+    if !local.token.is_empty() && !tokens_equal(&hello.token, local.token) {
+        let state = if hello.token.is_empty() { "missing" } else { "wrong" };
+        return reject(RejectCode::Token, format!("the token is {state}"));
+    }
+    let any_cluster = hello.role == Role::Client && hello.cluster == 0;
+    if !any_cluster && hello.cluster != local.cluster {
+        return if local.cluster == 0 {
+            reject(RejectCode::NotFormed, "this node is in no cluster yet".to_string())
+        } else {
+            let (mine, theirs) = (local.cluster, hello.cluster);
+            reject(
+                RejectCode::ForeignCluster,
+                format!("this node is in cluster {mine:016x}, not {theirs:016x}"),
+            )
+        };
+    }
+    if hello.to != 0 && hello.to != local.node {
+        return reject(
+            RejectCode::WrongNode,
+            format!("this is node {}, not {}", local.node, hello.to),
+        );
+    }
+    if hello.to_identity != 0 && hello.to_identity != local.identity {
+        return reject(
+            RejectCode::WrongIdentity,
+            format!("node {} has another identity than the dialer recorded", local.node),
+        );
+    }
+    if hello.role == Role::Peer {
+        if hello.from != 0 && hello.from == local.node {
+            return reject(RejectCode::WrongNode, format!("node {} is this node", hello.from));
+        }
+        if recorded_identity != 0 && hello.identity != recorded_identity {
+            return reject(
+                RejectCode::WrongIdentity,
+                format!("the dialer is not the node {} of the configuration", hello.from),
+            );
+        }
+    }
+    Ok(PROTOCOL_VERSION)
+}
+
+/// Compares secrets in a time that depends on their lengths only.
+pub fn tokens_equal(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() {
+        return false;
+    }
+    let difference = a.iter().zip(b).fold(0u8, |d, (x, y)| std::hint::black_box(d | (x ^ y)));
+    std::hint::black_box(difference) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOCAL: Local<'_> = Local { cluster: 77, node: 2, identity: 22, token: b"secret" };
+
+    fn client() -> Hello {
+        Hello {
+            version_min: 1,
+            version_max: 1,
+            role: Role::Client,
+            cluster: 0,
+            from: 0,
+            to: 0,
+            identity: 0,
+            to_identity: 0,
+            address: String::new(),
+            token: b"secret".to_vec(),
+        }
+    }
+
+    fn peer() -> Hello {
+        let address = "127.0.0.1:7101".to_string();
+        let (cluster, from, to, identity) = (77, 1, 2, 11);
+        Hello { role: Role::Peer, cluster, from, to, identity, address, ..client() }
+    }
+
+    fn code(hello: &Hello, local: &Local<'_>) -> Option<RejectCode> {
+        admit(hello, local, 11).err().map(|reject| reject.code)
+    }
+
+    /// The right client and the right peer are admitted, and each wrong one learns why not.
+    #[test]
+    fn each_wrong_hello_is_rejected_with_its_code() {
+        assert_eq!(admit(&client(), &LOCAL, 0), Ok(1));
+        assert_eq!(admit(&peer(), &LOCAL, 11), Ok(1));
+        assert_eq!(admit(&peer(), &LOCAL, 0), Ok(1), "no identity is on record yet");
+        let cases = [
+            (Hello { cluster: 77, to: 2, to_identity: 22, ..client() }, None),
+            (Hello { version_min: 2, version_max: 3, ..client() }, Some(RejectCode::Version)),
+            (Hello { version_max: 9, ..client() }, None),
+            (Hello { token: Vec::new(), ..client() }, Some(RejectCode::Token)),
+            (Hello { token: b"secreT".to_vec(), ..peer() }, Some(RejectCode::Token)),
+            (Hello { cluster: 78, ..client() }, Some(RejectCode::ForeignCluster)),
+            (Hello { cluster: 78, ..peer() }, Some(RejectCode::ForeignCluster)),
+            (Hello { cluster: 0, ..peer() }, Some(RejectCode::ForeignCluster)),
+            (Hello { to: 3, ..client() }, Some(RejectCode::WrongNode)),
+            (Hello { to_identity: 23, ..peer() }, Some(RejectCode::WrongIdentity)),
+            (Hello { identity: 12, ..peer() }, Some(RejectCode::WrongIdentity)),
+            (Hello { identity: 0, ..peer() }, Some(RejectCode::WrongIdentity)),
+            (Hello { from: 2, ..peer() }, Some(RejectCode::WrongNode)),
+        ];
+        for (hello, expected) in cases {
+            assert_eq!(code(&hello, &LOCAL), expected, "{hello:?}");
+        }
+    }
+
+    /// A stranger without the token learns nothing of the cluster, whatever else is wrong.
+    #[test]
+    fn the_token_is_asked_for_first() {
+        let hello = Hello { token: b"x".to_vec(), cluster: 5, to: 9, ..peer() };
+        let reject = admit(&hello, &LOCAL, 11).unwrap_err();
+        assert_eq!(reject.code, RejectCode::Token);
+        assert_eq!(reject.message, "the token is wrong");
+    }
+
+    /// Nodes that are in no cluster yet find one another; who expects a cluster is told to wait.
+    #[test]
+    fn a_node_in_no_cluster_meets_its_like() {
+        let local = Local { cluster: 0, node: 0, identity: 22, token: b"" };
+        let like = Hello { cluster: 0, from: 0, to: 0, ..peer() };
+        assert_eq!(admit(&like, &local, 0), Ok(1));
+        assert_eq!(admit(&client(), &local, 0), Ok(1));
+        assert_eq!(admit(&peer(), &local, 0).unwrap_err().code, RejectCode::NotFormed);
+        assert!(RejectCode::NotFormed.may_pass() && !RejectCode::Token.may_pass());
+    }
+
+    /// Secrets are equal when all bytes are.
+    #[test]
+    fn tokens_are_compared_whole() {
+        assert!(tokens_equal(b"", b""));
+        assert!(tokens_equal(b"abc", b"abc"));
+        for other in [&b"abd"[..], b"bbc", b"ab", b"abcd", b""] {
+            assert!(!tokens_equal(b"abc", other));
+        }
+    }
+
+    /// A hello of a later version may have more fields: it is understood well enough to be
+    /// answered; one of this version may not.
+    #[test]
+    fn a_later_hello_can_be_answered() {
+        for (version_max, understood) in [(2, true), (1, false)] {
+            let mut out = Vec::new();
+            put_hello(&mut out, &Hello { version_max, ..client() });
+            out.extend_from_slice(b"more");
+            let body = &out[super::super::frame::FRAME_HEADER_BYTES..];
+            assert_eq!(take_hello(body).is_ok(), understood);
+        }
+    }
+
+    /// Logs show hellos; they never show the secret.
+    #[test]
+    fn the_token_is_not_printed() {
+        assert!(!format!("{:?}", client()).contains("secret"));
+        assert!(!format!("{:?}", client()).contains("115, 101"));
+    }
+}
