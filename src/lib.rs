@@ -15,6 +15,7 @@
 //! | `kv`     | the replicated state machine: commands, sessions, store      | `lsm env`           |
 //! | `node`   | the components of one node as plain structs, no threads      | `raft wal kv env`   |
 //! | `wire`   | frames and codecs: peers, clients, text, HTTP                | `raft kv`           |
+//! | `sim`    | simulated disk, network, clock; scheduler; checkers          | all of the above    |
 //!
 //! `raft`, `kv` and `node` are deterministic: no clock, thread, file, socket, hash-map order or
 //! random source. The tidy test holds these arrows.
@@ -24,5 +25,6 @@ pub mod kv;
 pub mod lsm;
 pub mod node;
 pub mod raft;
+pub mod sim;
 pub mod wal;
 pub mod wire;

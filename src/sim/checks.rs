@@ -1,0 +1,317 @@
+//! What must hold of the whole cluster, checked after every step: the simulator sees everything.
+//!
+//! Names are those of the paper's Figure 3 and of the project's list of invariants.
+
+use crate::raft::{
+    AppendResult, Body, Configuration, Entry, HardState, Index, Message, NodeId, Payload, Persist,
+    Raft, RoleName, Term, codec,
+};
+use std::collections::BTreeMap;
+
+/// An invariant that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The invariant's name.
+    pub invariant: &'static str,
+    /// What was seen.
+    pub detail: String,
+}
+
+/// Fails with the name of an invariant.
+pub fn violated<T>(invariant: &'static str, detail: String) -> Result<T, Violation> {
+    Err(Violation { invariant, detail })
+}
+
+/// What one node was told is durable: a lower bound of what its platter holds.
+#[derive(Clone, Debug, Default)]
+pub struct Platter {
+    /// Term and vote.
+    pub hard: HardState,
+    /// Term of each index from 1.
+    pub terms: Vec<Term>,
+}
+
+impl Platter {
+    /// These requests are durable.
+    pub fn written(&mut self, batch: &[Persist]) {
+        for request in batch {
+            if let Some(hard) = request.hard_state {
+                self.hard = hard;
+            }
+            for entry in &request.entries {
+                self.terms.truncate(entry.index as usize - 1);
+                self.terms.push(entry.term);
+            }
+        }
+    }
+
+    fn term(&self, index: Index) -> Option<Term> {
+        self.terms.get((index as usize).checked_sub(1)?).copied()
+    }
+
+    fn holds(&self, index: Index, term: Term) -> bool {
+        self.term(index) == Some(term)
+    }
+
+    /// Compares with what a restart found. `torn` is the batch that was being written.
+    pub fn survived(
+        &self,
+        node: NodeId,
+        found: &Platter,
+        torn: Option<&[Persist]>,
+    ) -> Result<(), Violation> {
+        let detail = || {
+            let ends = |p: &Platter| (p.hard, p.terms.len(), p.terms.last().copied());
+            format!("node {node} promised {:?}, found {:?}", ends(self), ends(found))
+        };
+        let torn = torn.unwrap_or_default();
+        let mut allowed = vec![self.hard];
+        allowed.extend(torn.iter().filter_map(|p| p.hard_state));
+        if !allowed.contains(&found.hard) {
+            return violated("hard state survives", detail());
+        }
+        let replaced = torn.iter().flat_map(|p| &p.entries).map(|e| e.index).min();
+        let kept =
+            replaced.map_or(self.terms.len(), |first| self.terms.len().min(first as usize - 1));
+        if found.terms.len() < kept || found.terms[..kept] != self.terms[..kept] {
+            return violated("durable log survives", detail());
+        }
+        if torn.is_empty() && found.terms.len() != self.terms.len() {
+            return violated("nothing appears in the log", detail());
+        }
+        Ok(())
+    }
+}
+
+/// The view of the whole cluster.
+#[derive(Debug, Default)]
+pub struct Cluster {
+    leaders: BTreeMap<Term, NodeId>,
+    /// Term of each committed index, from 1.
+    committed: Vec<Term>,
+    /// Term in which each of them was committed: that of the leader who counted.
+    committed_in: Vec<Term>,
+    /// What each (index, term) holds, and the term before it (Log Matching, by induction).
+    entries: BTreeMap<(Index, Term), (Term, u64)>,
+    /// Hash over each applied prefix, from index 1.
+    applied: Vec<u64>,
+    /// Commit index last seen of each node's life.
+    commits: BTreeMap<(NodeId, u64), Index>,
+}
+
+impl Cluster {
+    /// Elections that were won.
+    pub fn elections(&self) -> u64 {
+        self.leaders.len() as u64
+    }
+
+    /// Index of the last entry known to be committed.
+    pub fn committed(&self) -> Index {
+        self.committed.len() as Index
+    }
+
+    /// A core has made a step.
+    pub fn core_stepped(
+        &mut self,
+        raft: &Raft,
+        life: u64,
+        platters: &BTreeMap<NodeId, Platter>,
+    ) -> Result<(), Violation> {
+        let id = raft.id();
+        if raft.role() == RoleName::Leader {
+            let leader = *self.leaders.entry(raft.term()).or_insert(id);
+            if leader != id {
+                let detail = format!("nodes {leader} and {id} lead term {}", raft.term());
+                return violated("election safety", detail);
+            }
+        }
+        let seen = self.commits.entry((id, life)).or_insert(0);
+        let (from, to) = (*seen + 1, raft.commit_index());
+        if to < *seen {
+            return violated("commit monotonic", format!("node {id}: {seen} then {to}"));
+        }
+        *seen = to;
+        // What a leader commits first, it commits by counting copies, and those may only be of an
+        // entry of its own term (paper 5.4.2): others' terms are committed along with one.
+        let news = to > self.committed();
+        if news && raft.role() == RoleName::Leader && raft.term_at(to) != Some(raft.term()) {
+            let (term, at) = (raft.term(), raft.term_at(to));
+            let detail = format!("node {id} leads term {term}, commits index {to} of {at:?}");
+            return violated("only entries of its own term are counted", detail);
+        }
+        for index in from..=to {
+            let Some(term) = raft.term_at(index) else { continue };
+            match self.committed.get(index as usize - 1) {
+                Some(&known) if known == term => {}
+                Some(known) => {
+                    let detail = format!("index {index}: term {known}, at node {id} term {term}");
+                    return violated("state machine safety", detail);
+                }
+                None => self.commits_first(raft, index, term, platters)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn commits_first(
+        &mut self,
+        raft: &Raft,
+        index: Index,
+        term: Term,
+        platters: &BTreeMap<NodeId, Platter>,
+    ) -> Result<(), Violation> {
+        let holds = |node| platters.get(&node).is_some_and(|p| p.holds(index, term));
+        if !raft.configuration().majority(holds) {
+            let detail = format!("node {} commits index {index} term {term}", raft.id());
+            return violated("commit evidence", detail);
+        }
+        self.committed.push(term);
+        self.committed_in.push(raft.term());
+        Ok(())
+    }
+
+    /// A core has become leader.
+    pub fn elected(
+        &self,
+        raft: &Raft,
+        platters: &BTreeMap<NodeId, Platter>,
+    ) -> Result<(), Violation> {
+        // Whoever voted has that on its platter, or has moved on to a later term since.
+        let vote = HardState { term: raft.term(), vote: Some(raft.id()) };
+        let voted =
+            |node| platters.get(&node).is_some_and(|p| p.hard == vote || p.hard.term > vote.term);
+        if !raft.configuration().majority(voted) {
+            let detail = format!("node {} leads term {}", raft.id(), raft.term());
+            return violated("election evidence", detail);
+        }
+        // Votes may come so late that a later term has committed meanwhile: that says nothing of
+        // this one, whose leader will learn soon that it is over.
+        let before = |at: &(&Term, &Term)| *at.1 < raft.term();
+        let known = self.committed.iter().zip(&self.committed_in).take_while(before);
+        for (index, (&term, _)) in (1..).zip(known) {
+            let found = raft.term_at(index);
+            if found != Some(term) {
+                let (id, now) = (raft.id(), raft.term());
+                let detail = format!(
+                    "node {id} leads term {now} with {found:?} at index {index}, committed {term}"
+                );
+                return violated("leader completeness", detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// A core hands entries to its log writer.
+    pub fn persists(
+        &mut self,
+        raft: &Raft,
+        persist: &Persist,
+        platter: &Platter,
+    ) -> Result<(), Violation> {
+        // Whoever holds what is committed never has a reason to replace it (Leader Completeness).
+        let first = persist.entries.first().map_or(Index::MAX, |e| e.index);
+        let last = self.committed().min(platter.terms.len() as Index);
+        for index in first..=last {
+            let committed = self.committed.get(index as usize - 1).copied();
+            if platter.term(index) == committed && raft.term_at(index) != committed {
+                let detail = format!("node {} replaces index {index} of {committed:?}", raft.id());
+                return violated("what is committed is never replaced", detail);
+            }
+        }
+        for entry in &persist.entries {
+            let before = raft.term_at(entry.index - 1).unwrap_or(0);
+            let says = (before, hash_of(entry));
+            let known = *self.entries.entry((entry.index, entry.term)).or_insert(says);
+            if known != says {
+                let detail = format!("index {} term {} differs", entry.index, entry.term);
+                return violated("log matching", detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries are applied at a node that had applied everything before `first`.
+    pub fn applies(&mut self, node: NodeId, entries: &[Entry]) -> Result<(), Violation> {
+        for entry in entries {
+            let at = entry.index as usize - 1;
+            let before = at.checked_sub(1).and_then(|i| self.applied.get(i)).copied().unwrap_or(0);
+            let hash = (before ^ hash_of(entry) ^ entry.term.rotate_left(32))
+                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            match self.applied.get(at) {
+                None => self.applied.push(hash),
+                Some(&known) if known == hash => {}
+                Some(_) => {
+                    let detail = format!("node {node} applies another entry at {}", entry.index);
+                    return violated("state machine safety", detail);
+                }
+            }
+            if self.committed.get(at) != Some(&entry.term) {
+                let detail = format!("node {node} applies index {}", entry.index);
+                return violated("only committed entries are applied", detail);
+            }
+        }
+        Ok(())
+    }
+
+    /// A message leaves a node: whatever it promises must be durable there.
+    pub fn leaves(
+        &self,
+        raft: &Raft,
+        message: &Message,
+        platter: &Platter,
+    ) -> Result<(), Violation> {
+        let detail = || format!("{message:?} leaves with {:?} durable", platter.hard);
+        let Message { to, term, .. } = *message;
+        match &message.body {
+            Body::RequestPreVote { .. } | Body::PreVoteResponse { granted: true } => return Ok(()),
+            Body::VoteResponse { granted: true }
+                if platter.hard != (HardState { term, vote: Some(to) }) =>
+            {
+                return violated("vote is durable", detail());
+            }
+            Body::RequestVote { .. }
+                if platter.hard != (HardState { term, vote: Some(raft.id()) }) =>
+            {
+                return violated("own vote is durable", detail());
+            }
+            Body::AppendResponse { result: AppendResult::Matched { index }, .. } => {
+                let held = platter.term(*index);
+                // Released by one input and overtaken by the next of the same turn, it speaks of
+                // the log of its own term, which the core has left since but the platter has not.
+                let left = raft.term() > term;
+                if *index > 0 && (held.is_none() || (!left && held != raft.term_at(*index))) {
+                    return violated("acknowledged entries are durable", detail());
+                }
+            }
+            _ => {}
+        }
+        if platter.hard.term < term {
+            return violated("term shown is durable", detail());
+        }
+        Ok(())
+    }
+}
+
+/// Voters that could be a majority of a configuration without these.
+pub fn can_serve(configuration: &Configuration, down: &[NodeId]) -> bool {
+    configuration.majority(|id| !down.contains(&id))
+}
+
+fn hash_of(entry: &Entry) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut byte = |b: u8| hash = (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
+    match &entry.payload {
+        Payload::Noop => byte(0),
+        Payload::Command(bytes) => {
+            byte(1);
+            bytes.iter().for_each(|&b| byte(b));
+        }
+        Payload::Configuration(c) => {
+            byte(2);
+            let mut bytes = Vec::new();
+            codec::put_configuration(&mut bytes, c);
+            bytes.into_iter().for_each(byte);
+        }
+    }
+    hash
+}

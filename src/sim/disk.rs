@@ -1,0 +1,512 @@
+//! The simulated disk of one node.
+//!
+//! # Fault model
+//!
+//! - A write goes to the cache at once. It is made of sectors of [`SECTOR_BYTES`]; each is written
+//!   whole or not at all.
+//! - `sync_data` and `sync_all` put every earlier write to that file on the platter. A created or
+//!   removed name is on the platter after `sync_dir`.
+//! - A killed process loses nothing: the cache belongs to the system.
+//! - A power loss keeps, of every sector written since the last sync, the old content or that of
+//!   any of the writes since, chosen sector by sector: unsynced writes are lost, torn and reordered.
+//!   Of every name changed since the last `sync_dir` it keeps the old state or the new.
+//! - The power may fail in the middle of an operation: [`SimDisk::fail_power_in`] counts operations
+//!   down, and the one it hits is torn; all later ones fail and touch nothing.
+//! - [`Trouble`] makes one later operation fail with an error. After a failed sync the unsynced
+//!   writes of the file are in doubt: a power loss may take them even if a later sync succeeds.
+//! - Bits flip only in what [`SimDisk::flip`] is told, behind everyone's back.
+//!
+//! Not modelled: errors that go away by themselves, a disk that lies about syncs, reads that return
+//! different bytes twice.
+
+use super::dice::Dice;
+use crate::env::{DirLock, Disk, DiskFile, Open};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a disk writes whole or not at all.
+pub const SECTOR_BYTES: usize = 512;
+
+/// An operation that is made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Trouble {
+    /// A read fails (EIO).
+    Read,
+    /// A write fails (EIO).
+    Write,
+    /// A sync fails (EIO).
+    Sync,
+    /// No space is left for a write that makes a file longer, or for a new file.
+    Full,
+}
+
+/// A disk; clones share it.
+#[derive(Clone)]
+pub struct SimDisk(Arc<Mutex<State>>);
+
+struct State {
+    dice: Dice,
+    names: BTreeMap<PathBuf, usize>,
+    /// The names as the platter has them, where that differs.
+    unsynced_names: BTreeMap<PathBuf, Option<usize>>,
+    files: Vec<File>,
+    power_fails_in: Option<u64>,
+    dark: bool,
+    trouble: Option<Trouble>,
+    /// How often each trouble struck.
+    pub(super) struck: BTreeMap<Trouble, u64>,
+    syncs: u64,
+}
+
+#[derive(Default)]
+struct File {
+    bytes: Vec<u8>,
+    /// Length on the platter.
+    durable_len: usize,
+    /// Where the last write began, and the last one that was synced.
+    last_write: usize,
+    last_synced: usize,
+    /// Earlier content of sectors written since the last sync, oldest first.
+    undo: Vec<(usize, Vec<u8>)>,
+    /// The same for writes whose sync failed: the system takes them for clean, and only writing
+    /// the sector again and syncing that makes it durable.
+    doubtful: Vec<(usize, Vec<u8>)>,
+}
+
+impl fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimDisk").finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct SimFile(SimDisk, usize);
+
+impl File {
+    fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        self.last_write = offset;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        let first = offset / SECTOR_BYTES * SECTOR_BYTES;
+        for at in (first..end).step_by(SECTOR_BYTES) {
+            let to = (at + SECTOR_BYTES).min(self.bytes.len());
+            self.undo.extend(self.doubtful.extract_if(.., |entry| entry.0 == at));
+            self.undo.push((at, self.bytes[at..to].to_vec()));
+        }
+        self.bytes[offset..end].copy_from_slice(bytes);
+    }
+
+    fn sync_failed(&mut self) {
+        self.doubtful.append(&mut self.undo);
+    }
+
+    fn sync(&mut self) {
+        self.undo.clear();
+        self.durable_len = self.bytes.len();
+        self.last_synced = self.last_write;
+    }
+
+    /// What a power loss leaves.
+    fn lose(&mut self, dice: &mut Dice) {
+        // Walking back through the writes of a sector, each is undone or ends the walk.
+        let mut kept: BTreeMap<usize, bool> = BTreeMap::new();
+        for (at, old) in self.undo.drain(..).rev().chain(self.doubtful.drain(..).rev()) {
+            let kept = kept.entry(at).or_insert(false);
+            *kept |= dice.chance(1, 2);
+            if !*kept {
+                let to = (at + old.len()).min(self.bytes.len());
+                self.bytes[at..to].copy_from_slice(&old[..to - at]);
+            }
+        }
+        let len =
+            dice.between(self.durable_len.min(self.bytes.len()) as u64, self.bytes.len() as u64);
+        self.bytes.truncate(len as usize);
+        self.durable_len = self.bytes.len();
+    }
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new(dice: Dice) -> SimDisk {
+        SimDisk(Arc::new(Mutex::new(State {
+            dice,
+            names: BTreeMap::new(),
+            unsynced_names: BTreeMap::new(),
+            files: Vec::new(),
+            power_fails_in: None,
+            dark: false,
+            trouble: None,
+            struck: BTreeMap::new(),
+            syncs: 0,
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The power fails in the middle of the operation that many changes from now.
+    pub fn fail_power_in(&self, changes: u64) {
+        self.state().power_fails_in = Some(changes);
+    }
+
+    /// Whether the power failed.
+    pub fn is_dark(&self) -> bool {
+        self.state().dark
+    }
+
+    /// The next operation of that kind fails.
+    pub fn trouble(&self, trouble: Option<Trouble>) {
+        self.state().trouble = trouble;
+    }
+
+    /// How often each trouble struck so far.
+    pub fn struck(&self) -> BTreeMap<Trouble, u64> {
+        self.state().struck.clone()
+    }
+
+    /// Syncs so far.
+    pub fn syncs(&self) -> u64 {
+        self.state().syncs
+    }
+
+    /// The process is gone, the system is not: everything written is still there.
+    pub fn killed(&self) {
+        let mut state = self.state();
+        state.power_fails_in = None;
+        state.trouble = None;
+        state.dark = false;
+    }
+
+    /// The power is gone: what was not synced is there or not, piece by piece.
+    pub fn power_lost(&self) {
+        let mut guard = self.state();
+        let state = &mut *guard;
+        for file in &mut state.files {
+            file.lose(&mut state.dice);
+        }
+        for (path, old) in std::mem::take(&mut state.unsynced_names) {
+            if state.dice.chance(1, 2) {
+                match old {
+                    Some(id) => state.names.insert(path, id),
+                    None => state.names.remove(&path),
+                };
+            }
+        }
+        drop(guard);
+        self.killed();
+    }
+
+    /// Paths and lengths of all files.
+    pub fn files(&self) -> Vec<(PathBuf, usize)> {
+        let state = self.state();
+        state.names.iter().map(|(path, &id)| (path.clone(), state.files[id].bytes.len())).collect()
+    }
+
+    /// The bytes of a file, none when it is not there.
+    pub fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = self.state();
+        state.names.get(path).map(|&id| state.files[id].bytes.clone())
+    }
+
+    /// A byte of some file of the log that a later synced write followed: chosen by `at`.
+    pub fn settled_byte(&self, at: u64) -> Option<(PathBuf, usize)> {
+        let state = self.state();
+        let files: Vec<_> = state
+            .names
+            .iter()
+            .filter(|(path, _)| path.to_string_lossy().contains("log-"))
+            .map(|(path, &id)| (path, state.files[id].last_synced))
+            .filter(|(_, end)| *end > 0)
+            .collect();
+        let (path, end) = files.get(usize::try_from(at >> 32).ok()? % files.len().max(1))?;
+        Some(((*path).clone(), usize::try_from(at & 0xffff_ffff).ok()? % end))
+    }
+
+    /// Writes a sector that is settled a second time, where it does not belong: over another one
+    /// that is settled. Whether that changed anything.
+    pub fn misdirect(&self, from: u64, to: u64) -> bool {
+        let (Some(from), Some(to)) = (self.settled_byte(from), self.settled_byte(to)) else {
+            return false;
+        };
+        let sector = |byte: usize| byte / SECTOR_BYTES * SECTOR_BYTES;
+        let mut state = self.state();
+        let ids = (state.names.get(&from.0).copied(), state.names.get(&to.0).copied());
+        let (Some(source), Some(target)) = ids else { return false };
+        let (at, to) = (sector(from.1), sector(to.1));
+        let Some(bytes) = state.files[source].bytes.get(at..at + SECTOR_BYTES) else {
+            return false;
+        };
+        let bytes = bytes.to_vec();
+        let settled = to + SECTOR_BYTES <= state.files[target].last_synced;
+        match state.files[target].bytes.get_mut(to..to + SECTOR_BYTES) {
+            Some(place) if settled && *place != bytes[..] => {
+                place.copy_from_slice(&bytes);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a power loss would change nothing in the files with that in their names.
+    pub fn is_durable(&self, name: &str) -> bool {
+        let state = self.state();
+        let files = state.names.iter().filter(|(path, _)| path.to_string_lossy().contains(name));
+        files
+            .map(|(_, &id)| &state.files[id])
+            .all(|file| file.undo.is_empty() && file.doubtful.is_empty())
+    }
+
+    /// Turns one bit over, behind everyone's back.
+    pub fn flip(&self, path: &Path, byte: usize, bit: u8) {
+        let mut state = self.state();
+        if let Some(&id) = state.names.get(path)
+            && let Some(byte) = state.files[id].bytes.get_mut(byte)
+        {
+            *byte ^= 1 << (bit % 8);
+        }
+    }
+}
+
+impl State {
+    /// Whether an operation may go on; on the way the power may fail.
+    fn strikes(&mut self, trouble: Trouble) -> bool {
+        let strikes = self.trouble == Some(trouble);
+        if strikes {
+            self.trouble = None;
+            *self.struck.entry(trouble).or_default() += 1;
+        }
+        strikes
+    }
+
+    fn light(&mut self, changes: bool) -> io::Result<Power> {
+        if self.dark {
+            return Err(dark());
+        }
+        match &mut self.power_fails_in {
+            Some(0) if changes => {
+                self.dark = true;
+                Ok(Power::FailsNow)
+            }
+            Some(left) if changes => {
+                *left -= 1;
+                Ok(Power::On)
+            }
+            _ => Ok(Power::On),
+        }
+    }
+}
+
+#[derive(PartialEq, Eq)]
+enum Power {
+    On,
+    FailsNow,
+}
+
+fn dark() -> io::Error {
+    io::Error::other("simulated power loss")
+}
+
+fn eio() -> io::Error {
+    io::Error::other("simulated input/output error")
+}
+
+fn full() -> io::Error {
+    io::ErrorKind::StorageFull.into()
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
+        let mut state = self.state();
+        let power = state.light(mode == Open::CreateNew)?;
+        let id = match (state.names.get(path).copied(), mode) {
+            (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(id), _) => id,
+            (None, Open::CreateNew) => {
+                if state.strikes(Trouble::Full) {
+                    return Err(full());
+                }
+                let id = state.files.len();
+                state.files.push(File::default());
+                state.names.insert(path.to_path_buf(), id);
+                state.unsynced_names.entry(path.to_path_buf()).or_insert(None);
+                id
+            }
+            (None, _) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        if power == Power::FailsNow {
+            return Err(dark());
+        }
+        drop(state);
+        Ok(Arc::new(SimFile(self.clone(), id)))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let mut state = self.state();
+        state.light(false)?;
+        let name = |path: &PathBuf| {
+            let name = (path.parent() == Some(dir)).then(|| path.file_name()).flatten()?;
+            Some(name.to_string_lossy().into_owned())
+        };
+        Ok(state.names.keys().filter_map(name).collect())
+    }
+
+    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
+        self.state().light(false).map(|_| ())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let power = state.light(true)?;
+        let id = state.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
+        state.unsynced_names.entry(path.to_path_buf()).or_insert(Some(id));
+        if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let power = state.light(true)?;
+        let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.unsynced_names.entry(from.to_path_buf()).or_insert(Some(id));
+        let old = state.names.insert(to.to_path_buf(), id);
+        state.unsynced_names.entry(to.to_path_buf()).or_insert(old);
+        if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        if state.light(true)? == Power::FailsNow {
+            return Err(dark());
+        }
+        if state.strikes(Trouble::Sync) {
+            return Err(eio());
+        }
+        state.unsynced_names.retain(|path, _| path.parent() != Some(dir));
+        Ok(())
+    }
+
+    fn lock(&self, dir: &Path) -> io::Result<DirLock> {
+        self.state().light(false)?;
+        Ok(DirLock { guard: Box::new(()), path: dir.join("lock") })
+    }
+}
+
+impl DiskFile for SimFile {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut state = self.0.state();
+        state.light(false)?;
+        if state.strikes(Trouble::Read) {
+            return Err(eio());
+        }
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        let bytes = &state.files[self.1].bytes;
+        let found = at.checked_add(buf.len()).and_then(|end| bytes.get(at..end));
+        buf.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let mut guard = self.0.state();
+        let state = &mut *guard;
+        let power = state.light(true)?;
+        let at = usize::try_from(offset).map_err(io::Error::other)?;
+        if state.strikes(Trouble::Write) {
+            return Err(eio());
+        }
+        if at + buf.len() > state.files[self.1].bytes.len() && state.strikes(Trouble::Full) {
+            return Err(full());
+        }
+        state.files[self.1].write(at, buf);
+        if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.sync_all()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        let mut state = self.0.state();
+        if state.light(true)? == Power::FailsNow {
+            return Err(dark());
+        }
+        if state.strikes(Trouble::Sync) {
+            state.files[self.1].sync_failed();
+            return Err(eio());
+        }
+        state.syncs += 1;
+        state.files[self.1].sync();
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let mut state = self.0.state();
+        state.light(false)?;
+        Ok(state.files[self.1].bytes.len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk_with(seed: u64) -> (SimDisk, Arc<dyn DiskFile>) {
+        let disk = SimDisk::new(Dice::new(seed));
+        let file = disk.open(Path::new("d/f"), Open::CreateNew).unwrap();
+        file.write_all_at(&[1; 2048], 0).unwrap();
+        file.sync_all().unwrap();
+        disk.sync_dir(Path::new("d")).unwrap();
+        (disk, file)
+    }
+
+    /// What was synced survives every power loss; what was not comes back sector by sector as the
+    /// old or the new bytes, and over some seeds as both, in any order.
+    #[test]
+    fn a_power_loss_takes_unsynced_sectors_one_by_one() {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..64 {
+            let (disk, file) = disk_with(seed);
+            file.write_all_at(&[2; 1024], 512).unwrap();
+            disk.power_lost();
+            let bytes = disk.bytes(Path::new("d/f")).unwrap();
+            assert!(bytes[..512].iter().chain(&bytes[1536..]).all(|&b| b == 1));
+            let sectors: Vec<u8> = bytes[512..1536].chunks(512).map(|s| s[0]).collect();
+            assert!(bytes.chunks(512).all(|s| s.iter().all(|&b| b == s[0])), "sectors are whole");
+            seen.insert(sectors);
+        }
+        assert_eq!(seen.len(), 4, "both, none, and each alone");
+    }
+
+    /// A name that was not synced is there or not; a killed process loses neither name nor bytes.
+    #[test]
+    fn names_are_durable_after_the_directory_is_synced() {
+        let mut found = [0, 0];
+        for seed in 0..32 {
+            let (disk, _) = disk_with(seed);
+            disk.open(Path::new("d/g"), Open::CreateNew).unwrap();
+            disk.killed();
+            assert!(disk.bytes(Path::new("d/g")).is_some());
+            disk.power_lost();
+            found[usize::from(disk.bytes(Path::new("d/g")).is_some())] += 1;
+            assert!(disk.bytes(Path::new("d/f")).is_some());
+        }
+        assert!(found[0] > 0 && found[1] > 0);
+    }
+
+    /// Once the power has failed nothing works until it is back.
+    #[test]
+    fn the_power_fails_in_the_middle() {
+        let (disk, file) = disk_with(1);
+        disk.fail_power_in(1);
+        file.write_all_at(&[3; 4], 0).unwrap();
+        assert!(file.sync_all().is_err());
+        assert!(disk.is_dark());
+        assert!(file.read_exact_at(&mut [0], 0).is_err());
+        disk.power_lost();
+        assert!(file.read_exact_at(&mut [0], 0).is_ok());
+    }
+}

@@ -1,0 +1,298 @@
+//! Exhaustive exploration of the consensus core within small bounds.
+//!
+//! The seeded simulator tries long runs at random; this tries *every* run that is short enough:
+//! breadth-first over all orders of messages, completions of the disk, timeouts, losses, duplicates
+//! and crashes, with every invariant on every state. The first violation comes with a shortest path
+//! to it. The core is the production core ([`crate::raft::Raft`]), one value per node.
+//!
+//! # What a state is
+//!
+//! The cores, their disks (what is written and what is asked to be), the messages in flight, and what
+//! must be remembered to judge (who led which term, what was committed, which reads are open).
+//! States are kept as fingerprints of 128 bits, equal for states that differ only in which node is
+//! which. Clocks are no part of a state: whether a timer has run out is an event like any other (see
+//! `raft/canonical.rs`).
+//!
+//! # What makes it small, and why nothing is lost
+//!
+//! - There are no lost messages: one that never arrives is never delivered. `drops` matter only
+//!   together with a bound on messages in flight.
+//! - Of equal messages one is in flight; `duplicates` make one arrive again.
+//! - A message that its receiver can never again do anything but ignore is removed
+//!   (`world::Node::ignores_for_ever`), and an event that changes nothing is not followed.
+//! - A node that is down is a node that nothing arrives at: crash and restart are one event.
+//! - Unless `pre_votes` is set, pre-votes are not sent: a node whose timer ran out may be granted them
+//!   at any time, and no node remembers having heard a leader. Both only allow more.
+//!
+//! Left out: snapshots, changes of voters, `Ready` taken after several events at once (it is taken
+//! after each), and entries that span several AppendEntries because of their size.
+
+mod local;
+mod prints;
+mod space;
+mod world;
+
+use super::checks::Violation;
+use prints::{MakeQuick, Print};
+use space::{Event, Next, Space};
+use std::collections::{BTreeMap, HashSet};
+use world::World;
+
+/// Largest cluster: beyond it nothing ends.
+pub const NODES_MAX: usize = 3;
+/// Kinds of events of which only so many may happen in one run.
+pub const ALLOWANCES: usize = 11;
+/// As often as there is occasion.
+pub const UNBOUNDED: u8 = u8::MAX;
+
+/// A kind of event of which only so many may happen in one run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowance {
+    /// Election timers that run out, at any node.
+    Timeouts,
+    /// Proposals of a client.
+    Entries,
+    /// Reads of a client, at any node.
+    Reads,
+    /// Crashes, each with every part of what was being written.
+    Crashes,
+    /// Messages that arrive once more.
+    Duplicates,
+    /// Messages that make room for others.
+    Drops,
+    /// Heartbeats of a leader, or requests for a read index that are repeated.
+    Beats,
+    /// A leader takes what it has sent for lost, or a transfer for failed.
+    Resends,
+    /// Connections that break.
+    Breaks,
+    /// Attempts to hand leadership over.
+    Transfers,
+    /// A leader's disk that answers too late.
+    Stalls,
+}
+
+impl Allowance {
+    /// All, with the name of each.
+    pub const ALL: [(Allowance, &'static str); ALLOWANCES] = [
+        (Allowance::Timeouts, "timeouts"),
+        (Allowance::Entries, "entries"),
+        (Allowance::Reads, "reads"),
+        (Allowance::Crashes, "crashes"),
+        (Allowance::Duplicates, "duplicates"),
+        (Allowance::Drops, "drops"),
+        (Allowance::Beats, "beats"),
+        (Allowance::Resends, "resends"),
+        (Allowance::Breaks, "breaks"),
+        (Allowance::Transfers, "transfers"),
+        (Allowance::Stalls, "stalls"),
+    ];
+}
+
+/// A bug planted in the surroundings of the core, to show that it is found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Plant {
+    /// None.
+    #[default]
+    None,
+    /// A restart forgets the vote.
+    ForgottenVotes,
+    /// A restart forgets the last entry.
+    LostEntry,
+    /// The disk reports what it has not written.
+    EarlyReports,
+    /// The network raises the term of what arrives to the receiver's.
+    ForgedTerms,
+}
+
+impl Plant {
+    /// All, with the name of each.
+    pub const ALL: [(Plant, &'static str); 4] = [
+        (Plant::ForgottenVotes, "forgotten-votes"),
+        (Plant::LostEntry, "lost-entry"),
+        (Plant::EarlyReports, "early-reports"),
+        (Plant::ForgedTerms, "forged-terms"),
+    ];
+}
+
+/// How far to explore.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Nodes, all voting: 2 to [`NODES_MAX`].
+    pub nodes: u64,
+    /// No node gets beyond this term.
+    pub terms: u64,
+    /// By [`Allowance`].
+    pub allowed: [u8; ALLOWANCES],
+    /// A message is gone once it has arrived; else it may arrive again at any time.
+    pub once: bool,
+    /// Messages in flight at a time; none for as many as there are.
+    pub in_flight: Option<usize>,
+    /// Requests that a node's disk may have under way.
+    pub writes: usize,
+    /// Pre-votes are messages like all others.
+    pub pre_votes: bool,
+    /// Ends the exploration unfinished.
+    pub states_max: usize,
+    /// A bug to find.
+    pub plant: Plant,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds {
+            nodes: 3,
+            terms: 2,
+            allowed: [0; ALLOWANCES],
+            once: false,
+            in_flight: None,
+            writes: usize::MAX,
+            pre_votes: false,
+            states_max: usize::MAX,
+            plant: Plant::None,
+        }
+        .with(Allowance::Timeouts, UNBOUNDED)
+    }
+}
+
+impl Bounds {
+    /// Allows so many of them; [`UNBOUNDED`] is for timeouts, which the terms bound.
+    #[must_use]
+    pub fn with(mut self, what: Allowance, count: u8) -> Bounds {
+        self.allowed[what as usize] = count;
+        self
+    }
+}
+
+/// What an exploration has seen.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Different states, up to the names of the nodes.
+    pub states: usize,
+    /// Events that were followed.
+    pub transitions: u64,
+    /// Events on the longest of the shortest paths.
+    pub depth: usize,
+    /// States of the last depth that were not followed yet.
+    pub open: usize,
+    /// Nothing within the bounds is left unexplored.
+    pub exhausted: bool,
+    /// Different states of one node.
+    pub node_states: usize,
+    /// Different messages.
+    pub messages: usize,
+    /// Events that were not followed because they exceed a bound, by its name.
+    pub cut: BTreeMap<&'static str, u64>,
+    /// States or events of note, by name.
+    pub sights: BTreeMap<&'static str, u64>,
+}
+
+/// An invariant is broken.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// Which, and how.
+    pub violation: Violation,
+    /// The events that lead to it, in words; no other path is shorter.
+    pub path: Vec<String>,
+    /// What was explored before.
+    pub report: Report,
+}
+
+/// How each state was first reached: from which one, and by what.
+type Arrivals = Vec<(u32, Event)>;
+
+/// Explores everything within the bounds, breadth-first. `progress` is told after each depth.
+///
+/// # Errors
+/// The first violation, with a shortest path to it.
+pub fn explore(bounds: &Bounds, mut progress: impl FnMut(&Report)) -> Result<Report, Box<Failure>> {
+    let mut space = Space::new(bounds.clone());
+    let mut report = Report::default();
+    let mut seen: HashSet<Print, MakeQuick> = HashSet::default();
+    let mut arrivals = Arrivals::new();
+    let beginning = space.beginning();
+    seen.insert(space.print(&beginning, &space.sums(&beginning)));
+    let mut frontier = vec![(0_u32, beginning)];
+    report.states = 1;
+    while !frontier.is_empty() {
+        let mut found: Vec<(u32, World)> = Vec::new();
+        for (from, world) in frontier {
+            if report.states >= bounds.states_max {
+                summarise(&mut report, &space);
+                return Ok(report);
+            }
+            let sums = space.sums(&world);
+            for event in space.events(&world) {
+                let (next, print) = match space.next(&world, &sums, event) {
+                    Ok(Next::To(next, print)) => (next, print),
+                    Ok(Next::Nothing) => continue,
+                    Ok(Next::Cut(bound)) => {
+                        *report.cut.entry(bound).or_default() += 1;
+                        continue;
+                    }
+                    Err(violation) => {
+                        summarise(&mut report, &space);
+                        return Err(failure(violation, &mut space, &arrivals, from, event, report));
+                    }
+                };
+                report.transitions += 1;
+                if !seen.insert(print) {
+                    continue;
+                }
+                report.states += 1;
+                if let Err(violation) = space.check(&next) {
+                    summarise(&mut report, &space);
+                    return Err(failure(violation, &mut space, &arrivals, from, event, report));
+                }
+                arrivals.push((from, event));
+                found.push((arrivals.len() as u32, next));
+            }
+        }
+        report.depth += usize::from(!found.is_empty());
+        report.open = found.len();
+        frontier = found;
+        summarise(&mut report, &space);
+        progress(&report);
+    }
+    report.exhausted = true;
+    Ok(report)
+}
+
+fn summarise(report: &mut Report, space: &Space) {
+    (report.node_states, report.messages) = space.parts();
+    report.sights.clone_from(&space.sights);
+}
+
+/// Tells the story again from the beginning.
+fn failure(
+    violation: Violation,
+    space: &mut Space,
+    arrivals: &Arrivals,
+    mut from: u32,
+    last: Event,
+    report: Report,
+) -> Box<Failure> {
+    let mut events = vec![last];
+    while let Some(&(before, event)) =
+        (from as usize).checked_sub(1).and_then(|at| arrivals.get(at))
+    {
+        events.push(event);
+        from = before;
+    }
+    Box::new(Failure { violation, path: retell(space, events.into_iter().rev()), report })
+}
+
+fn retell(space: &mut Space, events: impl Iterator<Item = Event>) -> Vec<String> {
+    let mut world = space.beginning();
+    let mut lines = Vec::new();
+    for (event, number) in events.zip(1..) {
+        let sums = space.sums(&world);
+        let after = match space.next(&world, &sums, event) {
+            Ok(Next::To(next, _)) => Some(next),
+            _ => None,
+        };
+        lines.push(format!("{number:>4}. {}", space.describe(event, after.as_ref())));
+        world = after.unwrap_or(world);
+    }
+    lines
+}

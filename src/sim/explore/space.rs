@@ -1,0 +1,509 @@
+//! Which events a state allows, and where each of them leads.
+//!
+//! Nodes, messages and histories are kept in tables, once each, with their fingerprint under every
+//! renaming of the nodes; what an event makes of a node is remembered, because the core is
+//! deterministic and the same node meets the same event in very many states of the cluster.
+
+use super::super::checks::{Violation, violated};
+use super::local::{Act, Local};
+use super::prints::{MakeQuick, Print, Table, print, renamings};
+use super::world::{History, Node, World, acknowledges_what_is_there, stands};
+use super::{ALLOWANCES, Allowance, Bounds, NODES_MAX, UNBOUNDED};
+use crate::raft::canonical::{Names, message_words};
+use crate::raft::{Body, Configuration, Member, Message, NodeId, ReadAnswer};
+use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// One event of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Event {
+    /// Something happens to a node.
+    At { node: u8, act: Act },
+    /// A message arrives and stays in flight.
+    Twice { node: u8, message: u32 },
+    /// A message is lost.
+    Lost { message: u32 },
+}
+
+/// A message with its fingerprints, by renaming.
+struct Letter {
+    message: Message,
+    prints: Box<[Print]>,
+}
+
+/// What an event makes of a node.
+struct Outcome {
+    node: u32,
+    sent: Vec<u32>,
+    answers: Vec<ReadAnswer>,
+    /// Entries that the node had are gone, and not by a crash.
+    overwrote: bool,
+}
+
+/// Where an event leads.
+pub(super) enum Next {
+    /// To this state, with its fingerprint.
+    To(World, Print),
+    /// Nowhere new: whatever can follow can follow without it.
+    Nothing,
+    /// Over a bound.
+    Cut(&'static str),
+}
+
+/// Everything that is the same for all states.
+pub(super) struct Space {
+    bounds: Bounds,
+    names: Vec<Vec<u64>>,
+    configuration: Arc<Configuration>,
+    nodes: Table<Node>,
+    letters: Table<Letter>,
+    histories: Table<(History, Box<[Print]>)>,
+    outcomes: HashMap<(u32, Act), Rc<Outcome>, MakeQuick>,
+    /// How often something worth mentioning was met.
+    pub(super) sights: BTreeMap<&'static str, u64>,
+}
+
+impl Space {
+    pub(super) fn new(bounds: Bounds) -> Space {
+        let member =
+            |id| Member { id, identity: id, address: format!("node-{id}.invalid:{}", 7100 + id) };
+        let members = (1..=bounds.nodes).map(member).collect();
+        Space {
+            names: renamings(bounds.nodes),
+            configuration: Arc::new(Configuration::of_voters(1, members)),
+            nodes: Table::new(),
+            letters: Table::new(),
+            histories: Table::new(),
+            outcomes: HashMap::default(),
+            sights: BTreeMap::new(),
+            bounds,
+        }
+    }
+
+    /// Different states of a node, and different messages.
+    pub(super) fn parts(&self) -> (usize, usize) {
+        (self.nodes.len(), self.letters.len())
+    }
+
+    /// Where everything begins: empty disks, nobody leads.
+    pub(super) fn beginning(&mut self) -> World {
+        let mut nodes = [0; NODES_MAX];
+        for (at, id) in (1..=self.bounds.nodes).enumerate() {
+            nodes[at] = self.node(Local::new(id, &self.configuration.clone()));
+        }
+        let history = self.history(History::default());
+        World { nodes, history, spent: [0; ALLOWANCES], flight: Box::default() }
+    }
+
+    fn node(&mut self, local: Local) -> u32 {
+        let prints = self.prints(1, |names, words| local.words(names, words));
+        self.nodes.number(prints[0], || Node { seen: local.seen(), prints, local })
+    }
+
+    fn letter(&mut self, message: Message) -> u32 {
+        let prints = self.prints(2, |names, words| message_words(&message, names, words));
+        self.letters.number(prints[0], || Letter { message, prints })
+    }
+
+    fn history(&mut self, history: History) -> u32 {
+        let prints: Box<[Print]> = self.names.iter().map(|n| history.print(Names(n))).collect();
+        self.histories.number(prints[0], || (history, prints))
+    }
+
+    fn prints(&self, kind: u64, fill: impl Fn(Names<'_>, &mut Vec<u64>)) -> Box<[Print]> {
+        let one = |names: &Vec<u64>| {
+            let mut words = Vec::new();
+            fill(Names(names), &mut words);
+            print(kind, &words)
+        };
+        self.names.iter().map(one).collect()
+    }
+
+    /// The sums that a state's fingerprint is the least of, by renaming.
+    pub(super) fn sums(&self, world: &World) -> Vec<Print> {
+        let under = |at: usize| {
+            let nodes = self.ids().map(|id| self.at(world, id).prints[at]);
+            let letters = world.flight.iter().map(|&m| self.letters.get(m).prints[at]);
+            nodes.chain(letters).fold(0, Print::wrapping_add)
+        };
+        (0..self.names.len()).map(under).collect()
+    }
+
+    /// The same for all states that differ only in which node is which.
+    pub(super) fn print(&self, world: &World, sums: &[Print]) -> Print {
+        let history = &self.histories.get(world.history).1;
+        let least = sums.iter().zip(history).map(|(sum, h)| sum.wrapping_add(*h)).min();
+        least.unwrap_or_default().wrapping_add(print(4, &world.spent.map(u64::from)))
+    }
+
+    fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+        1..=self.bounds.nodes
+    }
+
+    fn at(&self, world: &World, id: NodeId) -> &Node {
+        self.nodes.get(world.nodes[id as usize - 1])
+    }
+
+    fn all(&self, world: &World) -> Vec<&Node> {
+        self.ids().map(|id| self.at(world, id)).collect()
+    }
+
+    fn left(&self, world: &World, what: Allowance) -> bool {
+        world.spent[what as usize] < self.bounds.allowed[what as usize]
+    }
+
+    /// Every event that the bounds allow.
+    pub(super) fn events(&self, world: &World) -> Vec<Event> {
+        let mut events = Vec::new();
+        for &message in &world.flight {
+            let node = self.letters.get(message).message.to as u8;
+            events.push(Event::At { node, act: Act::Step { message } });
+            if self.bounds.once && self.left(world, Allowance::Duplicates) {
+                events.push(Event::Twice { node, message });
+            }
+            if self.left(world, Allowance::Drops) {
+                events.push(Event::Lost { message });
+            }
+        }
+        for id in self.ids() {
+            let mut push = |act| events.push(Event::At { node: id as u8, act });
+            self.acts_of_time(world, id, &mut push);
+            self.acts_of_others(world, id, &mut push);
+        }
+        events
+    }
+
+    fn acts_of_time(&self, world: &World, id: NodeId, push: &mut impl FnMut(Act)) {
+        let node = self.at(world, id);
+        let peers = || self.ids().filter(|&peer| peer != id);
+        if node.leads() {
+            push(Act::Silence);
+            if self.left(world, Allowance::Beats) {
+                push(Act::Beat);
+            }
+            if self.left(world, Allowance::Resends) {
+                push(Act::Late);
+            }
+            if self.left(world, Allowance::Breaks) {
+                peers().for_each(|peer| push(Act::Break { peer: peer as u8 }));
+            }
+            if self.left(world, Allowance::Stalls) && !node.local.pending.is_empty() {
+                peers().for_each(|peer| push(Act::Stall { heard_last: peer as u8 }));
+            }
+            return;
+        }
+        if node.term() < self.bounds.terms && self.left(world, Allowance::Timeouts) {
+            push(if self.bounds.pre_votes { Act::Timer } else { Act::Campaign });
+        }
+        if self.bounds.pre_votes && node.local.raft.remembers_a_leader() {
+            push(Act::Forget);
+        }
+        if self.left(world, Allowance::Beats) {
+            push(Act::Beat);
+        }
+        if let Some(leader) = node.local.raft.leader()
+            && self.left(world, Allowance::Breaks)
+        {
+            push(Act::Break { peer: leader as u8 });
+        }
+    }
+
+    fn acts_of_others(&self, world: &World, id: NodeId, push: &mut impl FnMut(Act)) {
+        let node = self.at(world, id);
+        if node.leads() && self.left(world, Allowance::Entries) {
+            push(Act::Propose { label: world.spent[Allowance::Entries as usize] + 1 });
+        }
+        if self.left(world, Allowance::Reads) {
+            push(Act::Read { id: world.spent[Allowance::Reads as usize] + 1 });
+        }
+        if node.leads() && self.left(world, Allowance::Transfers) {
+            self.ids().filter(|&to| to != id).for_each(|to| push(Act::Transfer { to: to as u8 }));
+        }
+        let pending = &node.local.pending;
+        for count in 1..=pending.len() {
+            push(Act::Persist { count: count as u8 });
+        }
+        if !self.left(world, Allowance::Crashes) {
+            return;
+        }
+        let applied = [false, node.local.raft.applied_index() > node.local.platter.applied];
+        for &flushed in &applied[..1 + usize::from(applied[1])] {
+            for writes in 0..=pending.len() {
+                let mut crash = |torn| push(Act::Crash { writes: writes as u8, torn, flushed });
+                crash(None);
+                let Some(next) = pending.get(writes) else { continue };
+                // With nothing of it written it is the crash above, with all of it the next one.
+                let from = usize::from(next.hard_state.is_none());
+                (from..next.entries.len()).for_each(|entries| crash(Some(entries as u8)));
+            }
+        }
+    }
+
+    /// What the act costs.
+    fn price(&self, event: Event, leads: bool) -> Option<Allowance> {
+        let Event::At { act, .. } = event else {
+            return Some(match event {
+                Event::Twice { .. } => Allowance::Duplicates,
+                _ => Allowance::Drops,
+            });
+        };
+        match act {
+            Act::Timer | Act::Campaign => Some(Allowance::Timeouts),
+            Act::Beat => Some(Allowance::Beats),
+            Act::Late => Some(Allowance::Resends),
+            Act::Break { .. } => Some(Allowance::Breaks),
+            Act::Stall { .. } => Some(Allowance::Stalls),
+            Act::Propose { .. } if leads => Some(Allowance::Entries),
+            Act::Read { .. } => Some(Allowance::Reads),
+            Act::Transfer { .. } => Some(Allowance::Transfers),
+            Act::Crash { .. } => Some(Allowance::Crashes),
+            _ => None,
+        }
+    }
+
+    /// Where an event leads from a state with these [`Space::sums`].
+    pub(super) fn next(
+        &mut self,
+        world: &World,
+        sums: &[Print],
+        event: Event,
+    ) -> Result<Next, Violation> {
+        let (id, act, gone) = match event {
+            Event::At { node, act: act @ Act::Step { message } } => {
+                (node, act, self.bounds.once.then_some(message))
+            }
+            Event::At { node, act } => (node, act, None),
+            Event::Twice { node, message } => (node, Act::Step { message }, None),
+            Event::Lost { message } => {
+                let mut next = world.clone();
+                next.flight = without(&world.flight, message);
+                next.spent[Allowance::Drops as usize] += 1;
+                let print = self.print(&next, &self.sums(&next));
+                return Ok(Next::To(next, print));
+            }
+        };
+        let (slot, id) = (usize::from(id) - 1, NodeId::from(id));
+        let before = world.nodes[slot];
+        let outcome = self.outcome(before, act)?;
+        let unchanged =
+            outcome.node == before && outcome.sent.is_empty() && outcome.answers.is_empty();
+        // The same state with a message or an allowance less. As long as no bound on messages in flight
+        // makes room valuable, whatever can follow it can follow the state as it is.
+        if unchanged && (gone.is_none() || self.bounds.in_flight.is_none()) {
+            return Ok(Next::Nothing);
+        }
+        let mut next = world.clone();
+        next.nodes[slot] = outcome.node;
+        if let Some(what) = self.price(event, self.nodes.get(before).leads())
+            && self.bounds.allowed[what as usize] != UNBOUNDED
+        {
+            next.spent[what as usize] += 1;
+        }
+        if self.at(&next, id).term() > self.bounds.terms {
+            return Ok(Next::Cut("terms"));
+        }
+        if self.at(&next, id).local.pending.len() > self.bounds.writes {
+            return Ok(Next::Cut("writes under way"));
+        }
+        let mut sums = sums.to_vec();
+        self.put_in_flight(&mut next, &mut sums, id, gone, &outcome.sent);
+        if self.bounds.in_flight.is_some_and(|max| next.flight.len() > max) {
+            return Ok(Next::Cut("messages in flight"));
+        }
+        let (old, new) = (&self.nodes.get(before).prints, &self.nodes.get(outcome.node).prints);
+        for (sum, (old, new)) in sums.iter_mut().zip(old.iter().zip(new)) {
+            *sum = sum.wrapping_sub(*old).wrapping_add(*new);
+        }
+        self.remember(world, &mut next, id, act, &outcome)?;
+        if outcome.overwrote {
+            *self.sights.entry("entries overwritten").or_default() += 1;
+        }
+        let print = self.print(&next, &sums);
+        Ok(Next::To(next, print))
+    }
+
+    /// Takes out what is gone and what has no effect any more, and puts in what was sent, keeping
+    /// the sums. Only what `id` has to do with can have lost its effect.
+    fn put_in_flight(
+        &self,
+        world: &mut World,
+        sums: &mut [Print],
+        id: NodeId,
+        gone: Option<u32>,
+        sent: &[u32],
+    ) {
+        let stays = |m: u32| {
+            let message = &self.letters.get(m).message;
+            let (from, to) = (self.at(world, message.from), self.at(world, message.to));
+            let touched = message.from == id || message.to == id;
+            !touched || !to.ignores_for_ever(message, from, self.bounds.terms)
+        };
+        let mut flight = Vec::with_capacity(world.flight.len() + sent.len());
+        for &m in &world.flight {
+            if Some(m) != gone && stays(m) {
+                flight.push(m);
+            } else {
+                let prints = &self.letters.get(m).prints;
+                sums.iter_mut().zip(prints).for_each(|(sum, p)| *sum = sum.wrapping_sub(*p));
+            }
+        }
+        for &m in sent {
+            let Err(at) = flight.binary_search(&m) else { continue };
+            if stays(m) {
+                flight.insert(at, m);
+                let prints = &self.letters.get(m).prints;
+                sums.iter_mut().zip(prints).for_each(|(sum, p)| *sum = sum.wrapping_add(*p));
+            }
+        }
+        world.flight = flight.into_boxed_slice();
+    }
+
+    fn remember(
+        &mut self,
+        before: &World,
+        world: &mut World,
+        id: NodeId,
+        act: Act,
+        outcome: &Outcome,
+    ) -> Result<(), Violation> {
+        for &m in &outcome.sent {
+            let message = &self.letters.get(m).message;
+            let (from, to) = (self.at(world, message.from), self.at(world, message.to));
+            acknowledges_what_is_there(message, from, to)?;
+        }
+        let history = &self.histories.get(before.history).0;
+        let crashed = matches!(act, Act::Crash { .. }) && history.reads_at(id);
+        let read = matches!(act, Act::Read { .. }) || !outcome.answers.is_empty();
+        if !crashed && !read && !history.is_news(id, self.at(world, id)) {
+            return Ok(());
+        }
+        let mut history = history.clone();
+        match act {
+            Act::Read { id: read } => history.read_begins(id, u64::from(read)),
+            Act::Crash { .. } => history.reads_end(id),
+            _ => {}
+        }
+        history.moved(id, &self.all(world))?;
+        for answer in &outcome.answers {
+            history.read_answered(id, answer.id, answer.index)?;
+            let sight = match answer.index {
+                Some(_) => "reads served",
+                None => "reads refused",
+            };
+            *self.sights.entry(sight).or_default() += 1;
+        }
+        world.history = self.history(history);
+        Ok(())
+    }
+
+    /// What must hold of every state.
+    pub(super) fn check(&mut self, world: &World) -> Result<(), Violation> {
+        let nodes = self.all(world);
+        let history = &self.histories.get(world.history).0;
+        history.check(&nodes)?;
+        for &m in &world.flight {
+            let message = &self.letters.get(m).message;
+            stands(message, nodes[message.from as usize - 1])?;
+        }
+        let leaders = nodes.iter().filter(|n| n.leads()).count();
+        let sights = [
+            ("two leaders at a time", leaders > 1),
+            ("elections in two terms", history.elections() > 1),
+            ("something committed", history.committed() > 0),
+            ("the first entry known to all", nodes.iter().all(|n| n.seen.commit > 0)),
+            ("everything at rest", world.flight.is_empty()),
+        ];
+        for (name, _) in sights.into_iter().filter(|sight| sight.1) {
+            *self.sights.entry(name).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn outcome(&mut self, node: u32, act: Act) -> Result<Rc<Outcome>, Violation> {
+        if let Some(outcome) = self.outcomes.get(&(node, act)) {
+            return Ok(Rc::clone(outcome));
+        }
+        let outcome = Rc::new(self.work_out(node, act)?);
+        self.outcomes.insert((node, act), Rc::clone(&outcome));
+        Ok(outcome)
+    }
+
+    fn work_out(&mut self, number: u32, act: Act) -> Result<Outcome, Violation> {
+        let before = self.nodes.get(number);
+        let message = match act {
+            Act::Step { message } => Some(&self.letters.get(message).message),
+            _ => None,
+        };
+        let (sticky, plant) = (self.bounds.pre_votes, self.bounds.plant);
+        let step = || before.local.act(act, message, &self.configuration, sticky, plant);
+        let step = match catch_unwind(AssertUnwindSafe(step)) {
+            Ok(step) => step?,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().cloned();
+                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
+                return violated("an assertion of the core", text.unwrap_or_default());
+            }
+        };
+        let kept = step.local.seen().log.starts_with(&before.seen.log);
+        let overwrote = !kept && !matches!(act, Act::Crash { .. });
+        // Without pre-votes in flight, how many are granted is an event of its own.
+        let pre_votes = self.bounds.pre_votes;
+        let flies = |m: &Message| {
+            pre_votes
+                || !matches!(m.body, Body::RequestPreVote { .. } | Body::PreVoteResponse { .. })
+        };
+        let sent = step.sent.into_iter().filter(flies).map(|m| self.letter(m)).collect();
+        Ok(Outcome { node: self.node(step.local), sent, answers: step.answers, overwrote })
+    }
+
+    // ---- for people ----
+
+    /// An event and its node afterwards, in words.
+    pub(super) fn describe(&self, event: Event, after: Option<&World>) -> String {
+        let message = |m: u32| brief(&self.letters.get(m).message);
+        let (node, text) = match event {
+            Event::At { act: Act::Step { message: m }, node } => {
+                (node, format!("arrives  {}", message(m)))
+            }
+            Event::Twice { node, message: m } => {
+                (node, format!("arrives, and may again  {}", message(m)))
+            }
+            Event::Lost { message: m } => return format!("lost  {}", message(m)),
+            Event::At { node, act } => (node, format!("node {node}: {act:?}")),
+        };
+        let Some(world) = after else { return text };
+        let n = self.at(world, NodeId::from(node));
+        let (raft, disk) = (&n.local.raft, &n.local.platter);
+        format!(
+            "{text}\n       node {node}: {:?} of term {}, vote {:?}, log {:?}, commit {}; on disk term {}, vote {:?}, {} entries",
+            n.seen.role,
+            raft.term(),
+            raft.hard_state().vote.unwrap_or(0),
+            n.seen.terms,
+            n.seen.commit,
+            disk.hard.term,
+            disk.hard.vote.unwrap_or(0),
+            disk.log.len(),
+        )
+    }
+}
+
+fn without(flight: &[u32], message: u32) -> Box<[u32]> {
+    flight.iter().copied().filter(|&m| m != message).collect()
+}
+
+fn brief(message: &Message) -> String {
+    let Message { from, to, term, body } = message;
+    let body = match body {
+        Body::AppendEntries { prev_index, prev_term, commit, round, entries } => {
+            let terms: Vec<u64> = entries.iter().map(|e| e.term).collect();
+            format!(
+                "AppendEntries {{ after {prev_index} of term {prev_term}, terms {terms:?}, commit {commit}, round {round} }}"
+            )
+        }
+        body => format!("{body:?}"),
+    };
+    format!("{from} to {to}, term {term}: {body}")
+}

@@ -1,0 +1,300 @@
+//! A state of the whole cluster, what must hold of it, and what must hold from one to the next.
+
+use super::super::checks::{Violation, violated};
+use super::local::{Local, Seen};
+use super::prints::{Print, print};
+use super::{ALLOWANCES, NODES_MAX};
+use crate::raft::canonical::Names;
+use crate::raft::{AppendResult, Body, Index, Message, NodeId, RoleName, Term};
+
+/// A state: numbers of things that are kept in tables, so that it is small and quick to copy.
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    /// The nodes, in the order of their ids.
+    pub(super) nodes: [u32; NODES_MAX],
+    pub(super) history: u32,
+    /// How much of each allowance is used up.
+    pub(super) spent: [u8; ALLOWANCES],
+    /// Messages in flight, ascending, each once.
+    pub(super) flight: Box<[u32]>,
+}
+
+/// What happened before and must be known to judge what happens next.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct History {
+    /// Who led each term, from term 1; 0 for nobody.
+    leaders: Vec<NodeId>,
+    committed: Vec<Committed>,
+    /// Open reads: node, its number, and what was known to be committed when it was asked.
+    reads: Vec<(NodeId, u64, Index)>,
+}
+
+/// An entry that is committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Committed {
+    /// It and all before it, content included.
+    log: u64,
+    /// The term in which it was committed.
+    by: Term,
+}
+
+/// A node's state with everything that is asked of it more than once.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) local: Local,
+    pub(super) seen: Seen,
+    /// By renaming.
+    pub(super) prints: Box<[Print]>,
+}
+
+impl Node {
+    pub(super) fn term(&self) -> Term {
+        self.local.raft.term()
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.seen.role == RoleName::Leader
+    }
+
+    /// Whether the message can never again have an effect here, whatever else happens.
+    ///
+    /// Everything compares with the term that is durable, below which no restart can fall:
+    /// - an answer of a former term is not even refused;
+    /// - a role that only campaigning in a term leads to (there is no other way to become candidate
+    ///   or leader in it) is not reached again in that term;
+    /// - a refused vote could only take back one that was granted, and of up to three voters the
+    ///   first that is granted by another decides;
+    /// - a round that is known to be acknowledged is so for ever;
+    /// - a request of a former term is answered with the present one, which is no news to its sender
+    ///   when that has come as far as the bounds go; and who has voted for another refuses.
+    pub(super) fn ignores_for_ever(&self, message: &Message, sender: &Node, terms: Term) -> bool {
+        const { assert!(super::NODES_MAX <= 3, "a refused vote may count among more") };
+        let durable = self.local.platter.hard.term;
+        let old = message.term < durable;
+        let in_term = message.term == durable && self.term() == durable;
+        let role = self.seen.role;
+        let neither = matches!(role, RoleName::Follower | RoleName::PreCandidate);
+        let no_news = old && sender.local.platter.hard.term >= terms;
+        match message.body {
+            Body::PreVoteResponse { granted: true } => message.term <= durable,
+            Body::VoteResponse { granted } => {
+                old || in_term && (role != RoleName::Candidate || !granted)
+            }
+            Body::HeartbeatResponse { round } => {
+                let known = || self.local.raft.knows_round(message.from, round);
+                old || in_term && (neither || self.leads() && known())
+            }
+            Body::AppendResponse { .. } => old || in_term && neither,
+            Body::PreVoteResponse { granted: false }
+            | Body::InstallSnapshot { .. }
+            | Body::SnapshotResponse { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndexResponse { .. } => old,
+            Body::AppendEntries { .. } | Body::Heartbeat { .. } => no_news,
+            Body::RequestVote { .. } => {
+                let vote = self.local.platter.hard.vote;
+                no_news || in_term && vote.is_some_and(|vote| vote != message.from)
+            }
+            Body::RequestPreVote { .. } | Body::ReadIndex { .. } => false,
+        }
+    }
+}
+
+impl History {
+    pub(super) fn print(&self, names: Names<'_>) -> Print {
+        let mut words = vec![self.leaders.len() as u64];
+        words.extend(self.leaders.iter().map(|&id| names.of(id)));
+        words.push(self.committed.len() as u64);
+        words.extend(self.committed.iter().flat_map(|c| [c.log, c.by]));
+        let mut reads: Vec<[u64; 3]> =
+            self.reads.iter().map(|&(node, id, begun)| [names.of(node), id, begun]).collect();
+        reads.sort_unstable();
+        words.extend(reads.into_iter().flatten());
+        print(3, &words)
+    }
+
+    pub(super) fn committed(&self) -> Index {
+        self.committed.len() as Index
+    }
+
+    /// Terms that were led.
+    pub(super) fn elections(&self) -> usize {
+        self.leaders.iter().filter(|&&id| id != 0).count()
+    }
+
+    pub(super) fn read_begins(&mut self, node: NodeId, id: u64) {
+        self.reads.push((node, id, self.committed()));
+    }
+
+    /// Whoever asked a node that crashed gets no answer.
+    pub(super) fn reads_end(&mut self, node: NodeId) {
+        self.reads.retain(|read| read.0 != node);
+    }
+
+    pub(super) fn read_answered(
+        &mut self,
+        node: NodeId,
+        id: u64,
+        index: Option<Index>,
+    ) -> Result<(), Violation> {
+        let Some(at) = self.reads.iter().position(|read| (read.0, read.1) == (node, id)) else {
+            return violated("a read is answered once", format!("read {id} at node {node}"));
+        };
+        let (.., begun) = self.reads.remove(at);
+        match index {
+            Some(index) if index < begun => violated(
+                "freshness of reads",
+                format!(
+                    "read {id} at node {node} is served at {index}, {begun} was committed before it"
+                ),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a node's move is news: cheap, because it nearly never is.
+    pub(super) fn is_news(&self, id: NodeId, node: &Node) -> bool {
+        let leader = self.leaders.get((node.term() as usize).wrapping_sub(1));
+        node.leads() && leader != Some(&id) || node.seen.commit > self.committed()
+    }
+
+    /// Whether a read of that node is open.
+    pub(super) fn reads_at(&self, id: NodeId) -> bool {
+        self.reads.iter().any(|read| read.0 == id)
+    }
+
+    /// One node has moved.
+    pub(super) fn moved(&mut self, id: NodeId, nodes: &[&Node]) -> Result<(), Violation> {
+        let node = nodes[id as usize - 1];
+        let term = node.term();
+        if node.leads() {
+            let at = term as usize - 1;
+            if self.leaders.len() <= at {
+                self.leaders.resize(at + 1, 0);
+            }
+            let before = std::mem::replace(&mut self.leaders[at], id);
+            if before != 0 && before != id {
+                return violated(
+                    "election safety",
+                    format!("nodes {before} and {id} both lead term {term}"),
+                );
+            }
+        }
+        if node.seen.commit <= self.committed() {
+            return Ok(());
+        }
+        if !node.leads() {
+            return violated(
+                "a leader is the first to commit",
+                format!("node {id} knows of {}, term {term}", node.seen.commit),
+            );
+        }
+        let commit = node.seen.commit as usize;
+        if node.seen.terms[commit - 1] != term {
+            return violated(
+                "commits an entry of its own term",
+                format!("node {id} commits {commit} in term {term}, log {:?}", node.seen.terms),
+            );
+        }
+        for at in self.committed.len()..commit {
+            let log = node.seen.log[at];
+            let holders = nodes.iter().filter(|n| n.seen.disk.get(at) == Some(&log)).count();
+            if holders <= nodes.len() / 2 {
+                return violated(
+                    "commit evidence",
+                    format!(
+                        "node {id} commits {} in term {term}; {holders} of {} hold it",
+                        at + 1,
+                        nodes.len()
+                    ),
+                );
+            }
+            self.committed.push(Committed { log, by: term });
+        }
+        Ok(())
+    }
+
+    /// What must hold of every state.
+    pub(super) fn check(&self, nodes: &[&Node]) -> Result<(), Violation> {
+        for (node, id) in nodes.iter().zip(1..) {
+            let seen = &node.seen;
+            for (at, committed) in self.committed.iter().enumerate() {
+                let has = seen.log.get(at) == Some(&committed.log);
+                if !has && seen.commit > at as Index {
+                    return violated(
+                        "state machine safety",
+                        format!("node {id} has another entry {} than was committed", at + 1),
+                    );
+                }
+                if !has && node.leads() && node.term() > committed.by {
+                    return violated(
+                        "leader completeness",
+                        format!(
+                            "node {id} leads term {} without entry {} of term {}",
+                            node.term(),
+                            at + 1,
+                            committed.by
+                        ),
+                    );
+                }
+            }
+            if seen.commit > self.committed() {
+                return violated("commit is known", format!("node {id} is at {}", seen.commit));
+            }
+            for (other, other_id) in nodes.iter().zip(1..).take(id - 1) {
+                let (a, b) = (seen, &other.seen);
+                for at in 0..a.log.len().min(b.log.len()) {
+                    if a.terms[at] == b.terms[at] && a.log[at] != b.log[at] {
+                        return violated(
+                            "log matching",
+                            format!(
+                                "nodes {other_id} and {id} differ up to {}, of term {}",
+                                at + 1,
+                                a.terms[at]
+                            ),
+                        );
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A promise that is under way still stands, whatever its sender has gone through since.
+pub(super) fn stands(message: &Message, sender: &Node) -> Result<(), Violation> {
+    let hard = sender.local.platter.hard;
+    let stands = match message.body {
+        Body::RequestPreVote { .. } | Body::PreVoteResponse { granted: true } => true,
+        Body::RequestVote { .. } => {
+            hard.term > message.term || (hard.term, hard.vote) == (message.term, Some(message.from))
+        }
+        Body::VoteResponse { granted: true } => {
+            hard.term > message.term || (hard.term, hard.vote) == (message.term, Some(message.to))
+        }
+        _ => hard.term >= message.term,
+    };
+    if stands {
+        return Ok(());
+    }
+    violated("vote durability", format!("{message:?} was sent, {hard:?} is on the platter"))
+}
+
+/// What a follower acknowledges to the leader of its term is what that leader has.
+pub(super) fn acknowledges_what_is_there(
+    message: &Message,
+    sender: &Node,
+    receiver: &Node,
+) -> Result<(), Violation> {
+    let Body::AppendResponse { result: AppendResult::Matched { index }, .. } = message.body else {
+        return Ok(());
+    };
+    let Some(at) = (index as usize).checked_sub(1) else { return Ok(()) };
+    if !receiver.leads() || receiver.term() != message.term {
+        return Ok(());
+    }
+    if sender.seen.disk.get(at) == receiver.seen.log.get(at) {
+        return Ok(());
+    }
+    violated("acknowledged is what the leader has", format!("{message:?}"))
+}

@@ -1,0 +1,353 @@
+//! The faults there are, and what each does to the world.
+
+use super::checks::Violation;
+use super::clients::filler;
+use super::disk::Trouble;
+use super::node::ClientId;
+use super::world::World;
+use crate::node::{Input, Request};
+use crate::raft::NodeId;
+
+/// What a burst's writes are to be answered within, on the node's clock.
+const BURST_DEADLINE_US: u64 = 2_000_000;
+
+/// Something goes wrong, or is asked of the cluster at a bad moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is killed and started again.
+    Kill {
+        /// The node.
+        node: NodeId,
+        /// Time until it starts again, in microseconds.
+        down_us: u64,
+    },
+    /// The machine loses power and comes back.
+    PowerLoss {
+        /// The node.
+        node: NodeId,
+        /// Time until it starts again, in microseconds.
+        down_us: u64,
+    },
+    /// The power fails in the middle of a disk operation.
+    TornWrite {
+        /// The node.
+        node: NodeId,
+        /// Operations that change something until then.
+        changes: u64,
+    },
+    /// The process stands still.
+    Pause {
+        /// The node.
+        node: NodeId,
+        /// How long, in microseconds.
+        for_us: u64,
+    },
+    /// Nothing passes in this direction.
+    Cut {
+        /// Sender.
+        from: NodeId,
+        /// Receiver.
+        to: NodeId,
+    },
+    /// Nothing passes to or from the node.
+    Isolate {
+        /// The node.
+        node: NodeId,
+    },
+    /// Messages in this direction are lost, doubled and late.
+    Bad {
+        /// Sender.
+        from: NodeId,
+        /// Receiver.
+        to: NodeId,
+        /// Lost, of 1000.
+        loss: u64,
+        /// Doubled, of 1000.
+        duplication: u64,
+        /// Longest delay, in microseconds.
+        delay_us: u64,
+    },
+    /// A connection breaks.
+    Reset {
+        /// The dialing side.
+        from: NodeId,
+        /// The other side.
+        to: NodeId,
+    },
+    /// All lines are good again.
+    Heal,
+    /// Nothing is cut any more; bad lines stay bad.
+    Reconnect,
+    /// A disk operation fails.
+    DiskTrouble {
+        /// The node.
+        node: NodeId,
+        /// Which.
+        trouble: Trouble,
+    },
+    /// Syncs become slow, or fast again.
+    SlowDisk {
+        /// The node.
+        node: NodeId,
+        /// Longest time of one, in microseconds.
+        sync_us_max: u64,
+    },
+    /// A bit of the log of a stopped node turns over.
+    BitFlip {
+        /// The node.
+        node: NodeId,
+        /// Chooses the bit.
+        at: u64,
+    },
+    /// So many writes at once that nobody waits for: long logs, large batches.
+    Burst {
+        /// The node that is asked.
+        node: NodeId,
+        /// Writes.
+        writes: u64,
+    },
+    /// The clients are in a hurry.
+    Rush {
+        /// How long, in microseconds.
+        for_us: u64,
+    },
+    /// A bit of the stopped node's identity turns over: in one copy, which the other makes good, or
+    /// in both.
+    FlipIdentity {
+        /// The node.
+        node: NodeId,
+        /// Both copies.
+        both: bool,
+        /// Chooses the bit.
+        at: u64,
+    },
+    /// A sector of the stopped node's log is written over another one.
+    Misdirect {
+        /// The node.
+        node: NodeId,
+        /// Chooses the sector.
+        from: u64,
+        /// Chooses where it lands.
+        to: u64,
+    },
+    /// The node loses its disk and begins anew under its old id.
+    Wipe {
+        /// The node.
+        node: NodeId,
+        /// Time until it starts again, in microseconds.
+        down_us: u64,
+    },
+    /// Leadership is handed over on demand.
+    Transfer {
+        /// The node that is asked.
+        node: NodeId,
+        /// Who is to take over, if that matters.
+        to: Option<NodeId>,
+    },
+}
+
+impl Fault {
+    /// Its name in counters and traces.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Fault::Kill { .. } => "kill",
+            Fault::PowerLoss { .. } => "power loss",
+            Fault::TornWrite { .. } => "torn write",
+            Fault::Pause { .. } => "pause",
+            Fault::Cut { .. } => "one-way cut",
+            Fault::Isolate { .. } => "isolation",
+            Fault::Bad { .. } => "bad line",
+            Fault::Reset { .. } => "connection reset",
+            Fault::Heal => "heal",
+            Fault::Reconnect => "reconnect",
+            Fault::DiskTrouble { trouble: Trouble::Read, .. } => "read error armed",
+            Fault::DiskTrouble { trouble: Trouble::Write, .. } => "write error armed",
+            Fault::DiskTrouble { trouble: Trouble::Sync, .. } => "sync error armed",
+            Fault::DiskTrouble { trouble: Trouble::Full, .. } => "full disk armed",
+            Fault::SlowDisk { .. } => "slow disk",
+            Fault::BitFlip { .. } => "bit flip",
+            Fault::FlipIdentity { both: false, .. } => "bit flip in one identity copy",
+            Fault::FlipIdentity { both: true, .. } => "bit flip in both identity copies",
+            Fault::Misdirect { .. } => "misdirected write",
+            Fault::Wipe { .. } => "wiped disk",
+            Fault::Burst { .. } => "burst of writes",
+            Fault::Rush { .. } => "rush of clients",
+            Fault::Transfer { .. } => "transfer",
+        }
+    }
+
+    /// The node it is about, 0 for none.
+    pub fn node(&self) -> NodeId {
+        match *self {
+            Fault::Kill { node, .. }
+            | Fault::PowerLoss { node, .. }
+            | Fault::TornWrite { node, .. }
+            | Fault::Pause { node, .. }
+            | Fault::Isolate { node }
+            | Fault::DiskTrouble { node, .. }
+            | Fault::SlowDisk { node, .. }
+            | Fault::BitFlip { node, .. }
+            | Fault::FlipIdentity { node, .. }
+            | Fault::Misdirect { node, .. }
+            | Fault::Wipe { node, .. }
+            | Fault::Burst { node, .. }
+            | Fault::Transfer { node, .. } => node,
+            Fault::Cut { from, .. } | Fault::Bad { from, .. } | Fault::Reset { from, .. } => from,
+            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } => 0,
+        }
+    }
+
+    /// The same fault with 0 replaced by whoever leads; none when nobody does, or when a line
+    /// would lead from a node to itself.
+    pub fn aimed(mut self, leader: Option<NodeId>) -> Option<Fault> {
+        let aim = |node: &mut NodeId| {
+            if *node == 0 {
+                *node = leader.unwrap_or(0);
+            }
+            *node != 0
+        };
+        let aimed = match &mut self {
+            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } => true,
+            Fault::Kill { node, .. }
+            | Fault::PowerLoss { node, .. }
+            | Fault::TornWrite { node, .. }
+            | Fault::Pause { node, .. }
+            | Fault::Isolate { node }
+            | Fault::DiskTrouble { node, .. }
+            | Fault::SlowDisk { node, .. }
+            | Fault::BitFlip { node, .. }
+            | Fault::FlipIdentity { node, .. }
+            | Fault::Misdirect { node, .. }
+            | Fault::Wipe { node, .. }
+            | Fault::Burst { node, .. }
+            | Fault::Transfer { node, .. } => aim(node),
+            Fault::Cut { from, to } | Fault::Bad { from, to, .. } | Fault::Reset { from, to } => {
+                aim(from) && aim(to) && from != to
+            }
+        };
+        aimed.then_some(self)
+    }
+
+    /// Its details, for the trace.
+    pub fn words(&self) -> [u64; 4] {
+        match *self {
+            Fault::Kill { down_us, .. } | Fault::PowerLoss { down_us, .. } => [down_us, 0, 0, 0],
+            Fault::TornWrite { changes, .. } => [changes, 0, 0, 0],
+            Fault::Pause { for_us, .. } => [for_us, 0, 0, 0],
+            Fault::Cut { to, .. } | Fault::Reset { to, .. } => [to, 0, 0, 0],
+            Fault::Bad { to, loss, duplication, delay_us, .. } => [to, loss, duplication, delay_us],
+            Fault::SlowDisk { sync_us_max, .. } => [sync_us_max, 0, 0, 0],
+            Fault::BitFlip { at, .. } => [at, 0, 0, 0],
+            Fault::FlipIdentity { both, at, .. } => [u64::from(both), at, 0, 0],
+            Fault::Misdirect { from, to, .. } => [from, to, 0, 0],
+            Fault::Wipe { down_us, .. } => [down_us, 0, 0, 0],
+            Fault::Burst { writes, .. } => [writes, 0, 0, 0],
+            Fault::Rush { for_us } => [for_us, 0, 0, 0],
+            Fault::DiskTrouble { trouble, .. } => [trouble as u64, 0, 0, 0],
+            Fault::Isolate { .. } | Fault::Heal | Fault::Reconnect | Fault::Transfer { .. } => {
+                [0; 4]
+            }
+        }
+    }
+
+    pub(super) fn apply(&self, world: &mut World) -> Result<(), Violation> {
+        match *self {
+            Fault::Kill { node, down_us } => {
+                world.stop(node, false);
+                world.start_in(down_us, node);
+            }
+            Fault::PowerLoss { node, down_us } => {
+                world.stop(node, true);
+                world.start_in(down_us, node);
+            }
+            Fault::TornWrite { node, changes } => world.nodes[&node].disk.fail_power_in(changes),
+            Fault::Pause { node, for_us } => {
+                let until_us = world.now_us + for_us;
+                if let Some(n) = world.nodes.get_mut(&node) {
+                    n.paused_until_us = until_us;
+                }
+            }
+            Fault::Cut { from, to } => world.network.line(from, to).cut = true,
+            Fault::Isolate { node } => {
+                for other in others(world, node) {
+                    world.network.line(node, other).cut = true;
+                    world.network.line(other, node).cut = true;
+                }
+            }
+            Fault::Bad { from, to, loss, duplication, delay_us } => {
+                let line = world.network.line(from, to);
+                line.loss = loss;
+                line.duplication = duplication;
+                line.delay_us.1 = delay_us;
+            }
+            Fault::Reset { from, to } => world.break_connection(from, to),
+            Fault::Heal => world.network.heal(),
+            Fault::Reconnect => world.network.reconnect(),
+            Fault::DiskTrouble { node, trouble } => world.nodes[&node].disk.trouble(Some(trouble)),
+            Fault::SlowDisk { node, sync_us_max } => {
+                if let Some(n) = world.nodes.get_mut(&node) {
+                    n.sync_us_max = sync_us_max;
+                }
+            }
+            Fault::BitFlip { node, at } => flip(world, node, at),
+            Fault::FlipIdentity { node, both, at } => flip_identity(world, node, both, at),
+            Fault::Misdirect { node, from, to } => {
+                if let Some(n) = world.nodes.get_mut(&node)
+                    && n.up.is_none()
+                    && n.disk.misdirect(from, to)
+                {
+                    n.flipped = true;
+                }
+            }
+            Fault::Wipe { node, down_us } => world.wipe(node, down_us),
+            Fault::Burst { node, writes } => {
+                let client = ClientId::MAX;
+                let Some(n) = world.nodes.get(&node) else { return Ok(()) };
+                let deadline_us = n.local_us(world.now_us) + BURST_DEADLINE_US;
+                let filler = |_| (0, deadline_us, filler(&mut world.dice));
+                let requests = (0..writes).map(filler).collect();
+                world.tell(node, Input::Client { client, requests });
+            }
+            Fault::Rush { for_us } => world.rush(for_us),
+            Fault::Transfer { node, to } => {
+                // A request that no client waits for.
+                let client = ClientId::MAX;
+                let requests = vec![(0, u64::MAX, Request::Transfer(to))];
+                world.tell(node, Input::Client { client, requests });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn others(world: &World, node: NodeId) -> Vec<NodeId> {
+    world.nodes.keys().copied().filter(|&id| id != node).collect()
+}
+
+/// Turns over one bit of the log that is not in its last batch: that one cannot be told from a torn
+/// write (docs/formats.md).
+fn flip(world: &mut World, node: NodeId, at: u64) {
+    let Some(n) = world.nodes.get_mut(&node) else { return };
+    if n.up.is_some() {
+        return;
+    }
+    if let Some((path, byte)) = n.disk.settled_byte(at) {
+        n.disk.flip(&path, byte, (at % 8) as u8);
+        n.flipped = true;
+    }
+}
+
+fn flip_identity(world: &mut World, node: NodeId, both: bool, at: u64) {
+    let Some(n) = world.nodes.get_mut(&node) else { return };
+    if n.up.is_some() || n.identity == 0 || (!both && n.hurt) {
+        return;
+    }
+    n.hurt = true;
+    let mut files = n.disk.files();
+    files.retain(|(path, len)| path.to_string_lossy().contains("identity-") && *len > 0);
+    let chosen = if both { files.len() } else { 1 };
+    for (path, len) in files.iter().cycle().skip((at % 2) as usize).take(chosen) {
+        n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
+    }
+    n.flipped |= both;
+}

@@ -1,0 +1,33 @@
+//! The simulator: whole nodes on a seeded scheduler, with a simulated disk, network and clock.
+//!
+//! The components are those of production (`node::Replica`, `wal::Wal`, `node::Applier`); only what
+//! runs them is different. One `u64` seed decides everything: delays, faults, what clients ask.
+//! Equal seeds and builds give equal traces, which the trace hash shows.
+//!
+//! A run has two phases. In the first anything goes wrong ([`plans`]), and every invariant is
+//! checked after every step ([`checks`]); in the second faults stop, and progress is demanded: a
+//! leader in time, every call answered, replicas equal. At the end the history of the clients must
+//! be linearizable ([`linearizability`]). docs/simulation.md says what is modelled and what is not.
+//!
+//! Left out so far: snapshots, compaction and membership, which the nodes do not have yet.
+
+pub mod checks;
+mod clients;
+pub mod dice;
+pub mod disk;
+pub mod explore;
+pub mod faults;
+pub mod linearizability;
+mod machines;
+pub mod network;
+mod node;
+pub mod plans;
+mod run;
+pub mod trace;
+mod traffic;
+pub mod world;
+
+pub use run::{Failed, Options, Report, run};
+
+#[cfg(test)]
+mod tests;

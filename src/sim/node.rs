@@ -1,0 +1,248 @@
+//! One simulated node: the production components, their inboxes, and what outlives a crash.
+
+use super::checks::{Platter, Violation, violated};
+use super::dice::Dice;
+use super::disk::SimDisk;
+use crate::env::Disk;
+use crate::kv::{Machine, MemoryReader, MemoryStore};
+use crate::node::{Applier, Apply, Input, Replica, ReplicaOptions, open_log, restored};
+use crate::raft::invariants::Watch;
+use crate::raft::{self, Member, NodeId, Persist, Raft, Restored};
+use crate::wal::{Identity, LogReader, Preparer, Wal, WalError};
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A client as the components see it.
+pub(super) type ClientId = u64;
+
+/// The data directory of every node, each on its own disk.
+pub(super) const DATA: &str = "data";
+
+/// Small segments, so that a run rolls over several.
+const SEGMENT_BYTES: u64 = 16 << 10;
+
+/// A node.
+#[derive(Debug)]
+pub(super) struct SimNode {
+    /// Its id.
+    pub(super) id: NodeId,
+    /// What outlives a crash.
+    pub(super) disk: SimDisk,
+    /// Number of the present life, or of the last one.
+    pub(super) life: u64,
+    /// The components, while the process runs.
+    pub(super) up: Option<Up>,
+    /// Its thread of execution stands still until then.
+    pub(super) paused_until_us: u64,
+    /// Its disk is damaged and it refuses to start.
+    pub(super) refuses: bool,
+    /// The number in its data directory, once it was started.
+    pub(super) identity: u64,
+    /// A copy of its identity was damaged: the other one is spared until a start has repaired that.
+    /// A start that fails half-way may not have.
+    pub(super) hurt: bool,
+    /// Its disk was lost: it is a stranger to the others.
+    pub(super) wiped: bool,
+    /// A bit of its log was turned over.
+    pub(super) flipped: bool,
+    /// Largest time its log writer may take at present, in microseconds.
+    pub(super) sync_us_max: u64,
+    /// How fast its clock runs, in parts per million of true time.
+    clock_ppm: u64,
+    started_us: u64,
+    /// The batch that was being written when the power failed.
+    pub(super) torn: Option<Vec<Persist>>,
+    members: Vec<Member>,
+    dice: Dice,
+}
+
+/// A running process.
+#[derive(Debug)]
+pub(super) struct Up {
+    /// The raft loop's component.
+    pub(super) replica: Replica<ClientId>,
+    /// Its inbox.
+    pub(super) inbox: VecDeque<Input<ClientId>>,
+    /// When it is next woken.
+    pub(super) wakes_at_us: Option<u64>,
+    /// Watches its core.
+    pub(super) watch: Watch,
+    /// Whether it led after its last step.
+    pub(super) led: bool,
+    /// The log writer's component.
+    pub(super) wal: Wal,
+    /// Its inbox.
+    pub(super) to_write: VecDeque<Persist>,
+    /// It is busy.
+    pub(super) writing: bool,
+    /// A spare segment in the making.
+    pub(super) preparer: Option<Preparer>,
+    /// Reads the log file.
+    pub(super) log: LogReader,
+    /// The applier's component.
+    pub(super) applier: Applier<MemoryStore>,
+    /// Its inbox.
+    pub(super) to_apply: VecDeque<Apply<ClientId>>,
+    /// It is busy.
+    pub(super) applying: bool,
+    /// Reads the store.
+    pub(super) reader: MemoryReader,
+}
+
+/// What came of starting a process.
+pub(super) enum Start {
+    /// It runs.
+    Running,
+    /// It found damage, said so, and changed nothing.
+    Refused,
+    /// The disk failed meanwhile: it may be tried again.
+    Failed,
+}
+
+impl SimNode {
+    /// A node that was never started.
+    pub(super) fn new(id: NodeId, members: Vec<Member>, mut dice: Dice) -> SimNode {
+        let clock_ppm = dice.between(950_000, 1_050_000);
+        SimNode {
+            id,
+            disk: SimDisk::new(dice.split()),
+            life: 0,
+            up: None,
+            paused_until_us: 0,
+            refuses: false,
+            identity: 0,
+            wiped: false,
+            hurt: false,
+            flipped: false,
+            sync_us_max: 2_000,
+            clock_ppm,
+            started_us: 0,
+            torn: None,
+            members,
+            dice,
+        }
+    }
+
+    /// What this process's clock shows.
+    pub(super) fn local_us(&self, now_us: u64) -> u64 {
+        (now_us - self.started_us) * self.clock_ppm / 1_000_000
+    }
+
+    /// When this process's clock will show that.
+    pub(super) fn global_us(&self, local_us: u64) -> u64 {
+        self.started_us + local_us.saturating_mul(1_000_000).div_ceil(self.clock_ppm)
+    }
+
+    /// Starts the process from what is on disk. `promised` is what it told others is durable.
+    pub(super) fn start(
+        &mut self,
+        now_us: u64,
+        promised: &mut Platter,
+    ) -> Result<Start, Violation> {
+        self.life += 1;
+        self.started_us = now_us;
+        let torn = self.torn.take();
+        let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
+        let data = Path::new(DATA);
+        let opened = self.identity(&*disk, data).and_then(|identity| {
+            let (wal, recovered) = open_log(&disk, data, &identity, SEGMENT_BYTES)?;
+            Ok((identity, wal, recovered))
+        });
+        let (identity, wal, recovered) = match opened {
+            Ok(opened) => opened,
+            Err(WalError::Damaged { .. }) if self.flipped => {
+                self.refuses = true;
+                return Ok(Start::Refused);
+            }
+            Err(
+                e
+                @ (WalError::Damaged { .. } | WalError::Foreign { .. } | WalError::Version { .. }),
+            ) => {
+                return violated("no crash looks like damage", format!("node {}: {e}", self.id));
+            }
+            Err(_) => {
+                self.torn = torn;
+                return Ok(Start::Failed);
+            }
+        };
+        self.identity = identity.identity;
+        // A repair whose sync failed is in the cache only: the platter still has the bad copy.
+        self.hurt &= !self.disk.is_durable("identity-");
+        let machine = Machine::open(MemoryStore::default());
+        let Ok(machine) = machine else { return violated("an empty store opens", String::new()) };
+        let restored = restored(&identity, &recovered, machine.applied());
+        let found = platter_of(&restored);
+        promised.survived(self.id, &found, torn.as_deref())?;
+        *promised = found;
+        let options = ReplicaOptions {
+            inflight_bytes_max: 64 << 10,
+            batch_bytes_max: 8 << 10,
+            identity: identity.identity,
+        };
+        let core = raft::Options {
+            append_bytes_max: 4 << 10,
+            probe_bytes_max: 1 << 10,
+            inflight_bytes_max: 16 << 10,
+            cache_bytes_max: 8 << 10,
+            applying_bytes_max: 8 << 10,
+            replay_entries_max: 16,
+            ..raft::Options::new(self.id, self.dice.roll())
+        };
+        let raft = Raft::new(core, restored, self.local_us(now_us));
+        self.up = Some(Up {
+            replica: Replica::new(raft, options),
+            inbox: VecDeque::new(),
+            wakes_at_us: None,
+            watch: Watch::default(),
+            led: false,
+            to_write: VecDeque::new(),
+            writing: false,
+            preparer: None,
+            log: wal.reader(),
+            reader: machine.reader(),
+            applier: Applier::new(machine, wal.reader()),
+            wal,
+            to_apply: VecDeque::new(),
+            applying: false,
+        });
+        Ok(Start::Running)
+    }
+
+    fn identity(&mut self, disk: &dyn Disk, data: &Path) -> Result<Identity, WalError> {
+        if let Some(identity) = Identity::load(disk, data)? {
+            return Ok(identity);
+        }
+        let identity = Identity {
+            cluster: 1,
+            node: self.id,
+            identity: self.dice.roll().max(1),
+            log_created: false,
+            advertise: format!("node-{}:1", self.id),
+            members: self.members.clone(),
+        };
+        identity.store(disk, data)?;
+        Ok(identity)
+    }
+
+    /// The process is gone.
+    pub(super) fn stop(&mut self, power_lost: bool) {
+        self.up = None;
+        self.paused_until_us = 0;
+        if power_lost {
+            self.disk.power_lost();
+        } else {
+            self.disk.killed();
+        }
+    }
+}
+
+fn platter_of(restored: &Restored) -> Platter {
+    let mut terms = Vec::new();
+    let runs = &restored.log.runs;
+    for (at, &(first, term)) in runs.iter().enumerate() {
+        let end = runs.get(at + 1).map_or(restored.log.last + 1, |next| next.0);
+        terms.extend((first..end).map(|_| term));
+    }
+    Platter { hard: restored.hard_state, terms }
+}

@@ -1,0 +1,425 @@
+//! Two independent ways to make trouble: each has blind spots that the other has not.
+//!
+//! [`Random`] does anything at any time. [`Adversary`] plays patterns that are known to hurt: it
+//! waits for a moment (a write under way, an election just won) and strikes there.
+//!
+//! Both leave at most a minority of the nodes damaged for good; everything else ends, so that the
+//! second phase of a run can demand progress.
+
+use super::dice::Dice;
+use super::disk::Trouble;
+use super::faults::Fault;
+use super::world::World;
+use crate::raft::NodeId;
+
+/// Decides what goes wrong next.
+pub trait Plan {
+    /// Faults to apply now, and the time until the next question, in microseconds.
+    fn next(&mut self, world: &World) -> (Vec<Fault>, u64);
+}
+
+fn nodes(world: &World) -> Vec<NodeId> {
+    world.nodes.keys().copied().collect()
+}
+
+fn running(world: &World) -> Vec<NodeId> {
+    world.nodes.values().filter(|n| n.up.is_some()).map(|n| n.id).collect()
+}
+
+/// Anything at any time.
+#[derive(Debug)]
+pub struct Random {
+    dice: Dice,
+    pace_us: u64,
+    flips: u64,
+}
+
+impl Random {
+    /// A plan with its own dice.
+    pub fn new(mut dice: Dice) -> Random {
+        // Some runs are hectic, some nearly quiet.
+        let pace_us = dice.log_between(100_000, 3_000_000);
+        let flips = u64::from(dice.chance(1, 2));
+        Random { dice, pace_us, flips }
+    }
+
+    fn one(&mut self, world: &World) -> Option<Fault> {
+        let dice = &mut self.dice;
+        let all = nodes(world);
+        let up = running(world);
+        if up.is_empty() {
+            return None;
+        }
+        let node = *dice.pick(&up);
+        let from = *dice.pick(&all);
+        let to = *dice.pick(&all);
+        // Half of the disk errors wait for a process that is down, if one is: recovery meets them.
+        let down = all.iter().copied().find(|id| !up.contains(id));
+        let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
+        let down_us = dice.log_between(10_000, 4_000_000);
+        Some(match dice.below(38) {
+            0..3 => Fault::Kill { node, down_us },
+            3..5 => Fault::PowerLoss { node, down_us },
+            5..8 => Fault::TornWrite { node, changes: dice.below(6) },
+            8..10 => Fault::Pause { node, for_us: dice.log_between(50_000, 3_000_000) },
+            10..12 if from != to => Fault::Cut { from, to },
+            12..14 => Fault::Isolate { node: from },
+            14..18 if from != to => Fault::Bad {
+                from,
+                to,
+                loss: dice.below(400),
+                duplication: dice.below(300),
+                delay_us: dice.log_between(2_000, 400_000),
+            },
+            18..20 if from != to => Fault::Reset { from, to },
+            20..26 => Fault::Heal,
+            26 => Fault::DiskTrouble { node: any, trouble: Trouble::Sync },
+            27 => Fault::DiskTrouble { node: any, trouble: Trouble::Write },
+            28 => Fault::DiskTrouble { node: any, trouble: Trouble::Read },
+            29 => Fault::DiskTrouble { node: any, trouble: Trouble::Full },
+            30 => Fault::SlowDisk { node, sync_us_max: dice.log_between(1_000, 1_500_000) },
+            31 => Fault::SlowDisk { node, sync_us_max: 2_000 },
+            32 => Fault::Transfer { node, to: None },
+            33..35 => Fault::Burst { node, writes: dice.log_between(1, 60) },
+            35..37 => Fault::Rush { for_us: dice.log_between(50_000, 1_000_000) },
+            _ => {
+                // Damage for good: one node, so that a majority stays.
+                let spent = world.nodes.values().any(|n| n.flipped || n.wiped);
+                let Some(down) = down else {
+                    if self.flips == 0 || spent || all.len() < 3 {
+                        return None;
+                    }
+                    self.flips -= 1;
+                    return Some(Fault::Wipe { node, down_us });
+                };
+                if self.flips == 0 || spent {
+                    return Some(Fault::FlipIdentity { node: down, both: false, at: dice.roll() });
+                }
+                self.flips -= 1;
+                match dice.below(3) {
+                    0 => Fault::BitFlip { node: down, at: dice.roll() },
+                    1 => Fault::Misdirect { node: down, from: dice.roll(), to: dice.roll() },
+                    _ => Fault::FlipIdentity { node: down, both: true, at: dice.roll() },
+                }
+            }
+        })
+    }
+}
+
+impl Plan for Random {
+    fn next(&mut self, world: &World) -> (Vec<Fault>, u64) {
+        let faults = self.one(world).into_iter().collect();
+        (faults, self.dice.between(self.pace_us / 2, self.pace_us * 2))
+    }
+}
+
+/// Patterns that are known to hurt.
+#[derive(Debug)]
+pub struct Adversary {
+    dice: Dice,
+    script: Vec<(u64, Fault)>,
+}
+
+impl Adversary {
+    /// A plan with its own dice.
+    pub fn new(dice: Dice) -> Adversary {
+        Adversary { dice, script: Vec::new() }
+    }
+
+    /// Writes down the next pattern: pauses in microseconds and faults, in order.
+    fn write(&mut self, world: &World) {
+        let dice = &mut self.dice;
+        let mut all = nodes(world);
+        let leader = world.leader().unwrap_or(all[0]);
+        let others: Vec<NodeId> = all.iter().copied().filter(|&id| id != leader).collect();
+        let follower = *dice.pick(&others);
+        let short = |dice: &mut Dice| dice.log_between(100, 20_000);
+        let mut script: Vec<(u64, Fault)> = Vec::new();
+        match dice.below(21) {
+            // Swizzle: cut nodes off one by one, heal in another order.
+            0 => {
+                for _ in 0..all.len() {
+                    let at = dice.below(all.len() as u64) as usize;
+                    let node = all.remove(at);
+                    script.push((dice.log_between(10_000, 600_000), Fault::Isolate { node }));
+                }
+                script.push((dice.log_between(10_000, 2_000_000), Fault::Heal));
+            }
+            // The leader is alone just after it took a write, goes on for a while, and comes back.
+            1 => {
+                script.push((short(dice), Fault::Isolate { node: leader }));
+                script.push((dice.log_between(100_000, 3_000_000), Fault::Heal));
+            }
+            // A majority goes down at some stage of replication.
+            2 => {
+                for &node in all.iter().take(all.len() / 2 + 1) {
+                    let down_us = dice.log_between(10_000, 1_500_000);
+                    script.push((short(dice), Fault::PowerLoss { node, down_us }));
+                }
+            }
+            // Everybody at once, torn in the middle of writing.
+            3 => {
+                for &node in &all {
+                    script.push((0, Fault::TornWrite { node, changes: dice.below(3) }));
+                }
+                let down_us = dice.log_between(10_000, 300_000);
+                for &node in &all {
+                    script.push((dice.below(60_000), Fault::PowerLoss { node, down_us }));
+                }
+            }
+            // The leader's disk stalls, then its syncs fail.
+            4 => {
+                let sync_us_max = dice.between(400_000, 2_000_000);
+                script.push((0, Fault::SlowDisk { node: leader, sync_us_max }));
+                script.push((
+                    dice.log_between(50_000, 2_000_000),
+                    Fault::DiskTrouble { node: leader, trouble: Trouble::Sync },
+                ));
+                script.push((200_000, Fault::SlowDisk { node: leader, sync_us_max: 2_000 }));
+            }
+            // The leader sleeps past an election and wakes believing that it leads.
+            5 => {
+                let for_us = dice.log_between(100_000, 4_000_000);
+                script.push((short(dice), Fault::Pause { node: leader, for_us }));
+                if dice.chance(1, 2) {
+                    abandon(&mut script, dice, leader, &others);
+                    let before_us = dice.log_between(10_000, for_us);
+                    script.push((for_us - before_us, Fault::Rush { for_us: 2 * before_us }));
+                    script.push((2 * before_us, Fault::Heal));
+                } else {
+                    script.push((for_us / 2, Fault::Cut { from: leader, to: follower }));
+                    script.push((for_us, Fault::Heal));
+                }
+            }
+            // Acknowledgements get lost one way, and everything arrives twice and late.
+            6 => {
+                script.push((0, Fault::Cut { from: follower, to: leader }));
+                for &to in &others {
+                    let fault = Fault::Bad {
+                        from: leader,
+                        to,
+                        loss: 50,
+                        duplication: 500,
+                        delay_us: 150_000,
+                    };
+                    script.push((short(dice), fault));
+                }
+                script.push((dice.log_between(200_000, 3_000_000), Fault::Heal));
+            }
+            // Restart loop: one node is killed again and again, often before it has caught up.
+            7 => {
+                let damaged = world.nodes.values().any(|n| n.flipped || n.wiped);
+                if all.len() > 2 && !damaged && dice.chance(1, 4) {
+                    // Once its log has a bad bit instead.
+                    let down_us = dice.log_between(1_000, 60_000);
+                    script.push((short(dice), Fault::PowerLoss { node: follower, down_us }));
+                    script.push((500, Fault::BitFlip { node: follower, at: dice.roll() }));
+                }
+                for _ in 0..6 {
+                    let down_us = dice.log_between(1_000, 60_000);
+                    let pause_us = dice.log_between(2_000, 300_000);
+                    let fault = if dice.chance(1, 2) {
+                        Fault::PowerLoss { node: follower, down_us }
+                    } else {
+                        Fault::Kill { node: follower, down_us }
+                    };
+                    script.push((pause_us, fault));
+                }
+            }
+            // Leadership is handed around while the new leader dies.
+            8 => {
+                script.push((0, Fault::Transfer { node: leader, to: None }));
+                let down_us = dice.log_between(10_000, 800_000);
+                script.push((short(dice), Fault::Kill { node: follower, down_us }));
+                script.push((short(dice), Fault::Reset { from: leader, to: follower }));
+            }
+            // The leader is alone and does not know; the others do and go on. Clients ask both.
+            9 | 17 => {
+                script.push((0, Fault::Rush { for_us: 1_000_000 }));
+                if dice.chance(1, 2) {
+                    // What they have acknowledged before is still under way.
+                    for &from in &others {
+                        let delay_us = dice.log_between(50_000, 600_000);
+                        let late =
+                            Fault::Bad { from, to: leader, loss: 0, duplication: 300, delay_us };
+                        script.push((short(dice), late));
+                    }
+                }
+                if dice.chance(1, 2) {
+                    script
+                        .push((dice.log_between(2_000, 100_000), Fault::Isolate { node: leader }));
+                } else {
+                    for &from in &others {
+                        script.push((short(dice), Fault::Cut { from, to: leader }));
+                    }
+                }
+                abandon(&mut script, dice, leader, &others);
+                script.push((dice.log_between(50_000, 800_000), Fault::Heal));
+            }
+            // A leader gathers entries that nobody else has, another one fewer of a later term;
+            // then both are back, and one of them goes.
+            10 => {
+                script.push((0, Fault::Isolate { node: leader }));
+                script.push((short(dice), Fault::Burst { node: leader, writes: dice.below(60) }));
+                abandon(&mut script, dice, leader, &others);
+                for &node in &others {
+                    let writes = dice.below(4);
+                    script.push((dice.log_between(5_000, 80_000), Fault::Burst { node, writes }));
+                }
+                script.push((dice.log_between(5_000, 1_000_000), Fault::Heal));
+                for &node in &others {
+                    let down_us = dice.log_between(10_000, 1_000_000);
+                    script.push((dice.log_between(200, 200_000), Fault::Kill { node, down_us }));
+                    if dice.chance(1, 2) {
+                        break;
+                    }
+                }
+            }
+            // Answers come late, some of them twice, while leadership goes to and fro.
+            11 => {
+                for &from in &others {
+                    let (loss, duplication) = (dice.below(100), 500);
+                    let delay_us = dice.log_between(20_000, 600_000);
+                    let late = Fault::Bad { from, to: leader, loss, duplication, delay_us };
+                    script.push((short(dice), late));
+                }
+                script.push((short(dice), Fault::Rush { for_us: 1_500_000 }));
+                for _ in 0..3 {
+                    let writes = dice.below(30);
+                    let pause_us = dice.log_between(1_000, 300_000);
+                    script.push((pause_us, Fault::Burst { node: leader, writes }));
+                    abandon(&mut script, dice, leader, &others);
+                    let node = *dice.pick(&all);
+                    script.push((
+                        dice.log_between(1_000, 200_000),
+                        Fault::Transfer { node, to: None },
+                    ));
+                }
+                script.push((dice.log_between(100_000, 1_000_000), Fault::Heal));
+            }
+            // A follower begins a new life while the leader still works for the former one.
+            12 | 20 => {
+                let sync_us_max = dice.log_between(20_000, 400_000);
+                for &node in &all {
+                    script.push((0, Fault::SlowDisk { node, sync_us_max }));
+                }
+                script.push((0, Fault::Rush { for_us: 1_500_000 }));
+                for _ in 0..4 {
+                    let down_us = dice.log_between(500, 20_000);
+                    let kill = Fault::Kill { node: follower, down_us };
+                    script.push((dice.log_between(5_000, 500_000), kill));
+                }
+                for &node in &all {
+                    script.push((short(dice), Fault::SlowDisk { node, sync_us_max: 2_000 }));
+                }
+            }
+            // Leader after leader is cut off with entries of its own; each log parts from the others
+            // at another place.
+            13 => {
+                if dice.chance(1, 2) {
+                    let delay_us = dice.log_between(2_000, 200_000);
+                    late_lines(&mut script, dice, &all, 0, delay_us);
+                }
+                for _ in 0..dice.between(3, 8) {
+                    let writes = dice.log_between(1, 60);
+                    script.push((short(dice), Fault::Burst { node: LEADER, writes }));
+                    script.push((short(dice), Fault::Isolate { node: LEADER }));
+                    abandon(&mut script, dice, LEADER, &all);
+                    script.push((dice.log_between(10_000, 300_000), Fault::Reconnect));
+                }
+            }
+            // Votes come late: of one election in the next.
+            14 => {
+                let delay_us = dice.log_between(50_000, 800_000);
+                late_lines(&mut script, dice, &all, 100, delay_us);
+                for _ in 0..dice.between(3, 8) {
+                    abandon(&mut script, dice, LEADER, &all);
+                    let down_us = dice.log_between(10_000, 400_000);
+                    let kill = Fault::Kill { node: LEADER, down_us };
+                    script.push((dice.log_between(1_000, 800_000), kill));
+                }
+            }
+            // One follower has what the others have not, and says so late. They go on without it;
+            // then its leader is back.
+            15 | 18 | 19 => {
+                let rest: Vec<NodeId> =
+                    others.iter().copied().filter(|&id| id != follower).collect();
+                for &to in &rest {
+                    script.push((1, Fault::Cut { from: leader, to }));
+                }
+                let delay_us = dice.log_between(100_000, 600_000);
+                let (from, to) = (follower, leader);
+                script.push((1, Fault::Bad { from, to, loss: 0, duplication: 1000, delay_us }));
+                let burst = Fault::Burst { node: leader, writes: dice.between(10, 60) };
+                script.push((1, burst));
+                abandon(&mut script, dice, leader, &rest);
+                script.push((dice.log_between(20_000, 150_000), Fault::Reconnect));
+                for _ in 0..2 {
+                    let back = Fault::Transfer { node: LEADER, to: Some(leader) };
+                    script.push((dice.log_between(10_000, 100_000), back));
+                    script.push((dice.log_between(5_000, 50_000), burst));
+                }
+            }
+            // Votes are torn: power fails around elections.
+            _ => {
+                let down_us = dice.log_between(10_000, 200_000);
+                script.push((0, Fault::Kill { node: leader, down_us }));
+                for &node in &others {
+                    script.push((short(dice), Fault::TornWrite { node, changes: dice.below(3) }));
+                }
+            }
+        }
+        script.push((dice.log_between(200_000, 3_000_000), Fault::Heal));
+        script.reverse();
+        self.script = script;
+    }
+}
+
+impl Plan for Adversary {
+    fn next(&mut self, world: &World) -> (Vec<Fault>, u64) {
+        if self.script.is_empty() {
+            self.write(world);
+        }
+        let fault = self.script.pop().and_then(|(_, fault)| fault.aimed(world.newest_leader()));
+        let faults = fault.into_iter().filter(|f| applies(world, f)).collect();
+        // Scripts are played from the back: the pause belongs to the fault that follows.
+        (faults, self.script.last().map_or(100_000, |next| next.0).max(1))
+    }
+}
+
+/// In a script: whoever leads when the fault's turn comes.
+const LEADER: NodeId = 0;
+
+/// Everything comes late, and half of it twice.
+fn late_lines(
+    script: &mut Vec<(u64, Fault)>,
+    dice: &mut Dice,
+    all: &[NodeId],
+    loss: u64,
+    delay_us: u64,
+) {
+    for &from in all {
+        for &to in all.iter().filter(|&&to| to != from) {
+            let loss = dice.below(loss + 1);
+            script.push((1, Fault::Bad { from, to, loss, duplication: 500, delay_us }));
+        }
+    }
+}
+
+/// The followers see their connections to the leader break, and choose another soon.
+fn abandon(script: &mut Vec<(u64, Fault)>, dice: &mut Dice, leader: NodeId, others: &[NodeId]) {
+    for &from in others {
+        script.push((dice.log_between(100, 20_000), Fault::Reset { from, to: leader }));
+    }
+}
+
+/// A process that is down cannot be stopped again.
+fn applies(world: &World, fault: &Fault) -> bool {
+    let node = fault.node();
+    match fault {
+        Fault::Kill { .. } | Fault::PowerLoss { .. } | Fault::Pause { .. } => {
+            running(world).contains(&node)
+        }
+        _ => true,
+    }
+}

@@ -1,0 +1,573 @@
+//! The simulated cluster: a clock, a queue of events, and one step at a time.
+//!
+//! Every component of every node is an actor. What one sends another arrives after a delay drawn
+//! from the seed, so that completions overtake one another as threads would let them. One event is
+//! handled at a time; after it every invariant is checked.
+
+use super::checks::{Cluster, Platter, Violation, violated};
+use super::clients::SimClient;
+use super::dice::Dice;
+use super::faults::Fault;
+use super::network::{Network, Packet};
+use super::node::{ClientId, SimNode};
+use super::trace::{Step, Trace};
+use crate::kv::{Reader as _, View as _, fingerprint};
+use crate::node::{Answer, Applied, Effects, Input, LogMessages, ReplyTo};
+use crate::raft::{Index, Member, NodeId, RoleName};
+use crate::wal::ReadError;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+
+/// Something that will happen.
+#[derive(Debug)]
+pub(super) enum Event {
+    Wake,
+    Write,
+    Written { seq: u64 },
+    Prepare,
+    Apply,
+    Applied(Applied<ClientId>),
+    Arrive { from: NodeId, connection: u64, packet: Box<Packet> },
+    Input(Input<ClientId>),
+    Answer { client: ClientId, request: u64, answer: Box<Answer> },
+    ReadLog(Box<LogMessages>),
+    ReadNow { client: ClientId, request: u64, key: Vec<u8> },
+    ClientLost { client: ClientId, request: u64 },
+    ClientActs { client: ClientId, turn: u64 },
+    Start,
+    Fault,
+}
+
+/// When, at which node (0: the world) and in which of its lives; equal times in order of arrival.
+struct Scheduled {
+    at_us: u64,
+    order: u64,
+    node: NodeId,
+    life: u64,
+    event: Event,
+}
+
+impl PartialEq for Scheduled {
+    fn eq(&self, other: &Scheduled) -> bool {
+        (self.at_us, self.order) == (other.at_us, other.order)
+    }
+}
+impl Eq for Scheduled {}
+impl PartialOrd for Scheduled {
+    fn partial_cmp(&self, other: &Scheduled) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Scheduled {
+    fn cmp(&self, other: &Scheduled) -> std::cmp::Ordering {
+        (self.at_us, self.order).cmp(&(other.at_us, other.order))
+    }
+}
+
+/// The life of an event that concerns no process.
+pub(super) const ANY_LIFE: u64 = u64::MAX;
+
+/// The simulated cluster.
+pub struct World {
+    pub(super) now_us: u64,
+    pub(super) dice: Dice,
+    queue: BinaryHeap<Reverse<Scheduled>>,
+    order: u64,
+    pub(super) nodes: BTreeMap<NodeId, SimNode>,
+    pub(super) platters: BTreeMap<NodeId, Platter>,
+    pub(super) network: Network,
+    pub(super) clients: Vec<SimClient>,
+    pub(super) cluster: Cluster,
+    pub(super) trace: Trace,
+    /// How often each thing happened.
+    pub(super) counters: BTreeMap<&'static str, u64>,
+    fingerprints: BTreeMap<Index, u64>,
+    /// Mean pause of a client between calls.
+    pub(super) think_us: u64,
+    /// Until then clients hardly pause.
+    pub(super) rush_until_us: u64,
+    /// Clients read only, and begin nothing new once they have.
+    pub(super) quiet: bool,
+    /// An event of the fault plan is due.
+    pub(super) fault_due: bool,
+}
+
+impl World {
+    /// A cluster of that many nodes that were never started, and their clients.
+    pub fn new(nodes: u64, clients: u64, keys: u64, print: bool, mut dice: Dice) -> World {
+        let member = |id| Member { id, identity: 0, address: format!("node-{id}:1") };
+        let members: Vec<Member> = (1..=nodes).map(member).collect();
+        let node = |id, dice: &mut Dice| (id, SimNode::new(id, members.clone(), dice.split()));
+        let mut world = World {
+            now_us: 0,
+            queue: BinaryHeap::new(),
+            order: 0,
+            nodes: (1..=nodes).map(|id| node(id, &mut dice)).collect(),
+            platters: (1..=nodes).map(|id| (id, Platter::default())).collect(),
+            network: Network::new(dice.split()),
+            clients: (0..clients).map(|id| SimClient::new(id, keys, dice.split())).collect(),
+            cluster: Cluster::default(),
+            trace: Trace::new(print),
+            counters: BTreeMap::new(),
+            fingerprints: BTreeMap::new(),
+            think_us: 400_000,
+            rush_until_us: 0,
+            quiet: false,
+            fault_due: false,
+            dice,
+        };
+        for id in 1..=nodes {
+            let delay = world.dice.below(300_000);
+            world.schedule(delay, id, ANY_LIFE, Event::Start);
+        }
+        for client in 0..clients {
+            world.schedule(500_000, 0, ANY_LIFE, Event::ClientActs { client, turn: 0 });
+        }
+        world
+    }
+
+    pub(super) fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    pub(super) fn note(&mut self, node: NodeId, what: &'static str, words: [u64; 4]) {
+        self.trace.step(Step { time_us: self.now_us, node, what, words });
+    }
+
+    pub(super) fn schedule(&mut self, delay_us: u64, node: NodeId, life: u64, event: Event) {
+        self.order += 1;
+        let at_us = self.now_us + delay_us;
+        let order = self.order;
+        self.queue.push(Reverse(Scheduled { at_us, order, node, life, event }));
+    }
+
+    /// The fault plan wants to be asked then.
+    pub(super) fn schedule_fault(&mut self, delay_us: u64) {
+        self.schedule(delay_us, 0, ANY_LIFE, Event::Fault);
+    }
+
+    /// A delay as between two threads: short, now and then long.
+    pub(super) fn hop_us(&mut self) -> u64 {
+        if self.dice.chance(1, 400) {
+            self.dice.log_between(1_000, 60_000)
+        } else {
+            self.dice.between(2, 60)
+        }
+    }
+
+    /// Puts an input into a replica's inbox, and wakes it.
+    pub(super) fn input(&mut self, node: NodeId, input: Input<ClientId>) {
+        let hop_us = self.hop_us();
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let (life, at_us) = (n.life, self.now_us + hop_us);
+        let Some(up) = &mut n.up else { return };
+        up.inbox.push_back(input);
+        self.wake_at(node, life, at_us);
+    }
+
+    pub(super) fn wake_at(&mut self, node: NodeId, life: u64, at_us: u64) {
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
+        if up.wakes_at_us.is_none_or(|at| at > at_us) {
+            up.wakes_at_us = Some(at_us);
+            let delay_us = at_us.saturating_sub(self.now_us);
+            self.schedule(delay_us, node, life, Event::Wake);
+        }
+    }
+
+    /// Handles the next event that is due by then; false when there is none.
+    pub fn step(&mut self, until_us: u64) -> Result<bool, Violation> {
+        match self.queue.peek() {
+            Some(Reverse(next)) if next.at_us <= until_us => {}
+            _ => {
+                self.now_us = self.now_us.max(until_us);
+                return Ok(false);
+            }
+        }
+        let Some(Reverse(Scheduled { at_us, node, life, event, .. })) = self.queue.pop() else {
+            return Ok(false);
+        };
+        self.now_us = self.now_us.max(at_us);
+        if life != ANY_LIFE {
+            let Some(n) = self.nodes.get(&node) else { return Ok(true) };
+            if n.life != life || n.up.is_none() {
+                return Ok(true);
+            }
+            if n.paused_until_us > self.now_us {
+                // A stopped process does everything later, in the order it came; only whether its
+                // timers or its messages are first is anybody's guess.
+                let mut delay_us = n.paused_until_us - self.now_us;
+                if matches!(event, Event::Wake) && self.dice.chance(1, 2) {
+                    delay_us += self.dice.between(1, 300);
+                }
+                self.schedule(delay_us, node, life, event);
+                return Ok(true);
+            }
+        }
+        self.handle(node, event)?;
+        Ok(true)
+    }
+
+    fn handle(&mut self, node: NodeId, event: Event) -> Result<(), Violation> {
+        match event {
+            Event::Wake => self.wake(node),
+            Event::Write => self.write(node),
+            Event::Written { seq } => {
+                if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+                    up.writing = false;
+                }
+                self.input(node, Input::Persisted { seq });
+                self.start_writing(node);
+                Ok(())
+            }
+            Event::Prepare => {
+                self.prepare(node);
+                Ok(())
+            }
+            Event::Apply => self.apply(node),
+            Event::Applied(applied) => self.applied(node, applied),
+            Event::Arrive { from, connection, packet } => {
+                self.arrive(node, from, connection, *packet);
+                Ok(())
+            }
+            Event::Input(input) => {
+                self.input(node, input);
+                Ok(())
+            }
+            Event::Answer { client, request, answer } => {
+                self.client_answered(node, client, request, *answer);
+                Ok(())
+            }
+            Event::ReadLog(messages) => {
+                self.read_log(node, messages);
+                Ok(())
+            }
+            Event::ReadNow { client, request, key } => self.read_now(node, client, request, &key),
+            Event::ClientLost { client, request } => {
+                self.client_lost(client, request);
+                Ok(())
+            }
+            Event::ClientActs { client, turn } => {
+                self.client_acts(client, turn);
+                Ok(())
+            }
+            Event::Start => self.start(node),
+            Event::Fault => {
+                self.fault_due = true;
+                Ok(())
+            }
+        }
+    }
+
+    // ---- the raft loop ----
+
+    fn wake(&mut self, node: NodeId) -> Result<(), Violation> {
+        let now_us = self.now_us;
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let (life, local_us) = (n.life, n.local_us(now_us));
+        let Some(up) = &mut n.up else { return Ok(()) };
+        if up.wakes_at_us.is_some_and(|at| at > now_us) {
+            return Ok(());
+        }
+        up.wakes_at_us = None;
+        // Usually everything in the inbox, now and then a part of it.
+        let all = up.inbox.len();
+        let take =
+            if self.dice.chance(1, 8) { self.dice.below(all as u64 + 1) as usize } else { all };
+        for input in up.inbox.drain(..take) {
+            up.replica.handle(input, local_us);
+        }
+        let more = !up.inbox.is_empty();
+        up.replica.tick(local_us);
+        let effects = up.replica.effects();
+        let raft = up.replica.raft();
+        let seen = [raft.term(), raft.commit_index(), raft.last_index(), take as u64];
+        if let Err(detail) = up.watch.observe(raft) {
+            return violated("core invariant", detail);
+        }
+        self.cluster.core_stepped(raft, life, &self.platters)?;
+        let leads = raft.role() == RoleName::Leader;
+        if leads && !std::mem::replace(&mut up.led, leads) {
+            self.cluster.elected(raft, &self.platters)?;
+        }
+        up.led = leads;
+        if let Some(persist) = &effects.persist {
+            self.cluster.persists(raft, persist, &self.platters[&node])?;
+        }
+        let platter = &self.platters[&node];
+        for message in &effects.messages {
+            self.cluster.leaves(raft, message, platter)?;
+        }
+        let next_local_us = up.replica.next_tick_us();
+        let next_us = n.global_us(next_local_us).max(now_us + 1);
+        self.note(node, "raft", seen);
+        let next_us = if more { now_us + 20 } else { next_us };
+        self.wake_at(node, life, next_us);
+        self.act(node, effects);
+        Ok(())
+    }
+
+    fn act(&mut self, node: NodeId, effects: Effects<ClientId>) {
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let life = n.life;
+        let Some(up) = &mut n.up else { return };
+        up.to_write.extend(effects.persist);
+        if let Some(apply) = effects.apply {
+            up.to_apply.push_back(apply);
+        }
+        self.start_writing(node);
+        self.start_applying(node);
+        for message in effects.messages {
+            self.send(node, message.to, Packet::Message(message));
+        }
+        for read in effects.from_log {
+            let delay_us = self.hop_us();
+            let messages = Box::new(LogMessages::new(read));
+            self.schedule(delay_us, node, life, Event::ReadLog(messages));
+        }
+        for (to, forward) in effects.forwards {
+            self.count("writes forwarded");
+            self.send(node, to, Packet::Forward(forward));
+        }
+        self.deliver(node, effects.answers);
+    }
+
+    /// The peer sender reads on its own, while the log may change.
+    fn read_log(&mut self, node: NodeId, mut messages: Box<LogMessages>) {
+        let Some(n) = self.nodes.get(&node) else { return };
+        let life = n.life;
+        let Some(up) = &n.up else { return };
+        match messages.next(&up.log) {
+            Ok(Some(message)) => {
+                self.count("messages read from the log file");
+                self.send(node, message.to, Packet::Message(message));
+                let delay_us = self.hop_us();
+                self.schedule(delay_us, node, life, Event::ReadLog(messages));
+            }
+            Ok(None) => {}
+            // It ends the stream, as in the peer sender: the core asks again.
+            Err(ReadError::Io { .. }) => self.count("disk error in reading for a peer"),
+            Err(_) => self.count("log changed in reading for a peer"),
+        }
+    }
+
+    fn deliver(&mut self, node: NodeId, answers: Vec<(ReplyTo<ClientId>, Answer)>) {
+        let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return };
+        for (reply_to, answer) in answers {
+            match reply_to {
+                ReplyTo::Client { client, request } => {
+                    let delay_us = self.hop_us() + 50;
+                    let answer = Box::new(answer);
+                    self.schedule(delay_us, node, life, Event::Answer { client, request, answer });
+                }
+                ReplyTo::Peer { node: to, id } => {
+                    if let Answer::Write(verdict) = answer {
+                        self.send(node, to, Packet::ForwardAnswer { id, verdict });
+                    }
+                }
+            }
+        }
+    }
+
+    // ---- the log writer ----
+
+    fn start_writing(&mut self, node: NodeId) {
+        let hop_us = self.hop_us();
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let Some(up) = &mut n.up else { return };
+        if !up.writing && !up.to_write.is_empty() {
+            up.writing = true;
+            let life = n.life;
+            self.schedule(hop_us, node, life, Event::Write);
+        }
+    }
+
+    fn write(&mut self, node: NodeId) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let life = n.life;
+        let Some(up) = &mut n.up else { return Ok(()) };
+        let batch: Vec<_> = up.to_write.drain(..).collect();
+        let written = up.wal.write(&batch);
+        match written {
+            Ok(durable) => {
+                if let Some(platter) = self.platters.get_mut(&node) {
+                    platter.written(&batch);
+                }
+                if up.preparer.is_none() {
+                    up.preparer = up.wal.prepare();
+                    if up.preparer.is_some() {
+                        self.schedule(3_000, node, life, Event::Prepare);
+                    }
+                }
+                let slow_us = self.nodes[&node].sync_us_max;
+                let delay_us = self.dice.log_between(60, slow_us);
+                self.note(node, "log synced", [durable.seq, durable.bytes, delay_us, 0]);
+                self.schedule(delay_us, node, life, Event::Written { seq: durable.seq });
+            }
+            Err(_) => {
+                n.torn = Some(batch);
+                self.disk_failed(node, "disk error in the log writer");
+            }
+        }
+        Ok(())
+    }
+
+    /// The disk failed an operation: the power is gone, or the process stops by itself.
+    fn disk_failed(&mut self, node: NodeId, whose: &'static str) {
+        let power = self.nodes[&node].disk.is_dark();
+        if power {
+            // A killed process leaves its writes to the system; a lost machine does not.
+            let killed = self.dice.chance(1, 4);
+            self.count(if killed { "killed within a write" } else { "power lost within a write" });
+            self.stop(node, !killed);
+        } else {
+            self.count("stopped by a disk error");
+            self.count(whose);
+            let power_lost = self.dice.chance(1, 3);
+            self.stop(node, power_lost);
+        }
+        let delay_us = self.dice.log_between(10_000, 3_000_000);
+        self.schedule(delay_us, node, ANY_LIFE, Event::Start);
+    }
+
+    fn prepare(&mut self, node: NodeId) {
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let life = n.life;
+        let Some(up) = &mut n.up else { return };
+        let Some(preparer) = &mut up.preparer else { return };
+        match preparer.step() {
+            Ok(None) => self.schedule(2_000, node, life, Event::Prepare),
+            Ok(Some(spare)) => {
+                up.preparer = None;
+                up.wal.prepared(Ok(spare));
+            }
+            Err(e) => {
+                up.preparer = None;
+                up.wal.prepared(Err(e));
+                if n.disk.is_dark() {
+                    self.disk_failed(node, "");
+                } else {
+                    self.count("spare segment failed");
+                }
+            }
+        }
+    }
+
+    // ---- the applier ----
+
+    fn start_applying(&mut self, node: NodeId) {
+        let hop_us = self.hop_us();
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let Some(up) = &mut n.up else { return };
+        if !up.applying && !up.to_apply.is_empty() {
+            up.applying = true;
+            let life = n.life;
+            self.schedule(hop_us, node, life, Event::Apply);
+        }
+    }
+
+    fn apply(&mut self, node: NodeId) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let life = n.life;
+        let Some(up) = &mut n.up else { return Ok(()) };
+        let Some(work) = up.to_apply.pop_front() else { return Ok(()) };
+        let committed = &work.committed;
+        if committed.entries.is_empty() {
+            match up.log.read(committed.first, committed.last, usize::MAX) {
+                Ok(entries) => self.cluster.applies(node, &entries)?,
+                Err(_) => {
+                    self.disk_failed(node, "disk error in the applier");
+                    return Ok(());
+                }
+            }
+        } else {
+            self.cluster.applies(node, &committed.entries)?;
+        }
+        match up.applier.handle(work) {
+            Ok(applied) => {
+                let view = up.reader.view();
+                if self.dice.chance(1, 64) {
+                    let now = fingerprint(&view).unwrap_or(0);
+                    let known = *self.fingerprints.entry(applied.index).or_insert(now);
+                    if known != now {
+                        let detail = format!("node {node} at {}", applied.index);
+                        return violated("replica equality", detail);
+                    }
+                }
+                let words = [applied.index, applied.answers.len() as u64, 0, 0];
+                drop(view);
+                self.note(node, "applied", words);
+                let delay_us = self.hop_us();
+                self.schedule(delay_us, node, life, Event::Applied(applied));
+            }
+            Err(_) => self.disk_failed(node, "disk error in the applier"),
+        }
+        Ok(())
+    }
+
+    fn applied(&mut self, node: NodeId, applied: Applied<ClientId>) -> Result<(), Violation> {
+        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+            up.applying = false;
+        }
+        self.deliver(node, applied.answers);
+        self.input(node, Input::Applied { index: applied.index });
+        self.start_applying(node);
+        Ok(())
+    }
+
+    // ---- the end ----
+
+    /// Whether some running node leads and knows what is committed.
+    pub(super) fn leader(&self) -> Option<NodeId> {
+        let knows =
+            |n: &SimNode| n.up.as_ref().is_some_and(|up| up.replica.raft().leads_and_knows());
+        let leads = |n: &&SimNode| !n.wiped && knows(n);
+        self.nodes.values().find(leads).map(|n| n.id)
+    }
+
+    /// The running node that leads the latest term.
+    pub(super) fn newest_leader(&self) -> Option<NodeId> {
+        let term = |n: &SimNode| {
+            let raft = n.up.as_ref()?.replica.raft();
+            (raft.role() == RoleName::Leader).then_some((raft.term(), n.id))
+        };
+        self.nodes.values().filter_map(term).max().map(|(_, id)| id)
+    }
+
+    /// All running nodes have applied everything that is committed, and hold the same.
+    pub(super) fn replicas_equal(&self) -> Result<bool, Violation> {
+        let mut seen = None;
+        for up in self.nodes.values().filter(|n| !n.wiped).filter_map(|n| n.up.as_ref()) {
+            if up.replica.raft().applied_index() < self.cluster.committed() {
+                return Ok(false);
+            }
+            let view = up.reader.view();
+            let now = (view.applied(), fingerprint(&view).unwrap_or(0));
+            match seen {
+                None => seen = Some(now),
+                Some(other) if other.0 != now.0 => return Ok(false),
+                Some(other) if other != now => {
+                    return violated("replica equality", format!("at {}", now.0));
+                }
+                Some(_) => {}
+            }
+        }
+        Ok(true)
+    }
+
+    /// Applies a fault.
+    pub(super) fn fault(&mut self, fault: &Fault) -> Result<(), Violation> {
+        self.note(fault.node(), fault.name(), fault.words());
+        self.count(fault.name());
+        fault.apply(self)
+    }
+
+    /// Starts a stopped node after that time.
+    pub(super) fn start_in(&mut self, delay_us: u64, node: NodeId) {
+        self.schedule(delay_us, node, ANY_LIFE, Event::Start);
+    }
+
+    /// Brings an input to a replica.
+    pub(super) fn tell(&mut self, node: NodeId, input: Input<ClientId>) {
+        self.input(node, input);
+    }
+}
