@@ -15,16 +15,22 @@
 //! | `kv`     | the replicated state machine: commands, sessions, store      | `lsm env`           |
 //! | `node`   | the components of one node as plain structs, no threads      | `raft wal kv env`   |
 //! | `wire`   | frames and codecs: peers, clients, text, HTTP                | `raft kv`           |
+//! | `server` | threads and sockets only                                     | all of the above    |
+//! | `client` | the client library: leader discovery, retry, sessions        | `kv wire`           |
 //! | `sim`    | simulated disk, network, clock; scheduler; checkers          | all of the above    |
+//! | `cli`    | the subcommands of the binary                                | all of the above    |
 //!
 //! `raft`, `kv` and `node` are deterministic: no clock, thread, file, socket, hash-map order or
 //! random source. The tidy test holds these arrows.
 
+pub mod cli;
+pub mod client;
 pub mod env;
 pub mod kv;
 pub mod lsm;
 pub mod node;
 pub mod raft;
+pub mod server;
 pub mod sim;
 pub mod wal;
 pub mod wire;

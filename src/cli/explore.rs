@@ -1,0 +1,114 @@
+//! `kontiki sim --explore`: every short run of the consensus core.
+
+use super::exit::Exit;
+use crate::sim::explore::{Allowance, Bounds, NODES_MAX, Plant, Report, explore};
+use std::ffi::OsString;
+use std::time::Instant;
+
+/// Flags beside one for each [`Allowance`]: name, value, text.
+pub(super) const FLAGS: &[(&str, &str, &str)] = &[
+    ("nodes", "N", "nodes of the cluster, 2 or 3 (default 3)"),
+    ("terms", "N", "no node gets beyond this term (default 2)"),
+    ("in-flight", "N", "messages in flight at a time (default: no bound)"),
+    ("writes", "N", "requests under way at one disk (default: no bound)"),
+    ("states", "N", "give up after so many states"),
+    (
+        "plant",
+        "BUG",
+        "a bug in the surroundings of the core: forgotten-votes, lost-entry, early-reports, forged-terms",
+    ),
+];
+
+/// Explores. Exit code 1 when an invariant was broken.
+pub(super) fn run(args: &[OsString]) -> Exit {
+    let bounds = match bounds(args) {
+        Ok(bounds) => bounds,
+        Err(why) => {
+            eprintln!("kontiki sim --explore: {why}");
+            return Exit::Usage;
+        }
+    };
+    let started = Instant::now();
+    let progress = |r: &Report| {
+        let seconds = started.elapsed().as_secs_f64();
+        eprintln!("depth {}: {} states, {} new, {seconds:.1} s", r.depth, r.states, r.open);
+    };
+    match explore(&bounds, progress) {
+        Ok(report) => {
+            print(&report);
+            let seconds = started.elapsed().as_secs_f64();
+            let verdict = if report.exhausted { "everything" } else { "NOT everything" };
+            println!("{verdict} within the bounds, in {seconds:.1} s: ok");
+            Exit::Done
+        }
+        Err(failed) => {
+            for step in &failed.path {
+                println!("{step}");
+            }
+            print(&failed.report);
+            println!("{}", failed.violation.detail);
+            println!("FAILED {}", failed.violation.invariant);
+            Exit::ConditionFalse
+        }
+    }
+}
+
+fn print(report: &Report) {
+    for (name, times) in &report.sights {
+        println!("{times:>12}  {name}");
+    }
+    for (bound, times) in &report.cut {
+        println!("{times:>12}  events over the bound on {bound}");
+    }
+    println!("{:>12}  states of one node, {} messages", report.node_states, report.messages);
+    println!("states {}", report.states);
+    println!("transitions {}", report.transitions);
+    println!("depth {}", report.depth);
+}
+
+fn bounds(args: &[OsString]) -> Result<Bounds, String> {
+    let mut flags = getopts::Options::new();
+    flags.optflag("", "explore", "");
+    flags.optflag("", "pre-votes", "");
+    flags.optflag("", "once", "");
+    for (name, value, help) in FLAGS {
+        flags.optopt("", name, help, value);
+    }
+    for (_, name) in Allowance::ALL {
+        flags.optopt("", name, "", "N");
+    }
+    let found = flags.parse(args).map_err(|e| e.to_string())?;
+    if let Some(word) = found.free.first() {
+        return Err(format!("unexpected word '{word}'; see kontiki help sim"));
+    }
+    let number = |name: &str, least: u64, most: u64| {
+        let Some(text) = found.opt_str(name) else { return Ok(None) };
+        match text.parse::<u64>() {
+            Ok(n) if (least..=most).contains(&n) => Ok(Some(n)),
+            Ok(_) => Err(format!("flag --{name}: from {least} to {most}")),
+            Err(e) => Err(format!("flag --{name}: {e}")),
+        }
+    };
+    let any = |name| number(name, 0, 1 << 31).map(|n| n.map(|n| n as usize));
+    let (pre_votes, once) = (found.opt_present("pre-votes"), found.opt_present("once"));
+    let mut bounds = Bounds { pre_votes, once, ..Bounds::default() };
+    if let Some(nodes) = number("nodes", 2, NODES_MAX as u64)? {
+        bounds.nodes = nodes;
+    }
+    if let Some(terms) = number("terms", 1, 100)? {
+        bounds.terms = terms;
+    }
+    bounds.in_flight = any("in-flight")?;
+    bounds.writes = any("writes")?.unwrap_or(bounds.writes);
+    bounds.states_max = any("states")?.unwrap_or(bounds.states_max);
+    for (what, name) in Allowance::ALL {
+        if let Some(count) = number(name, 0, 100)? {
+            bounds = bounds.with(what, count as u8);
+        }
+    }
+    if let Some(name) = found.opt_str("plant") {
+        let plant = Plant::ALL.iter().find(|(_, known)| *known == name);
+        bounds.plant = plant.ok_or_else(|| format!("flag --plant: no bug '{name}'"))?.0;
+    }
+    Ok(bounds)
+}

@@ -1,0 +1,66 @@
+//! `kontiki serve`: settings in, a running node out.
+
+use super::config::{LogLevel, Resolved, ServeConfig, read_token, resolve};
+use super::exit::Exit;
+use super::help;
+use crate::server::logging::Level;
+use crate::server::{ServerOptions, start};
+use std::ffi::OsString;
+
+/// Serves until the process is ended. Gives the exit code when it cannot.
+pub fn serve(args: &[OsString]) -> Exit {
+    let config = match resolve(args, std::env::vars_os()) {
+        Ok(Resolved::Serve(config)) => config,
+        Ok(Resolved::Help) => {
+            print!("{}", help::help(Some("serve")).unwrap_or_default());
+            return Exit::Done;
+        }
+        Err(e) => {
+            eprintln!("kontiki serve: {e}");
+            return e.exit();
+        }
+    };
+    let options = match options_of(&config) {
+        Ok(options) => options,
+        Err(e) => {
+            eprintln!("kontiki serve: {e}");
+            return Exit::Usage;
+        }
+    };
+    match start(options) {
+        Ok(listener) => {
+            // The listener never ends; should it all the same, the node does not serve.
+            let _ = listener.join();
+            Exit::Unavailable
+        }
+        Err(e) => {
+            eprintln!("kontiki serve: {e}");
+            Exit::Unavailable
+        }
+    }
+}
+
+fn options_of(config: &ServeConfig) -> Result<ServerOptions, String> {
+    let token = match &config.token_file {
+        Some(path) => read_token(path).map_err(|e| e.to_string())?.into_bytes(),
+        None => Vec::new(),
+    };
+    Ok(ServerOptions {
+        data: config.data.clone(),
+        listen: config.listen.to_string(),
+        advertise: config.advertise.to_string(),
+        peers: config.peers.iter().map(ToString::to_string).collect(),
+        token,
+        heartbeat_ms: config.heartbeat_ms,
+        election_timeout_ms: config.election_timeout_ms,
+        connections_max: config.max_connections,
+        inflight_bytes_max: config.inflight_bytes,
+        limits: config.limits,
+        log_level: match config.log_level {
+            LogLevel::Error => Level::Error,
+            LogLevel::Warn => Level::Warn,
+            LogLevel::Info => Level::Info,
+            LogLevel::Debug => Level::Debug,
+        },
+    })
+}

@@ -1,0 +1,251 @@
+//! One connection to one node: dialing, frames out, frames in.
+//!
+//! It says exactly how much was handed to the network ([`Connection::handed`]): a request whose
+//! last byte was not is surely not applied, any other is in doubt when the connection ends.
+//! Left out: which node to dial and what to send again, which is the client's business.
+
+use super::error::{Cause, Error};
+use crate::wire::client::{Class, Request, Response, put_request, take_response};
+use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
+use crate::wire::handshake::{Hello, PROTOCOL_VERSION, Role, Welcome, put_hello, take_answer};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::time::{Duration, Instant};
+
+/// The shortest wait that is asked of the system, which takes zero for "for ever".
+const WAIT_MIN: Duration = Duration::from_millis(1);
+
+/// Bytes of the output buffer that are kept between flushes.
+const OUT_KEPT_MAX: usize = 1 << 20;
+
+/// A request on its way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Its id on this connection.
+    pub id: u64,
+    /// Its last byte's position in the stream: in doubt once [`Connection::handed`] reaches it.
+    pub end: u64,
+}
+
+/// A connection that has passed the handshake.
+#[derive(Debug)]
+pub struct Connection {
+    stream: TcpStream,
+    reader: FrameReader,
+    out: Vec<u8>,
+    handed: u64,
+    next_id: u64,
+    address: String,
+    welcome: Welcome,
+}
+
+impl Connection {
+    /// Dials `address` (`HOST:PORT`) and shakes hands, all within `wait` but for the name service.
+    /// `cluster` is the cluster meant, 0 for any.
+    ///
+    /// # Errors
+    /// Nothing was asked of the node then; the class is `Unauthorised` for a wrong token,
+    /// `Busy` when the node has no place for the connection, else `Unavailable`.
+    pub fn dial(
+        address: &str,
+        token: &[u8],
+        cluster: u64,
+        wait: Duration,
+    ) -> Result<Connection, Error> {
+        let until = Instant::now() + wait;
+        let failed = |doing, source| Error::io(Class::Unavailable, address, doing, source);
+        let resolved = address.to_socket_addrs().map_err(|e| failed("resolve", e))?;
+        let mut last = None;
+        let mut connected = None;
+        for addr in resolved {
+            match TcpStream::connect_timeout(&addr, remaining(until)) {
+                Ok(stream) => {
+                    connected = Some(stream);
+                    break;
+                }
+                Err(e) => last = Some(e),
+            }
+        }
+        let Some(stream) = connected else {
+            let none = || ErrorKind::AddrNotAvailable.into();
+            return Err(failed("connect", last.unwrap_or_else(none)));
+        };
+        // Small requests must not wait for acknowledgements of earlier ones.
+        stream.set_nodelay(true).map_err(|e| failed("connect", e))?;
+        let mut connection = Connection {
+            stream,
+            reader: FrameReader::new(HANDSHAKE_FRAME_MAX),
+            out: PREAMBLE.to_vec(),
+            handed: 0,
+            next_id: 0,
+            address: address.to_owned(),
+            welcome: Welcome {
+                version: 0,
+                cluster: 0,
+                node: 0,
+                identity: 0,
+                leader: 0,
+                leader_address: String::new(),
+            },
+        };
+        let hello = Hello {
+            version_min: PROTOCOL_VERSION,
+            version_max: PROTOCOL_VERSION,
+            role: Role::Client,
+            cluster,
+            from: 0,
+            to: 0,
+            identity: 0,
+            to_identity: 0,
+            address: String::new(),
+            token: token.to_vec(),
+        };
+        put_hello(&mut connection.out, &hello);
+        connection.shake_hands(until).map_err(|e| Error { class: surely(e.class), ..e })?;
+        Ok(connection)
+    }
+
+    fn shake_hands(&mut self, until: Instant) -> Result<(), Error> {
+        let started = Instant::now();
+        self.flush(until)?;
+        loop {
+            if let Some(body) = self.reader.next_frame().map_err(|e| lost(&self.address, e))? {
+                let answer = take_answer(body).map_err(|e| {
+                    Error::new(Class::Unavailable, &self.address, Cause::Malformed(e))
+                })?;
+                self.welcome = answer.map_err(|reject| Error::rejected(&self.address, reject))?;
+                self.reader.set_limit(CLIENT_FRAME_MAX);
+                self.handed = 0;
+                return Ok(());
+            }
+            if !self.fill(until)? {
+                let cause = Cause::Silent { wait: started.elapsed() };
+                return Err(Error::new(Class::Unavailable, &self.address, cause));
+            }
+        }
+    }
+
+    /// The address that was dialed.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// What the node said of itself and of the leader when it was dialed.
+    pub fn welcome(&self) -> &Welcome {
+        &self.welcome
+    }
+
+    /// Position in the stream up to which the network has taken what was sent.
+    pub fn handed(&self) -> u64 {
+        self.handed
+    }
+
+    /// Queues a request under a new id, which it puts into it; [`Connection::flush`] sends it.
+    ///
+    /// # Errors
+    /// `TooLarge` when it fits no frame; the connection goes on without it.
+    pub fn send(&mut self, request: &mut Request) -> Result<Sent, Error> {
+        self.next_id += 1;
+        request.id = self.next_id;
+        let start = self.out.len();
+        let bytes = put_request(&mut self.out, request);
+        if bytes > CLIENT_FRAME_MAX {
+            self.out.truncate(start);
+            let cause = Cause::Frameless { bytes, limit: CLIENT_FRAME_MAX };
+            return Err(Error { class: Class::TooLarge, address: None, cause });
+        }
+        Ok(Sent { id: request.id, end: self.handed + self.out.len() as u64 })
+    }
+
+    /// Sends what is queued.
+    ///
+    /// # Errors
+    /// The connection is of no further use then; [`Connection::handed`] says what was sent.
+    pub fn flush(&mut self, until: Instant) -> Result<(), Error> {
+        let mut at = 0;
+        while at < self.out.len() {
+            let result = self
+                .stream
+                .set_write_timeout(Some(remaining(until)))
+                .and_then(|()| self.stream.write(&self.out[at..]));
+            match result {
+                Ok(0) => {
+                    let source = ErrorKind::WriteZero.into();
+                    return Err(Error::io(Class::Unknown, &self.address, "send", source));
+                }
+                Ok(n) => {
+                    at += n;
+                    self.handed += n as u64;
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(Class::Unknown, &self.address, "send", e)),
+            }
+        }
+        self.out.clear();
+        self.out.shrink_to(OUT_KEPT_MAX);
+        Ok(())
+    }
+
+    /// The next answer; none when none is there until then.
+    ///
+    /// # Errors
+    /// The connection is of no further use then, and what is open on it is in doubt.
+    pub fn receive(&mut self, until: Instant) -> Result<Option<Response>, Error> {
+        loop {
+            if let Some(response) = self.received()? {
+                return Ok(Some(response));
+            }
+            if !self.fill(until)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The next answer that has arrived already; does not wait.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub fn received(&mut self) -> Result<Option<Response>, Error> {
+        let Some(body) = self.reader.next_frame().map_err(|e| lost(&self.address, e))? else {
+            return Ok(None);
+        };
+        let malformed = |e| Error::new(Class::Unknown, &self.address, Cause::Malformed(e));
+        take_response(body).map(Some).map_err(malformed)
+    }
+
+    /// Reads once; false when nothing arrived until then.
+    fn fill(&mut self, until: Instant) -> Result<bool, Error> {
+        let result = self
+            .stream
+            .set_read_timeout(Some(remaining(until)))
+            .and_then(|()| self.stream.read(self.reader.space()));
+        match result {
+            Ok(0) => {
+                let source = ErrorKind::UnexpectedEof.into();
+                Err(Error::io(Class::Unknown, &self.address, "connection closed", source))
+            }
+            Ok(n) => {
+                self.reader.filled(n);
+                Ok(true)
+            }
+            Err(e) => match e.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => Ok(false),
+                ErrorKind::Interrupted => Ok(Instant::now() < until),
+                _ => Err(Error::io(Class::Unknown, &self.address, "receive", e)),
+            },
+        }
+    }
+}
+
+fn lost(address: &str, error: crate::wire::frame::FrameError) -> Error {
+    Error::new(Class::Unknown, address, Cause::Frame(error))
+}
+
+/// Before the handshake is done no request can have had an effect.
+fn surely(class: Class) -> Class {
+    if class == Class::Unknown { Class::Unavailable } else { class }
+}
+
+fn remaining(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).max(WAIT_MIN)
+}

@@ -1,0 +1,41 @@
+//! The applier's thread, and the way of an answer to whoever waits for it.
+
+use super::peers::Outgoing;
+use super::{ClientHandle, Shared, fatal};
+use crate::kv::Store;
+use crate::node::{Answer, Applier, Apply, ReplyTo};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, PoisonError};
+
+pub(crate) fn run<S: Store>(
+    mut applier: Applier<S>,
+    inbox: &Receiver<Apply<ClientHandle>>,
+    shared: &Arc<Shared>,
+) {
+    while let Ok(work) = inbox.recv() {
+        match applier.handle(work) {
+            Ok(applied) => {
+                deliver(shared, applied.answers);
+                shared.raft.applied(applied.index);
+            }
+            Err(e) => fatal(format_args!("cannot apply, the node stops: {e}")),
+        }
+    }
+}
+
+/// Hands out answers. Whoever is gone is passed over.
+pub(crate) fn deliver(shared: &Shared, answers: Vec<(ReplyTo<ClientHandle>, Answer)>) {
+    for (reply_to, answer) in answers {
+        match reply_to {
+            ReplyTo::Client { client, request } => {
+                client.0.put(request, answer);
+            }
+            ReplyTo::Peer { node, id } => {
+                let links = shared.links.read().unwrap_or_else(PoisonError::into_inner);
+                if let (Some(link), Answer::Write(verdict)) = (links.get(&node), answer) {
+                    let _ = link.send(Outgoing::ForwardAnswer { id, verdict });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Threads and sockets, and nothing else: every decision is made in `node/`, `raft/`, `wal/`, `kv/`.
+//!
+//! | thread        | body                    | inbox                                          |
+//! |---------------|-------------------------|------------------------------------------------|
+//! | listener      | `listener`              | the listening socket                           |
+//! | connection    | `native` `text` `http`  | its socket; then the answers to what it asked  |
+//! | peer reader   | `native`                | the socket of one inbound peer connection      |
+//! | raft loop     | `raft_loop` `inbox`     | `Input`                                        |
+//! | log writer    | `log_writer`            | `Persist` and finished spares                  |
+//! | spare maker   | `log_writer`            | spares to make                                 |
+//! | peer sender   | `peers`                 | what is to be sent                             |
+//! | applier       | `applier`               | `Apply`                                        |
+//!
+//! A thread that cannot go on (a failed fsync, a damaged log) ends the process: the node is
+//! crash-only, and whoever was not answered was not promised anything.
+
+mod applier;
+mod connection;
+mod http;
+mod inbox;
+mod listener;
+mod log_writer;
+pub mod logging;
+mod mailbox;
+mod native;
+mod peers;
+mod pulse;
+mod raft_loop;
+mod sockets;
+mod start;
+#[cfg(test)]
+mod tests;
+mod text;
+
+pub use start::{ServerOptions, StartError, start};
+
+use crate::env::{Clock, DirLock};
+use crate::kv::{Limits, MemoryReader};
+use crate::node::Apply;
+use crate::raft::{Configuration, NodeId};
+use crate::wal::LogReader;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+/// A client as the components see it: where its answers go.
+#[derive(Clone, Debug)]
+pub struct ClientHandle(Arc<mailbox::Mailbox>);
+
+/// What every thread of a node may look at.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) id: NodeId,
+    pub(crate) identity: u64,
+    pub(crate) cluster: u64,
+    pub(crate) address: String,
+    pub(crate) token: Vec<u8>,
+    pub(crate) limits: Limits,
+    pub(crate) connections_max: usize,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) reader: MemoryReader,
+    pub(crate) log: LogReader,
+    pub(crate) raft: inbox::RaftInbox,
+    pub(crate) configuration: RwLock<Arc<Configuration>>,
+    pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
+    /// Number of the latest inbound connection of each peer: only its end means anything.
+    pub(crate) inbound: Mutex<BTreeMap<NodeId, u64>>,
+    pub(crate) leader: AtomicU64,
+    pub(crate) connections: AtomicUsize,
+    pub(crate) log_bytes: AtomicU64,
+    pub(crate) partial: sockets::PartialBytes,
+    pub(crate) refusals: logging::Rate,
+    pub(crate) _lock: DirLock,
+}
+
+impl Shared {
+    /// The configuration in force.
+    pub(crate) fn configuration(&self) -> Arc<Configuration> {
+        Arc::clone(&self.configuration.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The applier's inbox.
+pub(crate) type ApplyQueue = Sender<Apply<ClientHandle>>;
+
+/// Locks that guard plain data stay usable whatever thread died.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The node cannot go on and must not promise anything more: says why and ends the process.
+pub(crate) fn fatal(why: std::fmt::Arguments<'_>) -> ! {
+    logging::log(logging::Level::Error, why);
+    std::process::exit(1)
+}

@@ -1,0 +1,363 @@
+//! The peer senders: one thread and one connection for what goes to each peer.
+//!
+//! A sender writes whatever is queued in one go. While it has no connection everything queued is
+//! dropped: the consensus core sends again what matters, and a forwarded write is given back as
+//! unsent, so that it can be forwarded anew. Connections are made anew with a growing pause.
+
+use super::logging::{debug, info, warning};
+use super::pulse::{Pulse, handshake_reader};
+use super::{ClientHandle, Shared, fatal, native};
+use crate::kv::codec::put_outcome;
+use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
+use crate::raft::{Configuration, LogRead, Message, NodeId};
+use crate::wire::client::Class;
+use crate::wire::frame::{PEER_FRAME_MAX, PREAMBLE};
+use crate::wire::handshake::{self, Hello, PROTOCOL_VERSION, Reject, RejectCode, Role};
+use crate::wire::peer::{self, ForwardAnswer, ForwardResult};
+use std::io::{self, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// What a sender is given.
+#[derive(Debug)]
+pub(crate) enum Outgoing {
+    /// For the peer's consensus core.
+    Message(Message),
+    /// An AppendEntries whose entries are in the log file.
+    FromLog(LogRead),
+    /// A client's write, for the leader.
+    Forward(Forward),
+    /// What became of a write that the peer forwarded.
+    ForwardAnswer {
+        /// The peer's number for it.
+        id: u64,
+        /// What became of it.
+        verdict: Verdict,
+    },
+    /// The peer has just been heard: do not wait before the next attempt to reach it.
+    Nudge,
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// The whole handshake takes no longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A peer that does not take a byte for so long is taken for dead.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Bytes encoded before they are written: bounds the buffer, a write this long is long enough.
+const WRITE_BYTES: usize = 1 << 20;
+
+const _: () = assert!(LOG_MESSAGE_BYTES < PEER_FRAME_MAX);
+
+/// Starts the sender for a peer.
+pub(crate) fn spawn(shared: &Arc<Shared>, peer: NodeId) -> Sender<Outgoing> {
+    let (sender, inbox) = channel();
+    let shared = Arc::clone(shared);
+    let link = Link { shared, peer, inbox, buffer: Vec::new(), said: String::new() };
+    let builder = thread::Builder::new().name(format!("to-peer-{peer}"));
+    if let Err(e) = builder.spawn(move || link.run()) {
+        fatal(format_args!("cannot start a thread: {e}"));
+    }
+    sender
+}
+
+struct Link {
+    shared: Arc<Shared>,
+    peer: NodeId,
+    inbox: Receiver<Outgoing>,
+    buffer: Vec<u8>,
+    /// The last complaint, so that it is not repeated.
+    said: String,
+}
+
+/// The inbox is closed: the peer is no member any more.
+struct Removed;
+
+impl Link {
+    fn run(mut self) {
+        let mut pause = PAUSE_MIN;
+        loop {
+            match self.connect() {
+                Ok((stream, pulse)) => {
+                    pause = PAUSE_MIN;
+                    self.said.clear();
+                    let broken = self.pump(stream, pulse);
+                    self.tell(Input::PeerLost { node: self.peer });
+                    match broken {
+                        Ok(e) => info!("connection to peer={} broke: {e}", self.peer),
+                        Err(Removed) => return,
+                    }
+                }
+                Err(e) => {
+                    let text = e.to_string();
+                    if self.said != text {
+                        debug!("cannot reach peer={}: {text}", self.peer);
+                        self.said = text;
+                    }
+                }
+            }
+            if self.pause(pause).is_err() {
+                return;
+            }
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    fn tell(&self, input: Input<ClientHandle>) {
+        let _ = self.shared.raft.send(input);
+    }
+
+    /// Waits, dropping what comes in.
+    fn pause(&mut self, pause: Duration) -> Result<(), Removed> {
+        let until = Instant::now() + pause;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            match self.inbox.recv_timeout(left) {
+                Ok(Outgoing::Nudge) | Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Ok(outgoing) => self.give_back(&outgoing),
+                Err(RecvTimeoutError::Disconnected) => return Err(Removed),
+            }
+        }
+    }
+
+    fn give_back(&self, outgoing: &Outgoing) {
+        if let Outgoing::Forward(forward) = outgoing {
+            self.tell(Input::ForwardUnsent { id: forward.id });
+        }
+    }
+
+    fn connect(&mut self) -> io::Result<(TcpStream, Pulse)> {
+        let configuration = self.shared.configuration();
+        let Some(member) = configuration.member(self.peer) else {
+            return Err(io::Error::other("it is not a member"));
+        };
+        let mut addresses = member.address.to_socket_addrs()?;
+        let address =
+            addresses.next().ok_or_else(|| io::Error::other("its address has no host"))?;
+        let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        let hello = Hello {
+            version_min: PROTOCOL_VERSION,
+            version_max: PROTOCOL_VERSION,
+            role: Role::Peer,
+            cluster: self.shared.cluster,
+            from: self.shared.id,
+            to: self.peer,
+            identity: self.shared.identity,
+            to_identity: member.identity,
+            address: self.shared.address.clone(),
+            token: self.shared.token.clone(),
+        };
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&PREAMBLE);
+        handshake::put_hello(&mut self.buffer, &hello);
+        self.flush(&mut stream)?;
+        let mut reader = handshake_reader();
+        let until = Instant::now() + HANDSHAKE_TIMEOUT;
+        let answer = native::read_one_frame(&stream, &mut reader, until)?;
+        match handshake::take_answer(&answer) {
+            Ok(Ok(welcome)) => {
+                if welcome.cluster != self.shared.cluster || welcome.node != self.peer {
+                    return Err(io::Error::other("another node answers at its address"));
+                }
+                debug!("connected to peer={} address={}", self.peer, member.address);
+                self.tell(Input::PeerConnected { node: self.peer, identity: welcome.identity });
+                Ok((stream, Pulse::new(reader, Instant::now())))
+            }
+            Ok(Err(reject)) => {
+                let text = match of_reject(&reject, &configuration, &self.shared, self.peer) {
+                    Rejection::Wiped(why) => fatal(format_args!("{why}")),
+                    Rejection::Refused(text) => text,
+                };
+                if self.said != text {
+                    warning!("peer={} {text}", self.peer);
+                }
+                Err(io::Error::other(text))
+            }
+            Err(e) => Err(io::Error::other(e.to_string())),
+        }
+    }
+
+    /// Writes what comes in, and a ping now and then, until the connection breaks or the peer shows
+    /// no sign of life.
+    fn pump(&mut self, mut stream: TcpStream, mut pulse: Pulse) -> Result<io::Error, Removed> {
+        loop {
+            let now = Instant::now();
+            if let Err(e) = pulse.beat(&stream, &mut self.buffer, now) {
+                return Ok(e);
+            }
+            // A ping does not wait for something to go with.
+            let wait = if self.buffer.is_empty() { pulse.wait(now) } else { Duration::ZERO };
+            let mut next = match self.inbox.recv_timeout(wait) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return Err(Removed),
+            };
+            while let Some(outgoing) = next {
+                if let Err(e) = self.encode(outgoing, &mut stream) {
+                    return Ok(e);
+                }
+                next =
+                    if self.buffer.len() < WRITE_BYTES { self.inbox.try_recv().ok() } else { None };
+            }
+            if let Err(e) = self.flush(&mut stream) {
+                return Ok(e);
+            }
+        }
+    }
+
+    fn flush(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+        stream.write_all(&self.buffer)?;
+        self.buffer.clear();
+        if self.buffer.capacity() > 4 * WRITE_BYTES {
+            self.buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    fn encode(&mut self, outgoing: Outgoing, stream: &mut TcpStream) -> io::Result<()> {
+        match outgoing {
+            Outgoing::Message(message) => {
+                peer::put_message(&mut self.buffer, &message);
+            }
+            Outgoing::FromLog(read) => return self.send_from_log(read, stream),
+            Outgoing::Forward(Forward { id, deadline_ms, command }) => {
+                let forward = peer::Forward { id, deadline_ms, command };
+                peer::put_forward(&mut self.buffer, &forward);
+            }
+            Outgoing::ForwardAnswer { id, verdict } => {
+                let answer = ForwardAnswer { id, result: result_of(&verdict) };
+                peer::put_forward_answer(&mut self.buffer, &answer);
+            }
+            Outgoing::Nudge => {}
+        }
+        Ok(())
+    }
+
+    fn send_from_log(&mut self, read: LogRead, stream: &mut TcpStream) -> io::Result<()> {
+        let log = self.shared.log.clone();
+        let mut messages = LogMessages::new(read);
+        loop {
+            match messages.next(&log) {
+                Ok(Some(message)) => peer::put_message(&mut self.buffer, &message),
+                Ok(None) => return Ok(()),
+                Err(e) => {
+                    warning!("cannot read entries for peer={}: {e}", self.peer);
+                    return Ok(());
+                }
+            };
+            if self.buffer.len() >= WRITE_BYTES {
+                self.flush(stream)?;
+            }
+        }
+    }
+}
+
+/// What a reject means for this node.
+#[derive(Debug, PartialEq, Eq)]
+enum Rejection {
+    /// This node must not go on: it would vote under the id of a directory that is gone.
+    Wiped(String),
+    /// The peer does not talk to this node; the others may.
+    Refused(String),
+}
+
+/// A peer that knows another directory under this node's id is to be believed as long as this
+/// node's log does not bind the id to its own: what this node would vote or acknowledge may have
+/// been promised otherwise. Once the log binds it, a majority has elected a leader that knew this
+/// directory and has committed with it: then the peer is of another life of the cluster, and to
+/// stop would only take away what is served.
+fn of_reject(
+    reject: &Reject,
+    configuration: &Configuration,
+    shared: &Shared,
+    peer: NodeId,
+) -> Rejection {
+    let Reject { code, message } = reject;
+    if *code != RejectCode::WrongIdentity {
+        return Rejection::Refused(format!("it refuses the connection: {message}"));
+    }
+    let identity = |id| configuration.member(id).map_or(0, |m| m.identity);
+    let address = configuration.member(peer).map_or("", |m| &m.address);
+    let id = shared.id;
+    if identity(id) == shared.identity {
+        return Rejection::Refused(format!(
+            "node {peer} at {address} has a data directory of another life of this cluster and is \
+             left out ({message}); see docs/operations.md, \"A wiped or damaged disk\""
+        ));
+    }
+    if identity(peer) != 0 {
+        return Rejection::Refused(format!("it refuses the connection: {message}"));
+    }
+    Rejection::Wiped(format!(
+        "node {peer} at {address} says: {message}. This data directory is not the one that node \
+         {id} of the cluster had: its disk was wiped or exchanged. It must not vote under the old \
+         id, and this version cannot take it back as a new member; bring the old data directory \
+         back if there is one. The others go on serving as long as they are a majority; see \
+         docs/operations.md, \"A wiped or damaged disk\""
+    ))
+}
+
+fn result_of(verdict: &Verdict) -> ForwardResult {
+    match verdict {
+        Verdict::Applied(outcome) => {
+            let mut bytes = Vec::new();
+            put_outcome(&mut bytes, outcome);
+            ForwardResult::Applied(bytes)
+        }
+        Verdict::NotApplied(refusal) => {
+            let class = match refusal {
+                Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
+                _ => Class::Unavailable,
+            };
+            ForwardResult::Refused { class, message: refusal.to_string() }
+        }
+        Verdict::Unknown(why) => {
+            ForwardResult::Refused { class: Class::Unknown, message: (*why).to_string() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::parts::{PEER, node_one};
+    use super::*;
+
+    /// What the rejection of the peer means to node 1 when its log binds these identities.
+    fn rejected(own: u64, peer: u64) -> Rejection {
+        let (shared, _events) = node_one("host:2", 1);
+        let mut configuration = Configuration::clone(&shared.configuration());
+        configuration.members[0].identity = own;
+        configuration.members[1].identity = peer;
+        let reject = Reject { code: RejectCode::WrongIdentity, message: "no".to_string() };
+        of_reject(&reject, &configuration, &shared, PEER)
+    }
+
+    /// A wiped node is told by a peer that remembers its old disk: it stops, for nothing in its log
+    /// says that it is a member. Two wiped nodes have formed a cluster without the third, which
+    /// comes back with its old disk: they go on, whether or not they had bound it.
+    #[test]
+    fn only_a_node_that_is_not_bound_stops_when_its_identity_is_denied() {
+        assert!(matches!(rejected(0, 0), Rejection::Wiped(_)));
+        assert!(matches!(rejected(99, 0), Rejection::Wiped(_)));
+        for peer in [0, 22] {
+            let Rejection::Refused(text) = rejected(11, peer) else { panic!("stops") };
+            assert!(text.contains("another life of this cluster"), "{text}");
+        }
+        assert!(matches!(rejected(0, 22), Rejection::Refused(_)));
+    }
+
+    /// A peer that is full, say, stops nobody.
+    #[test]
+    fn other_rejections_stop_nobody() {
+        let (shared, _events) = node_one("host:2", 1);
+        let reject = Reject { code: RejectCode::ForeignCluster, message: "no".to_string() };
+        let meaning = of_reject(&reject, &shared.configuration(), &shared, PEER);
+        assert_eq!(meaning, Rejection::Refused("it refuses the connection: no".to_string()));
+    }
+}

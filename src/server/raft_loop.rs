@@ -1,0 +1,131 @@
+//! The raft loop's thread: drain the inbox, let the replica decide, send the effects on.
+
+use super::applier::deliver;
+use super::inbox::RaftEvents;
+use super::log_writer::LogWork;
+use super::logging::info;
+use super::peers::{self, Outgoing};
+use super::{ApplyQueue, ClientHandle, Shared};
+use crate::node::{Effects, Replica};
+use crate::raft::{Configuration, NodeId, RoleName};
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+pub(crate) fn run(
+    mut replica: Replica<ClientHandle>,
+    mut events: RaftEvents,
+    log_writer: &Sender<LogWork>,
+    applier: &ApplyQueue,
+    shared: &Arc<Shared>,
+) {
+    loop {
+        let effects = replica.effects();
+        let leads = replica.raft().role() == RoleName::Leader;
+        act(effects, leads, log_writer, applier, shared);
+        let wants = replica.wants();
+        let wait_us = replica.next_tick_us().saturating_sub(shared.clock.now_us());
+        let wait = Duration::from_micros(wait_us);
+        let handle = |input| replica.handle(input, shared.clock.now_us());
+        if !events.wait(&shared.raft, wants, wait, handle) {
+            return;
+        }
+        replica.tick(shared.clock.now_us());
+    }
+}
+
+fn act(
+    effects: Effects<ClientHandle>,
+    leads: bool,
+    log_writer: &Sender<LogWork>,
+    applier: &ApplyQueue,
+    shared: &Arc<Shared>,
+) {
+    if let Some(configuration) = effects.configuration {
+        tell_formation(shared, &configuration, leads);
+        reconfigure(shared, &configuration);
+    }
+    // The other threads end the process rather than themselves: sends do not fail while it lives.
+    if let Some(persist) = effects.persist {
+        let _ = log_writer.send(LogWork::Persist(persist));
+    }
+    if !(effects.messages.is_empty() && effects.from_log.is_empty() && effects.forwards.is_empty())
+    {
+        let links = shared.links.read().unwrap_or_else(PoisonError::into_inner);
+        let send = |to: NodeId, outgoing| {
+            if let Some(link) = links.get(&to) {
+                let _ = link.send(outgoing);
+            }
+        };
+        for message in effects.messages {
+            send(message.to, Outgoing::Message(message));
+        }
+        for read in effects.from_log {
+            send(read.message.to, Outgoing::FromLog(read));
+        }
+        for (to, forward) in effects.forwards {
+            send(to, Outgoing::Forward(forward));
+        }
+    }
+    if let Some(apply) = effects.apply {
+        let _ = applier.send(apply);
+    }
+    deliver(shared, effects.answers);
+    if let Some((term, role, leader)) = effects.role {
+        shared.leader.store(leader.unwrap_or(0), Ordering::Relaxed);
+        match (role, leader) {
+            (RoleName::Leader, _) => info!("leads the cluster term={term}"),
+            (RoleName::Follower, Some(leader)) => info!("follows leader={leader} term={term}"),
+            (role, _) => info!("has no leader role={role:?} term={term}"),
+        }
+    }
+}
+
+/// The first leader binds its own id as soon as it has committed something: that is when a cluster
+/// comes into being. Whoever expected an old one, with its data, must be able to see that.
+fn tell_formation(shared: &Shared, next: &Configuration, leads: bool) {
+    let now = shared.configuration();
+    let bound = |c: &Configuration| c.member(shared.id).is_some_and(|m| m.identity != 0);
+    if leads && !bound(&now) && bound(next) {
+        info!("formed a new cluster of members {}", described(next));
+    }
+}
+
+/// `1@host:7101 2@host:7102 (not seen: 2)`: the members, and which of them no leader has met yet.
+fn described(configuration: &Configuration) -> String {
+    let join = |words: Vec<String>| words.join(" ");
+    let members = configuration.members.iter();
+    let all = join(members.clone().map(|m| format!("{}@{}", m.id, m.address)).collect());
+    let unseen = members.filter(|m| m.identity == 0).map(|m| m.id.to_string());
+    let unseen = join(unseen.collect());
+    if unseen.is_empty() { all } else { format!("{all} (not seen yet: {unseen})") }
+}
+
+/// Keeps one sender for every other member.
+fn reconfigure(shared: &Arc<Shared>, configuration: &Arc<Configuration>) {
+    *shared.configuration.write().unwrap_or_else(PoisonError::into_inner) =
+        Arc::clone(configuration);
+    let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
+    // A sender whose inbox is dropped ends.
+    links.retain(|id, _| configuration.member(*id).is_some());
+    for member in configuration.members.iter().filter(|m| m.id != shared.id) {
+        links.entry(member.id).or_insert_with(|| peers::spawn(shared, member.id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::Member;
+
+    /// A cluster is formed by two of three: the line names all of them, and the one that is missing.
+    #[test]
+    fn a_formation_names_the_members_that_were_not_seen() {
+        let of = |id, identity| Member { id, identity, address: format!("host:{id}") };
+        let two = Configuration::of_voters(7, vec![of(1, 5), of(2, 6), of(3, 0)]);
+        assert_eq!(described(&two), "1@host:1 2@host:2 3@host:3 (not seen yet: 3)");
+        let one = Configuration::of_voters(7, vec![of(1, 5)]);
+        assert_eq!(described(&one), "1@host:1");
+    }
+}

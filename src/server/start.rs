@@ -1,0 +1,330 @@
+//! Bringing a node up: directory, identity, log, components, threads.
+//!
+//! What is on disk is read and, at the very first start, made by `node::open_log`.
+
+use super::inbox::raft_inbox;
+use super::logging::{self, Level, Rate, info, warning};
+use super::sockets::PartialBytes;
+use super::{ClientHandle, Shared, applier, listener, log_writer, raft_loop};
+use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
+use crate::env::{Clock, DirLock, Disk, Random as _};
+use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
+use crate::kv::{Limits, Machine, MemoryStore, StoreError};
+use crate::node::{Applier, Replica, ReplicaOptions, open_log, restored};
+use crate::raft::{self, Member, NodeId, Raft};
+use crate::wal::{self, Identity, Recovered, Wal, WalError};
+use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, RwLock};
+use std::thread::{Builder, JoinHandle};
+
+// The largest write fits a frame of a client, of a peer and a segment of the log.
+const _: () = {
+    assert!(2 * MAX_BATCH_BYTES_CEILING <= CLIENT_FRAME_MAX);
+    assert!(2 * MAX_BATCH_BYTES_CEILING <= PEER_FRAME_MAX);
+    assert!(2 * MAX_BATCH_BYTES_CEILING as u64 <= wal::SEGMENT_BYTES_DEFAULT);
+};
+
+/// What a node is started with.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Data directory.
+    pub data: PathBuf,
+    /// `HOST:PORT` to listen on.
+    pub listen: String,
+    /// `HOST:PORT` under which the others reach this node.
+    pub advertise: String,
+    /// The first members in the order of their ids, or none for a cluster of one.
+    pub peers: Vec<String>,
+    /// Shared secret, empty for none.
+    pub token: Vec<u8>,
+    /// Time between heartbeats, in milliseconds.
+    pub heartbeat_ms: u64,
+    /// Smallest time without a leader before an election, in milliseconds.
+    pub election_timeout_ms: u64,
+    /// Connections served at once.
+    pub connections_max: usize,
+    /// Bytes of writes that may be unanswered at once.
+    pub inflight_bytes_max: usize,
+    /// What a client may ask.
+    pub limits: Limits,
+    /// Which lines are logged.
+    pub log_level: Level,
+}
+
+/// Why a node does not start. Nothing was changed.
+#[derive(Debug)]
+pub enum StartError {
+    /// Another process uses the data directory.
+    InUse {
+        /// The directory.
+        data: PathBuf,
+    },
+    /// The operating system refused.
+    Io {
+        /// What was tried, with the path or address.
+        what: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The address is taken or is not one of this machine.
+    Listen {
+        /// The address.
+        address: String,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// What is on disk belongs to another node or cluster.
+    Identity {
+        /// What differs.
+        what: String,
+    },
+    /// The log or the identity cannot be used as it is.
+    Wal(WalError),
+    /// The store cannot be used as it is.
+    Store(StoreError),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StartError::InUse { data } => write!(
+                f,
+                "data directory {} is in use by another process; stop that one or choose another \
+                 directory with --data",
+                data.display()
+            ),
+            StartError::Io { what, source } => write!(f, "{what}: {source}"),
+            StartError::Listen { address, source } => write!(
+                f,
+                "cannot listen on {address}: {source}; choose another address with --listen"
+            ),
+            StartError::Identity { what } => f.write_str(what),
+            StartError::Wal(e) => e.fmt(f),
+            StartError::Store(e) => e.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            StartError::Io { source, .. } | StartError::Listen { source, .. } => Some(source),
+            StartError::Wal(e) => Some(e),
+            StartError::Store(e) => Some(e),
+            StartError::InUse { .. } | StartError::Identity { .. } => None,
+        }
+    }
+}
+
+impl From<WalError> for StartError {
+    fn from(e: WalError) -> StartError {
+        StartError::Wal(e)
+    }
+}
+
+/// Brings a node up and serves. Returns the listener's thread, which never ends by itself.
+pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
+    logging::set_level(options.log_level);
+    stop_on_panic();
+    let clock: Arc<dyn Clock> = Arc::new(RealClock::default());
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let mut random = RealRandom::default();
+    let listen = |e| StartError::Listen { address: options.listen.clone(), source: e };
+
+    // The address first: a second node on the same port must not touch the first one's files.
+    let listener = TcpListener::bind(&options.listen).map_err(listen)?;
+    let lock = lock_directory(&*disk, &options.data)?;
+    let identity = identify(&*disk, &options, &mut random)?;
+    logging::set_node(identity.node);
+    info!(
+        "kontiki {} data={} cluster={:016x} identity={:016x} listen={} advertise={}",
+        env!("CARGO_PKG_VERSION"),
+        options.data.display(),
+        identity.cluster,
+        identity.identity,
+        options.listen,
+        options.advertise,
+    );
+    let started_us = clock.now_us();
+    let (wal, recovered) = open_log(&disk, &options.data, &identity, wal::SEGMENT_BYTES_DEFAULT)?;
+    if let Some(cut) = &recovered.cut {
+        warning!(
+            "cut the tail of the log: a batch of {} bytes at offset {} of {} was not completely \
+             written, or is damaged",
+            cut.bytes,
+            cut.offset,
+            cut.path.display()
+        );
+    }
+    info!(
+        "recovered log first={} last={} term={} segments={} bytes={} ms={}",
+        recovered.first_index,
+        recovered.last_index,
+        recovered.hard_state.term,
+        recovered.segments,
+        recovered.bytes,
+        (clock.now_us() - started_us) / 1000
+    );
+    run(options, &identity, wal, &recovered, listener, lock, clock, random.next_u64())
+}
+
+/// A thread that panics has met a bug of ours: the node must not go on without it, half alive.
+/// Release builds abort by themselves.
+fn stop_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+fn lock_directory(disk: &dyn Disk, data: &Path) -> Result<DirLock, StartError> {
+    let io_error = |what: &str, path: &Path, source| StartError::Io {
+        what: format!("cannot {what} {}", path.display()),
+        source,
+    };
+    disk.create_dir(data).map_err(|e| io_error("create directory", data, e))?;
+    disk.lock(data).map_err(|e| match e.kind() {
+        io::ErrorKind::ResourceBusy => StartError::InUse { data: data.to_path_buf() },
+        _ => io_error("lock", &data.join(LOCK_FILE), e),
+    })
+}
+
+/// Reads who this node is, or makes it up at the very first start.
+fn identify(
+    disk: &dyn Disk,
+    options: &ServerOptions,
+    random: &mut RealRandom,
+) -> Result<Identity, StartError> {
+    let given = first_members(options);
+    let data = options.data.display();
+    if let Some(identity) = Identity::load(disk, &options.data)? {
+        let known: Vec<&str> = identity.members.iter().map(|m| m.address.as_str()).collect();
+        let named: Vec<&str> = given.iter().map(|m| m.address.as_str()).collect();
+        if !options.peers.is_empty() && known != named {
+            let what = format!(
+                "data directory {data} belongs to a cluster that was formed of {}, not of {}; \
+                 start it with the --peers it was made with, or choose another --data",
+                known.join(","),
+                named.join(",")
+            );
+            return Err(StartError::Identity { what });
+        }
+        if identity.advertise != options.advertise {
+            let what = format!(
+                "data directory {data} belongs to node {} at {}, not at {}; start it with the \
+                 address it was made with, or choose another --data",
+                identity.node, identity.advertise, options.advertise
+            );
+            return Err(StartError::Identity { what });
+        }
+        return Ok(identity);
+    }
+    let own = random.next_u64().max(1);
+    let node = given.iter().find(|m| m.address == options.advertise).map_or(0, |m| m.id);
+    // The members of a cluster named by --peers agree on its id without a word: it is made of
+    // their addresses. Their identities make the difference to another cluster of that name.
+    let cluster = if options.peers.is_empty() { random.next_u64() } else { name_of(&given) };
+    let identity = Identity {
+        cluster: cluster.max(1),
+        node,
+        identity: own,
+        log_created: false,
+        advertise: options.advertise.clone(),
+        members: given,
+    };
+    identity.store(disk, &options.data)?;
+    Ok(identity)
+}
+
+/// The members a cluster begins with. Identities become known when they meet.
+fn first_members(options: &ServerOptions) -> Vec<Member> {
+    let alone = [options.advertise.clone()];
+    let addresses = if options.peers.is_empty() { &alone[..] } else { &options.peers[..] };
+    let member =
+        |(id, address): (NodeId, &String)| Member { id, identity: 0, address: address.clone() };
+    (1..).zip(addresses).map(member).collect()
+}
+
+/// FNV-1a, 64 bits, of the addresses in order, each ended by a zero byte.
+fn name_of(members: &[Member]) -> u64 {
+    let bytes = members.iter().flat_map(|m| m.address.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
+}
+
+#[allow(clippy::too_many_arguments)] // the parts of a node, each used once
+fn run(
+    options: ServerOptions,
+    identity: &Identity,
+    wal: Wal,
+    recovered: &Recovered,
+    listener: TcpListener,
+    lock: DirLock,
+    clock: Arc<dyn Clock>,
+    seed: u64,
+) -> Result<JoinHandle<()>, StartError> {
+    let machine = Machine::open(MemoryStore::default()).map_err(StartError::Store)?;
+    let raft_options = raft::Options {
+        election_timeout_us: options.election_timeout_ms * 1000,
+        heartbeat_us: options.heartbeat_ms * 1000,
+        ..raft::Options::new(identity.node, seed)
+    };
+    let replica_options = ReplicaOptions {
+        inflight_bytes_max: options.inflight_bytes_max,
+        batch_bytes_max: raft_options.append_bytes_max,
+        identity: identity.identity,
+    };
+    let restored = restored(identity, recovered, machine.applied());
+    let (raft_inbox, raft_events) = raft_inbox();
+    let (log_inbox, log_work) = channel();
+    let (apply_inbox, apply_work) = channel();
+    let raft = Raft::new(raft_options, restored, clock.now_us());
+    let members: Vec<String> =
+        raft.configuration().members.iter().map(|m| format!("{}@{}", m.id, m.address)).collect();
+    info!("members={}", members.join(","));
+    let shared = Arc::new(Shared {
+        id: identity.node,
+        identity: identity.identity,
+        cluster: identity.cluster,
+        address: options.advertise,
+        token: options.token,
+        limits: options.limits,
+        connections_max: options.connections_max,
+        clock,
+        reader: machine.reader(),
+        log: wal.reader(),
+        raft: raft_inbox,
+        configuration: RwLock::new(Arc::clone(raft.configuration())),
+        links: RwLock::new(BTreeMap::new()),
+        inbound: Mutex::new(BTreeMap::new()),
+        leader: AtomicU64::new(0),
+        connections: AtomicUsize::new(0),
+        log_bytes: AtomicU64::new(wal.bytes()),
+        partial: PartialBytes::default(),
+        refusals: Rate::default(),
+        _lock: lock,
+    });
+    let replica: Replica<ClientHandle> = Replica::new(raft, replica_options);
+    let work = Applier::new(machine, wal.reader());
+    let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
+        let builder = Builder::new().name(name.into());
+        let what = format!("cannot start thread {name}");
+        builder.spawn(body).map_err(|source| StartError::Io { what, source })
+    };
+    let theirs = Arc::clone(&shared);
+    let to_self = log_inbox.clone();
+    spawn("log-writer", Box::new(move || log_writer::run(wal, &log_work, to_self, &theirs)))?;
+    let theirs = Arc::clone(&shared);
+    spawn("applier", Box::new(move || applier::run(work, &apply_work, &theirs)))?;
+    let theirs = Arc::clone(&shared);
+    let body = move || raft_loop::run(replica, raft_events, &log_inbox, &apply_inbox, &theirs);
+    spawn("raft", Box::new(body))?;
+    spawn("listener", Box::new(move || listener::run(&listener, &shared)))
+}

@@ -1,0 +1,107 @@
+//! The script that runs a cluster on this machine. It needs bash.
+#![cfg(unix)]
+
+use crate::support::cluster::{BINARY, alone, kontiki};
+use crate::support::text::{Reply, Text};
+use crate::support::{http, say};
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Instant;
+
+/// The first of some neighbouring ports that nobody uses at this moment.
+fn neighbouring_ports(count: u16) -> u16 {
+    let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
+    // Below the range from which systems take ports for outgoing connections.
+    let start = 20_000 + u16::try_from(std::process::id() % 10_000).expect("a small number");
+    (start..32_000)
+        .step_by(usize::from(count))
+        .find(|&first| (first..first + count).all(free))
+        .expect("some free ports in a row")
+}
+
+struct Script {
+    directory: PathBuf,
+    port: u16,
+}
+
+impl Script {
+    fn run(&self, words: &[&str]) -> Output {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/cluster.sh");
+        let mut command = kontiki("bash");
+        command
+            .arg(script)
+            .args(words)
+            .env("KONTIKI_PORT", self.port.to_string())
+            .env("KONTIKI_DIR", &self.directory)
+            .env("KONTIKI_BIN", BINARY);
+        command.output().expect("bash")
+    }
+
+    fn good(&self, words: &[&str]) -> String {
+        let ended = self.run(words);
+        let said = String::from_utf8_lossy(&ended.stdout).into_owned();
+        let complained = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.success(), "{words:?}: {}\n{said}{complained}", ended.status);
+        said
+    }
+
+    fn address(&self, id: u16) -> String {
+        format!("127.0.0.1:{}", self.port + id - 1)
+    }
+}
+
+/// Also when the test fails.
+impl Drop for Script {
+    fn drop(&mut self) {
+        self.run(&["clean"]);
+    }
+}
+
+#[test]
+fn one_command_brings_a_cluster_up_and_one_takes_it_down() {
+    // Start, look, kill the leader, look, bring it back, stop, start again: what was written stays.
+    // Clean leaves nothing.
+    let _one = alone();
+    let begun = Instant::now();
+    let home = tempfile::Builder::new().prefix("kontiki-test-").tempdir().expect("a directory");
+    let directory = home.path().join("cluster");
+    let script = Script { directory: directory.clone(), port: neighbouring_ports(3) };
+
+    let said = script.good(&["start"]);
+    assert!(said.contains("3 node(s) on") && said.contains("cli -a"), "{said}");
+    let mut client = Text::connect(&script.address(2)).expect("a connection");
+    assert_eq!(client.line("SET city Oslo").unwrap(), Reply::ok());
+    let rows = script.good(&["status"]);
+    for id in 1..=3 {
+        let row = rows.lines().find(|row| row.contains(&script.address(id)));
+        let row = row.unwrap_or_else(|| panic!("no row of node {id}: {rows}"));
+        assert_eq!(row.split_whitespace().next(), Some(&*id.to_string()), "{rows}");
+    }
+    assert!(script.good(&["start"]).contains("3 node(s)"), "starting twice is safe");
+
+    let leads = |id: &u16| http::status(&script.address(*id), "/health/leader") == Some(200);
+    let leader = (1..=3).find(leads).expect("a leader").to_string();
+    assert!(script.good(&["kill", &leader]).contains(&format!("killed node {leader}")));
+    let again = script.run(&["kill", &leader]);
+    assert!(!again.status.success(), "a dead node is not killed twice");
+    assert!(script.good(&["restart", &leader]).contains(&format!("restarted node {leader}")));
+    assert_eq!(script.run(&["kill", "4"]).status.code(), Some(2), "there is no node 4");
+
+    script.good(&["stop"]);
+    assert!((1..=3).all(|id| Text::connect(&script.address(id)).is_err()), "all have ended");
+    script.good(&["start"]);
+    let mut client = Text::connect(&script.address(1)).expect("a connection");
+    assert_eq!(client.line("GET city").unwrap(), Reply::bulk(b"Oslo"));
+
+    script.good(&["clean"]);
+    assert!(!directory.exists(), "clean leaves nothing");
+    assert!((1..=3).all(|id| Text::connect(&script.address(id)).is_err()), "all have ended");
+    assert_eq!(fs::read_dir(home.path()).expect("the directory").count(), 0);
+    let took = begun.elapsed().as_secs_f64();
+    say(
+        "cluster_script",
+        &format!("start, status, kill, restart, stop, start, clean: {took:.1} s"),
+    );
+}

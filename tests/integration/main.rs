@@ -1,0 +1,12 @@
+//! Integration tests: the house rules, and clusters of real processes.
+
+mod bad_input;
+mod cluster_script;
+mod kill_rounds;
+mod loading;
+mod restart;
+mod slow_clients;
+mod support;
+mod sync_before_ack;
+mod telnet;
+mod tidy;
