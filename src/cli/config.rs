@@ -31,6 +31,9 @@ pub const CONNECTIONS_MAX: u64 = 65_536;
 pub const BATCH_BYTES_MAX: u64 = MAX_BATCH_BYTES_CEILING as u64;
 /// Most unanswered writes a setting may allow, bytes: they lie in memory.
 pub const INFLIGHT_BYTES_MAX: u64 = 1 << 30;
+/// Largest memtable and cache, bytes each: beyond it a slip of the pen is likelier than such a
+/// machine.
+pub const STORE_MEMORY_BYTES_MAX: u64 = 1 << 40;
 /// Smallest size a setting may name, bytes: less does not hold one key.
 pub const SIZE_BYTES_MIN: u64 = 1 << 10;
 /// Longest host name, bytes (RFC 1035).
@@ -64,6 +67,10 @@ pub struct ServeConfig {
     pub limits: Limits,
     /// Writes that are taken and not answered yet, bytes.
     pub inflight_bytes: usize,
+    /// Newest writes kept in memory, bytes.
+    pub memtable_bytes: usize,
+    /// Table blocks kept in memory, bytes.
+    pub cache_bytes: usize,
     /// How much is logged.
     pub log_level: LogLevel,
 }
@@ -284,6 +291,8 @@ pub fn resolve(
         max_connections: settings.required("max-connections", connections)?,
         limits: settings.limits()?,
         inflight_bytes: settings.required("inflight-bytes", |t| sized(t, INFLIGHT_BYTES_MAX))?,
+        memtable_bytes: settings.required("memtable", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
+        cache_bytes: settings.required("cache", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
         log_level: settings.required("log-level", LogLevel::from_str)?,
     };
     settings.check(&config)?;

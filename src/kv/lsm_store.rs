@@ -74,15 +74,9 @@ impl LsmStore {
         self.engine.flushed()
     }
 
-    /// How long to wait before applying so many bytes, in microseconds (see
-    /// [`lsm::Engine::delay_us`]).
-    pub fn delay_us(&self, bytes: u64) -> u64 {
-        self.engine.delay_us(bytes)
-    }
-
-    /// What the engine did and holds.
-    pub fn stats(&self) -> lsm::Stats {
-        self.engine.stats()
+    /// Index of the last batch; after opening, of the last one that was flushed.
+    pub fn applied(&self) -> Revision {
+        self.engine.applied()
     }
 }
 
@@ -100,6 +94,17 @@ impl Store for LsmStore {
             value: value.as_ref().map(|(revision, value)| (*revision, value.as_ref())),
         });
         Ok(self.engine.write(applied, changes)?)
+    }
+
+    fn rest_us(&self, bytes: u64) -> u64 {
+        self.engine.delay_us(bytes)
+    }
+}
+
+impl LsmReader {
+    /// What the engine did and holds.
+    pub fn stats(&self) -> lsm::Stats {
+        self.reader.stats()
     }
 }
 

@@ -81,6 +81,16 @@ impl<S: Store> Machine<S> {
         self.sessions.len()
     }
 
+    /// How long the writer should rest after so many bytes (see [`Store::rest_us`]).
+    pub fn rest_us(&self, bytes: u64) -> u64 {
+        self.store.rest_us(bytes)
+    }
+
+    /// The store, to look at.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
     /// The store, to flush it or to take a snapshot.
     pub fn store_mut(&mut self) -> &mut S {
         &mut self.store

@@ -21,6 +21,9 @@ pub mod store;
 mod tests;
 mod types;
 
+pub use crate::lsm::{
+    Options as StoreOptions, STORE_DIR, Stats as StoreStats, Worker as StoreWorker,
+};
 pub use bytes::Malformed;
 pub use codec::{CommandRef, decode_command, encode_command};
 pub use limits::{BadLimits, Limits, TooLarge};

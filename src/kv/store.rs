@@ -54,6 +54,12 @@ pub trait Store: Send + 'static {
     /// Makes a batch of changes, at most one per key, sorted by (space, key), and moves the applied
     /// index, all at once. An error leaves the store unusable until it is opened again.
     fn write(&mut self, applied: Revision, changes: Vec<Change<'_>>) -> Result<(), StoreError>;
+
+    /// How long the writer should rest after a batch of so many bytes, in microseconds, so that the
+    /// store's own work keeps up: nothing at most times, smoothly more as that piles up.
+    fn rest_us(&self, _bytes: u64) -> u64 {
+        0
+    }
 }
 
 /// A handle from which any thread takes views.

@@ -34,6 +34,8 @@ pub struct Applied<C> {
     pub index: Index,
     /// For whoever waited.
     pub answers: Vec<(ReplyTo<C>, Answer)>,
+    /// How long to rest before the next piece of work, in microseconds, so that the store keeps up.
+    pub rest_us: u64,
 }
 
 /// Why the applier cannot go on. The node stops: a gap would be worse.
@@ -74,7 +76,8 @@ impl<S: Store> Applier<S> {
         &self.machine
     }
 
-    /// Applies one piece of work.
+    /// Applies one piece of work. What it gives to rest is the caller's to wait: the writers slow
+    /// down with the applier, as no more than a few batches may wait for it.
     pub fn handle<C>(&mut self, apply: Apply<C>) -> Result<Applied<C>, ApplyError> {
         let Apply { committed, waiters } = apply;
         assert!(waiters.is_sorted_by(|a, b| a.0 < b.0), "one waiter an index, ascending");
@@ -85,6 +88,7 @@ impl<S: Store> Applier<S> {
                 answers.push((reply_to, Answer::Write(Verdict::Applied(outcome))));
             }
         };
+        let mut rest_us = 0;
         if committed.entries.is_empty() {
             let mut next = committed.first;
             while next <= committed.last {
@@ -96,23 +100,27 @@ impl<S: Store> Applier<S> {
                     Err(e) => return Err(ApplyError::Log(e)),
                 };
                 next += entries.len() as Index;
-                self.apply(&entries, &mut answer)?;
+                rest_us += self.apply(&entries, &mut answer)?;
             }
         } else {
-            self.apply(&committed.entries, &mut answer)?;
+            rest_us = self.apply(&committed.entries, &mut answer)?;
         }
         // Each waits for a command, and each command has an outcome: nobody is forgotten.
         assert!(waiters.next().is_none(), "every waiter is answered");
-        Ok(Applied { index: committed.last, answers })
+        Ok(Applied { index: committed.last, answers, rest_us })
     }
 
     fn apply(
         &mut self,
         entries: &[Entry],
         answer: &mut impl FnMut(Index, Outcome),
-    ) -> Result<(), ApplyError> {
+    ) -> Result<u64, ApplyError> {
         let mut configurations = Vec::new();
+        let mut bytes = 0;
         for entry in entries {
+            if let Payload::Command(command) = &entry.payload {
+                bytes += command.len() as u64;
+            }
             if let Payload::Configuration(c) = &entry.payload {
                 let mut bytes = Vec::new();
                 codec::put_configuration(&mut bytes, c);
@@ -133,6 +141,6 @@ impl<S: Store> Applier<S> {
         for (index, outcome) in self.machine.apply(work).map_err(ApplyError::Store)? {
             answer(index, outcome);
         }
-        Ok(())
+        Ok(self.machine.rest_us(bytes))
     }
 }

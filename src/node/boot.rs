@@ -1,34 +1,130 @@
 //! From what is on disk to what the components begin with.
 //!
-//! The order matters for crashes during the very first start: the identity is stored, then the log
-//! is made, then the identity says that the log was made. From then on a missing log is damage.
+//! The order matters for crashes during the very first start: the identity is stored, then log and
+//! store are made, then the identity says that they were made. From then on a missing one is damage.
+//!
+//! The store remembers how far it holds everything durably; the log is replayed from there. So the
+//! log must reach back to that index, and reach that index: only what is durable in the log is
+//! applied (see `raft/follower.rs`), hence the store is never ahead of it.
 
 use crate::env::Disk;
-use crate::raft::{Configuration, Restored, RestoredLog};
+use crate::kv::{LsmStore, STORE_DIR, StoreError, StoreOptions, StoreWorker};
+use crate::raft::{Configuration, Index, Restored, RestoredLog};
 use crate::wal::{self, Identity, LOG_DIR, Recovered, Wal, WalError};
-use std::path::Path;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Opens the log of a node in its data directory, or makes it at the very first start.
+/// Everything of a node that lies on its disk.
+#[derive(Debug)]
+pub struct Opened {
+    /// The log, for its writer.
+    pub wal: Wal,
+    /// What the log held.
+    pub recovered: Recovered,
+    /// The store, for the applier.
+    pub store: LsmStore,
+    /// Does the store's background work.
+    pub worker: StoreWorker,
+}
+
+/// Why a node cannot begin with what is on its disk. Nothing was cut, skipped or made up. Class:
+/// stop.
+#[derive(Debug)]
+pub enum BootError {
+    /// The log or the identity cannot be used as it is.
+    Log(WalError),
+    /// The store cannot be used as it is.
+    Store(StoreError),
+    /// The store holds everything up to `applied`, and the log that should go on from there does
+    /// not: one of the two is an older copy, or lost files.
+    Apart {
+        /// The data directory.
+        data: PathBuf,
+        /// The store's applied index.
+        applied: Index,
+        /// First index of the log.
+        first: Index,
+        /// Last index of the log.
+        last: Index,
+    },
+}
+
+impl fmt::Display for BootError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            BootError::Log(e) => e.fmt(f),
+            BootError::Store(e @ StoreError::Damaged { .. }) => {
+                write!(f, "{e}; {}", wal::WAY_OUT)
+            }
+            BootError::Store(e) => e.fmt(f),
+            BootError::Apart { data, applied, first, last } => write!(
+                f,
+                "the store in {} holds everything up to index {applied}, but the log beside it goes \
+                 from {first} to {last}: one of them is an older copy or lost files; {}",
+                data.display(),
+                wal::WAY_OUT
+            ),
+        }
+    }
+}
+
+impl std::error::Error for BootError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            BootError::Log(e) => Some(e),
+            BootError::Store(e) => Some(e),
+            BootError::Apart { .. } => None,
+        }
+    }
+}
+
+impl From<WalError> for BootError {
+    fn from(e: WalError) -> BootError {
+        BootError::Log(e)
+    }
+}
+
+impl From<StoreError> for BootError {
+    fn from(e: StoreError) -> BootError {
+        BootError::Store(e)
+    }
+}
+
+/// Opens log and store of a node in its data directory, or makes them at the very first start. Of
+/// the store's options, `identity` and `must_exist` are set here.
 ///
 /// # Errors
-/// Those of [`Wal::open`] and [`Identity::store`].
-pub fn open_log(
+/// Those of [`Wal::open`], [`LsmStore::open`] and [`Identity::store`], and [`BootError::Apart`].
+pub fn open(
     disk: &Arc<dyn Disk>,
     data: &Path,
     identity: &Identity,
     segment_bytes: u64,
-) -> Result<(Wal, Recovered), WalError> {
-    let options = wal::Options {
-        segment_bytes,
-        identity: identity.identity,
-        must_exist: identity.log_created,
+    store: StoreOptions,
+) -> Result<Opened, BootError> {
+    let (own, must_exist) = (identity.identity, identity.created);
+    let log = wal::Options { segment_bytes, identity: own, must_exist };
+    let (wal, recovered) = Wal::open(Arc::clone(disk), &data.join(LOG_DIR), log)?;
+    let dir = data.join(STORE_DIR);
+    let io = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| StoreError::Io { path, offset: 0, source }
     };
-    let opened = Wal::open(Arc::clone(disk), &data.join(LOG_DIR), options)?;
-    if !identity.log_created {
-        Identity { log_created: true, ..identity.clone() }.store(&**disk, data)?;
+    if !must_exist {
+        disk.create_dir(&dir).map_err(io(&dir))?;
+        disk.sync_dir(data).map_err(io(data))?;
     }
-    Ok(opened)
+    let options = StoreOptions { identity: own, must_exist, ..store };
+    let (store, worker) = LsmStore::open(Arc::clone(disk), &dir, options)?;
+    let (applied, first, last) = (store.applied(), recovered.first_index, recovered.last_index);
+    if applied + 1 < first || applied > last {
+        return Err(BootError::Apart { data: data.to_path_buf(), applied, first, last });
+    }
+    if !must_exist {
+        Identity { created: true, ..identity.clone() }.store(&**disk, data)?;
+    }
+    Ok(Opened { wal, recovered, store, worker })
 }
 
 /// What the consensus core begins with. `applied` is the store's applied index.

@@ -23,7 +23,7 @@ mod words;
 mod tests;
 
 pub use applier::{Applied, Applier, ApplyError};
-pub use boot::{open_log, restored};
+pub use boot::{BootError, Opened, open, restored};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
 pub use replica::{
     Apply, DEADLINE_US, DEADLINE_US_MAX, Effects, Input, Replica, ReplicaOptions, Wants,

@@ -6,6 +6,8 @@ use crate::kv::Store;
 use crate::node::{Answer, Applier, Apply, ReplyTo};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 pub(crate) fn run<S: Store>(
     mut applier: Applier<S>,
@@ -17,6 +19,9 @@ pub(crate) fn run<S: Store>(
             Ok(applied) => {
                 deliver(shared, applied.answers);
                 shared.raft.applied(applied.index);
+                if applied.rest_us > 0 {
+                    thread::sleep(Duration::from_micros(applied.rest_us));
+                }
             }
             Err(e) => fatal(format_args!("cannot apply, the node stops: {e}")),
         }

@@ -10,6 +10,7 @@
 //! | spare maker   | `log_writer`            | spares to make                                 |
 //! | peer sender   | `peers`                 | what is to be sent                             |
 //! | applier       | `applier`               | `Apply`                                        |
+//! | store         | `lsm::Worker::run`      | a bell: something to flush or to compact       |
 //!
 //! A thread that cannot go on (a failed fsync, a damaged log) ends the process: the node is
 //! crash-only, and whoever was not answered was not promised anything.
@@ -35,7 +36,7 @@ mod text;
 pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock};
-use crate::kv::{Limits, MemoryReader};
+use crate::kv::{Limits, LsmReader};
 use crate::node::Apply;
 use crate::raft::{Configuration, NodeId};
 use crate::wal::LogReader;
@@ -59,7 +60,7 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     pub(crate) connections_max: usize,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) reader: MemoryReader,
+    pub(crate) reader: LsmReader,
     pub(crate) log: LogReader,
     pub(crate) raft: inbox::RaftInbox,
     pub(crate) configuration: RwLock<Arc<Configuration>>,

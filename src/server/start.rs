@@ -1,18 +1,18 @@
 //! Bringing a node up: directory, identity, log, components, threads.
 //!
-//! What is on disk is read and, at the very first start, made by `node::open_log`.
+//! What is on disk is read and, at the very first start, made by `node::open`.
 
 use super::inbox::raft_inbox;
 use super::logging::{self, Level, Rate, info, warning};
 use super::sockets::PartialBytes;
-use super::{ClientHandle, Shared, applier, listener, log_writer, raft_loop};
+use super::{ClientHandle, Shared, applier, fatal, listener, log_writer, raft_loop};
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
-use crate::kv::{Limits, Machine, MemoryStore, StoreError};
-use crate::node::{Applier, Replica, ReplicaOptions, open_log, restored};
+use crate::kv::{Limits, Machine, StoreOptions};
+use crate::node::{Applier, BootError, Opened, Replica, ReplicaOptions, open, restored};
 use crate::raft::{self, Member, NodeId, Raft};
-use crate::wal::{self, Identity, Recovered, Wal, WalError};
+use crate::wal::{self, Identity, WalError};
 use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,6 +54,10 @@ pub struct ServerOptions {
     pub inflight_bytes_max: usize,
     /// What a client may ask.
     pub limits: Limits,
+    /// Bytes of the newest writes that are kept in memory before they go to a table.
+    pub memtable_bytes: usize,
+    /// Bytes of table blocks that are kept in memory.
+    pub cache_bytes: usize,
     /// Which lines are logged.
     pub log_level: Level,
 }
@@ -85,10 +89,8 @@ pub enum StartError {
         /// What differs.
         what: String,
     },
-    /// The log or the identity cannot be used as it is.
-    Wal(WalError),
-    /// The store cannot be used as it is.
-    Store(StoreError),
+    /// What is on disk cannot be used as it is.
+    Boot(BootError),
 }
 
 impl fmt::Display for StartError {
@@ -106,8 +108,7 @@ impl fmt::Display for StartError {
                 "cannot listen on {address}: {source}; choose another address with --listen"
             ),
             StartError::Identity { what } => f.write_str(what),
-            StartError::Wal(e) => e.fmt(f),
-            StartError::Store(e) => e.fmt(f),
+            StartError::Boot(e) => e.fmt(f),
         }
     }
 }
@@ -116,8 +117,7 @@ impl std::error::Error for StartError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             StartError::Io { source, .. } | StartError::Listen { source, .. } => Some(source),
-            StartError::Wal(e) => Some(e),
-            StartError::Store(e) => Some(e),
+            StartError::Boot(e) => Some(e),
             StartError::InUse { .. } | StartError::Identity { .. } => None,
         }
     }
@@ -125,7 +125,13 @@ impl std::error::Error for StartError {
 
 impl From<WalError> for StartError {
     fn from(e: WalError) -> StartError {
-        StartError::Wal(e)
+        StartError::Boot(e.into())
+    }
+}
+
+impl From<BootError> for StartError {
+    fn from(e: BootError) -> StartError {
+        StartError::Boot(e)
     }
 }
 
@@ -153,7 +159,19 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         options.advertise,
     );
     let started_us = clock.now_us();
-    let (wal, recovered) = open_log(&disk, &options.data, &identity, wal::SEGMENT_BYTES_DEFAULT)?;
+    let store = StoreOptions {
+        memtable_bytes: options.memtable_bytes,
+        cache_bytes: options.cache_bytes,
+        ..StoreOptions::new(identity.identity)
+    };
+    let opened = open(&disk, &options.data, &identity, wal::SEGMENT_BYTES_DEFAULT, store)?;
+    report(&opened, clock.now_us() - started_us);
+    run(options, &identity, opened, listener, lock, clock, random.next_u64())
+}
+
+/// What was found on disk.
+fn report(opened: &Opened, took_us: u64) {
+    let Opened { recovered, store, .. } = opened;
     if let Some(cut) = &recovered.cut {
         warning!(
             "cut the tail of the log: a batch of {} bytes at offset {} of {} was not completely \
@@ -164,15 +182,16 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         );
     }
     info!(
-        "recovered log first={} last={} term={} segments={} bytes={} ms={}",
+        "recovered log first={} last={} term={} segments={} bytes={} store applied={} replay={} ms={}",
         recovered.first_index,
         recovered.last_index,
         recovered.hard_state.term,
         recovered.segments,
         recovered.bytes,
-        (clock.now_us() - started_us) / 1000
+        store.applied(),
+        recovered.last_index - store.applied(),
+        took_us / 1000
     );
-    run(options, &identity, wal, &recovered, listener, lock, clock, random.next_u64())
 }
 
 /// A thread that panics has met a bug of ours: the node must not go on without it, half alive.
@@ -236,7 +255,7 @@ fn identify(
         cluster: cluster.max(1),
         node,
         identity: own,
-        log_created: false,
+        created: false,
         advertise: options.advertise.clone(),
         members: given,
     };
@@ -263,14 +282,14 @@ fn name_of(members: &[Member]) -> u64 {
 fn run(
     options: ServerOptions,
     identity: &Identity,
-    wal: Wal,
-    recovered: &Recovered,
+    opened: Opened,
     listener: TcpListener,
     lock: DirLock,
     clock: Arc<dyn Clock>,
     seed: u64,
 ) -> Result<JoinHandle<()>, StartError> {
-    let machine = Machine::open(MemoryStore::default()).map_err(StartError::Store)?;
+    let Opened { wal, recovered, store, mut worker } = opened;
+    let machine = Machine::open(store).map_err(BootError::Store)?;
     let raft_options = raft::Options {
         election_timeout_us: options.election_timeout_ms * 1000,
         heartbeat_us: options.heartbeat_ms * 1000,
@@ -281,7 +300,7 @@ fn run(
         batch_bytes_max: raft_options.append_bytes_max,
         identity: identity.identity,
     };
-    let restored = restored(identity, recovered, machine.applied());
+    let restored = restored(identity, &recovered, machine.applied());
     let (raft_inbox, raft_events) = raft_inbox();
     let (log_inbox, log_work) = channel();
     let (apply_inbox, apply_work) = channel();
@@ -321,6 +340,12 @@ fn run(
     let theirs = Arc::clone(&shared);
     let to_self = log_inbox.clone();
     spawn("log-writer", Box::new(move || log_writer::run(wal, &log_work, to_self, &theirs)))?;
+    let background = move || {
+        if let Err(e) = worker.run() {
+            fatal(format_args!("the store's background work failed, the node stops: {e}"));
+        }
+    };
+    spawn("store", Box::new(background))?;
     let theirs = Arc::clone(&shared);
     spawn("applier", Box::new(move || applier::run(work, &apply_work, &theirs)))?;
     let theirs = Arc::clone(&shared);

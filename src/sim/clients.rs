@@ -228,11 +228,15 @@ impl SimClient {
     }
 }
 
-/// A write that no client waits for, to a key that no client uses.
+/// A write that no client waits for, to a key that no client uses: over enough keys to give the
+/// store several levels, and tombstones in all of them.
 pub(super) fn filler(dice: &mut Dice) -> Request {
-    let key = format!("filler-{}", dice.below(8)).into_bytes();
-    let value = vec![b'x'; dice.below(400) as usize];
-    let ops = vec![kv::Op::Put { key, value }];
+    let key = format!("filler-{}", dice.below(300)).into_bytes();
+    let ops = if dice.chance(1, 5) {
+        vec![kv::Op::Delete { key }]
+    } else {
+        vec![kv::Op::Put { key, value: vec![b'x'; dice.below(400) as usize] }]
+    };
     write_of(&Command::Write(kv::Write { stamp: None, conditions: Vec::new(), ops }))
 }
 

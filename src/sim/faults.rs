@@ -5,6 +5,7 @@ use super::clients::filler;
 use super::disk::Trouble;
 use super::node::ClientId;
 use super::world::World;
+use crate::lsm::STORE_DIR;
 use crate::node::{Input, Request};
 use crate::raft::NodeId;
 
@@ -121,6 +122,13 @@ pub enum Fault {
         /// Chooses the bit.
         at: u64,
     },
+    /// A bit of the store of a stopped node turns over, in a table or a slot of the manifest.
+    FlipStore {
+        /// The node.
+        node: NodeId,
+        /// Chooses the bit.
+        at: u64,
+    },
     /// A sector of the stopped node's log is written over another one.
     Misdirect {
         /// The node.
@@ -168,6 +176,7 @@ impl Fault {
             Fault::BitFlip { .. } => "bit flip",
             Fault::FlipIdentity { both: false, .. } => "bit flip in one identity copy",
             Fault::FlipIdentity { both: true, .. } => "bit flip in both identity copies",
+            Fault::FlipStore { .. } => "bit flip in the store",
             Fault::Misdirect { .. } => "misdirected write",
             Fault::Wipe { .. } => "wiped disk",
             Fault::Burst { .. } => "burst of writes",
@@ -188,6 +197,7 @@ impl Fault {
             | Fault::SlowDisk { node, .. }
             | Fault::BitFlip { node, .. }
             | Fault::FlipIdentity { node, .. }
+            | Fault::FlipStore { node, .. }
             | Fault::Misdirect { node, .. }
             | Fault::Wipe { node, .. }
             | Fault::Burst { node, .. }
@@ -217,6 +227,7 @@ impl Fault {
             | Fault::SlowDisk { node, .. }
             | Fault::BitFlip { node, .. }
             | Fault::FlipIdentity { node, .. }
+            | Fault::FlipStore { node, .. }
             | Fault::Misdirect { node, .. }
             | Fault::Wipe { node, .. }
             | Fault::Burst { node, .. }
@@ -237,7 +248,7 @@ impl Fault {
             Fault::Cut { to, .. } | Fault::Reset { to, .. } => [to, 0, 0, 0],
             Fault::Bad { to, loss, duplication, delay_us, .. } => [to, loss, duplication, delay_us],
             Fault::SlowDisk { sync_us_max, .. } => [sync_us_max, 0, 0, 0],
-            Fault::BitFlip { at, .. } => [at, 0, 0, 0],
+            Fault::BitFlip { at, .. } | Fault::FlipStore { at, .. } => [at, 0, 0, 0],
             Fault::FlipIdentity { both, at, .. } => [u64::from(both), at, 0, 0],
             Fault::Misdirect { from, to, .. } => [from, to, 0, 0],
             Fault::Wipe { down_us, .. } => [down_us, 0, 0, 0],
@@ -290,6 +301,7 @@ impl Fault {
                 }
             }
             Fault::BitFlip { node, at } => flip(world, node, at),
+            Fault::FlipStore { node, at } => flip_store(world, node, at),
             Fault::FlipIdentity { node, both, at } => flip_identity(world, node, both, at),
             Fault::Misdirect { node, from, to } => {
                 if let Some(n) = world.nodes.get_mut(&node)
@@ -350,4 +362,17 @@ fn flip_identity(world: &mut World, node: NodeId, both: bool, at: u64) {
         n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
     }
     n.flipped |= both;
+}
+
+fn flip_store(world: &mut World, node: NodeId, at: u64) {
+    let Some(n) = world.nodes.get_mut(&node) else { return };
+    if n.up.is_some() {
+        return;
+    }
+    let mut files = n.disk.files();
+    files.retain(|(path, len)| path.parent().is_some_and(|d| d.ends_with(STORE_DIR)) && *len > 0);
+    if let Some((path, len)) = files.get((at >> 40) as usize % files.len().max(1)) {
+        n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
+        n.flipped = true;
+    }
 }

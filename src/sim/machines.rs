@@ -5,6 +5,7 @@ use super::disk::SimDisk;
 use super::network::Packet;
 use super::node::Start;
 use super::world::{ANY_LIFE, Event, World};
+use crate::kv::{Reader as _, View as _};
 use crate::node::Input;
 use crate::raft::{Message, NodeId};
 
@@ -119,6 +120,7 @@ impl World {
         if let Some(n) = self.nodes.get_mut(&node) {
             n.disk = SimDisk::new(self.dice.split());
             n.torn = None;
+            n.flushed = 0;
             n.wiped = true;
         }
         self.platters.insert(node, Platter::default());
@@ -137,6 +139,15 @@ impl World {
                 let (life, last) = (n.life, self.platters[&node].terms.len() as u64);
                 self.note(node, "started", [life, last, 0, 0]);
                 self.count("starts");
+                let applied =
+                    self.nodes[&node].up.as_ref().map_or(0, |up| up.reader.view().applied());
+                if applied > 0 {
+                    self.count("started from what was flushed");
+                }
+                if self.dice.chance(1, 4) && !self.compare(node)? {
+                    return Ok(());
+                }
+                self.start_storing(node);
                 self.wake_at(node, life, now_us + 1);
                 let others: Vec<NodeId> = self.nodes.keys().copied().collect();
                 for other in others.into_iter().filter(|&id| id != node) {
@@ -146,7 +157,7 @@ impl World {
             }
             Start::Refused => {
                 self.note(node, "refused", [0; 4]);
-                self.count("refused a damaged log");
+                self.count("refused a damaged disk");
             }
             Start::Failed => {
                 let dark = n.disk.is_dark();

@@ -3,11 +3,14 @@
 use super::checks::{Platter, Violation, violated};
 use super::dice::Dice;
 use super::disk::SimDisk;
+use super::store::store_options;
 use crate::env::Disk;
-use crate::kv::{Machine, MemoryReader, MemoryStore};
-use crate::node::{Applier, Apply, Input, Replica, ReplicaOptions, open_log, restored};
+use crate::kv::{LsmReader, LsmStore, Machine, StoreError, StoreWorker};
+use crate::node::{
+    Applier, Apply, BootError, Input, Opened, Replica, ReplicaOptions, open, restored,
+};
 use crate::raft::invariants::Watch;
-use crate::raft::{self, Member, NodeId, Persist, Raft, Restored};
+use crate::raft::{self, Index, Member, NodeId, Persist, Raft, Restored};
 use crate::wal::{Identity, LogReader, Preparer, Wal, WalError};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -44,8 +47,10 @@ pub(super) struct SimNode {
     pub(super) hurt: bool,
     /// Its disk was lost: it is a stranger to the others.
     pub(super) wiped: bool,
-    /// A bit of its log was turned over.
+    /// A bit of its log or store was turned over.
     pub(super) flipped: bool,
+    /// Its store said that everything up to here is durable.
+    pub(super) flushed: Index,
     /// Largest time its log writer may take at present, in microseconds.
     pub(super) sync_us_max: u64,
     /// How fast its clock runs, in parts per million of true time.
@@ -81,13 +86,17 @@ pub(super) struct Up {
     /// Reads the log file.
     pub(super) log: LogReader,
     /// The applier's component.
-    pub(super) applier: Applier<MemoryStore>,
+    pub(super) applier: Applier<LsmStore>,
     /// Its inbox.
     pub(super) to_apply: VecDeque<Apply<ClientId>>,
     /// It is busy.
     pub(super) applying: bool,
     /// Reads the store.
-    pub(super) reader: MemoryReader,
+    pub(super) reader: LsmReader,
+    /// The store's background.
+    pub(super) worker: StoreWorker,
+    /// It is busy.
+    pub(super) storing: bool,
 }
 
 /// What came of starting a process.
@@ -115,6 +124,7 @@ impl SimNode {
             wiped: false,
             hurt: false,
             flipped: false,
+            flushed: 0,
             sync_us_max: 2_000,
             clock_ppm,
             started_us: 0,
@@ -146,19 +156,17 @@ impl SimNode {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let data = Path::new(DATA);
         let opened = self.identity(&*disk, data).and_then(|identity| {
-            let (wal, recovered) = open_log(&disk, data, &identity, SEGMENT_BYTES)?;
-            Ok((identity, wal, recovered))
+            let opened = open(&disk, data, &identity, SEGMENT_BYTES, store_options())?;
+            let Opened { wal, recovered, store, worker } = opened;
+            Ok((identity, wal, recovered, Machine::open(store)?, worker))
         });
-        let (identity, wal, recovered) = match opened {
+        let (identity, wal, recovered, machine, worker) = match opened {
             Ok(opened) => opened,
-            Err(WalError::Damaged { .. }) if self.flipped => {
+            Err(e) if is_damage(&e) && self.flipped => {
                 self.refuses = true;
                 return Ok(Start::Refused);
             }
-            Err(
-                e
-                @ (WalError::Damaged { .. } | WalError::Foreign { .. } | WalError::Version { .. }),
-            ) => {
+            Err(e) if is_damage(&e) => {
                 return violated("no crash looks like damage", format!("node {}: {e}", self.id));
             }
             Err(_) => {
@@ -169,8 +177,10 @@ impl SimNode {
         self.identity = identity.identity;
         // A repair whose sync failed is in the cache only: the platter still has the bad copy.
         self.hurt &= !self.disk.is_durable("identity-");
-        let machine = Machine::open(MemoryStore::default());
-        let Ok(machine) = machine else { return violated("an empty store opens", String::new()) };
+        if machine.applied() < self.flushed && !self.flipped {
+            let detail = format!("node {}: {} of {}", self.id, machine.applied(), self.flushed);
+            return violated("what was flushed survives", detail);
+        }
         let restored = restored(&identity, &recovered, machine.applied());
         let found = platter_of(&restored);
         promised.survived(self.id, &found, torn.as_deref())?;
@@ -201,6 +211,8 @@ impl SimNode {
             preparer: None,
             log: wal.reader(),
             reader: machine.reader(),
+            worker,
+            storing: false,
             applier: Applier::new(machine, wal.reader()),
             wal,
             to_apply: VecDeque::new(),
@@ -209,7 +221,7 @@ impl SimNode {
         Ok(Start::Running)
     }
 
-    fn identity(&mut self, disk: &dyn Disk, data: &Path) -> Result<Identity, WalError> {
+    fn identity(&mut self, disk: &dyn Disk, data: &Path) -> Result<Identity, BootError> {
         if let Some(identity) = Identity::load(disk, data)? {
             return Ok(identity);
         }
@@ -217,7 +229,7 @@ impl SimNode {
             cluster: 1,
             node: self.id,
             identity: self.dice.roll().max(1),
-            log_created: false,
+            created: false,
             advertise: format!("node-{}:1", self.id),
             members: self.members.clone(),
         };
@@ -234,6 +246,20 @@ impl SimNode {
         } else {
             self.disk.killed();
         }
+    }
+}
+
+/// Whether it says that what is on disk cannot have come about by a crash.
+fn is_damage(e: &BootError) -> bool {
+    match e {
+        BootError::Log(e) => matches!(
+            e,
+            WalError::Damaged { .. } | WalError::Foreign { .. } | WalError::Version { .. }
+        ),
+        BootError::Store(e) => {
+            matches!(e, StoreError::Damaged { .. } | StoreError::BadRecord { .. })
+        }
+        BootError::Apart { .. } => true,
     }
 }
 

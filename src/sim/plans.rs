@@ -96,8 +96,9 @@ impl Random {
                     return Some(Fault::FlipIdentity { node: down, both: false, at: dice.roll() });
                 }
                 self.flips -= 1;
-                match dice.below(3) {
+                match dice.below(5) {
                     0 => Fault::BitFlip { node: down, at: dice.roll() },
+                    3.. => Fault::FlipStore { node: down, at: dice.roll() },
                     1 => Fault::Misdirect { node: down, from: dice.roll(), to: dice.roll() },
                     _ => Fault::FlipIdentity { node: down, both: true, at: dice.roll() },
                 }
@@ -213,7 +214,12 @@ impl Adversary {
                     // Once its log has a bad bit instead.
                     let down_us = dice.log_between(1_000, 60_000);
                     script.push((short(dice), Fault::PowerLoss { node: follower, down_us }));
-                    script.push((500, Fault::BitFlip { node: follower, at: dice.roll() }));
+                    let at = dice.roll();
+                    let flip = match dice.chance(1, 2) {
+                        true => Fault::BitFlip { node: follower, at },
+                        false => Fault::FlipStore { node: follower, at },
+                    };
+                    script.push((500, flip));
                 }
                 for _ in 0..6 {
                     let down_us = dice.log_between(1_000, 60_000);

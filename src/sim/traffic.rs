@@ -131,14 +131,15 @@ impl World {
             let detail = format!("node {node} at {applied}, committed before: {committed}");
             return violated("reads see what was committed before", detail);
         }
-        let found = view.get(Space::User, key);
-        drop(view);
-        match found {
-            Ok(found) => c.read(now_us, found),
-            Err(e) => return violated("a store in memory reads", e.to_string()),
+        match view.get(Space::User, key) {
+            Ok(found) => {
+                c.read(now_us, found);
+                self.count("operations");
+                Ok(())
+            }
+            // The client hears of it as of any node that goes away.
+            Err(e) => self.store_failed(node, "disk error in a read", &e),
         }
-        self.count("operations");
-        Ok(())
     }
 
     /// Clients begin at once, and hardly pause for a while.

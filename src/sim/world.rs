@@ -10,8 +10,9 @@ use super::dice::Dice;
 use super::faults::Fault;
 use super::network::{Network, Packet};
 use super::node::{ClientId, SimNode};
+use super::store::empty_model;
 use super::trace::{Step, Trace};
-use crate::kv::{Reader as _, View as _, fingerprint};
+use crate::kv::{Machine, MemoryStore};
 use crate::node::{Answer, Applied, Effects, Input, LogMessages, ReplyTo};
 use crate::raft::{Index, Member, NodeId, RoleName};
 use crate::wal::ReadError;
@@ -27,6 +28,7 @@ pub(super) enum Event {
     Prepare,
     Apply,
     Applied(Applied<ClientId>),
+    Store,
     Arrive { from: NodeId, connection: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
@@ -81,7 +83,9 @@ pub struct World {
     pub(super) trace: Trace,
     /// How often each thing happened.
     pub(super) counters: BTreeMap<&'static str, u64>,
-    fingerprints: BTreeMap<Index, u64>,
+    pub(super) fingerprints: BTreeMap<Index, u64>,
+    /// The state machine over the map in memory, which every store must equal.
+    pub(super) model: Machine<MemoryStore>,
     /// Mean pause of a client between calls.
     pub(super) think_us: u64,
     /// Until then clients hardly pause.
@@ -110,6 +114,7 @@ impl World {
             trace: Trace::new(print),
             counters: BTreeMap::new(),
             fingerprints: BTreeMap::new(),
+            model: empty_model(),
             think_us: 400_000,
             rush_until_us: 0,
             quiet: false,
@@ -224,7 +229,11 @@ impl World {
                 Ok(())
             }
             Event::Apply => self.apply(node),
-            Event::Applied(applied) => self.applied(node, applied),
+            Event::Applied(applied) => {
+                self.applied(node, applied);
+                Ok(())
+            }
+            Event::Store => self.store(node),
             Event::Arrive { from, connection, packet } => {
                 self.arrive(node, from, connection, *packet);
                 Ok(())
@@ -315,7 +324,7 @@ impl World {
             up.to_apply.push_back(apply);
         }
         self.start_writing(node);
-        self.start_applying(node);
+        self.start_applying(node, 0);
         for message in effects.messages {
             self.send(node, message.to, Packet::Message(message));
         }
@@ -350,7 +359,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, node: NodeId, answers: Vec<(ReplyTo<ClientId>, Answer)>) {
+    pub(super) fn deliver(&mut self, node: NodeId, answers: Vec<(ReplyTo<ClientId>, Answer)>) {
         let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return };
         for (reply_to, answer) in answers {
             match reply_to {
@@ -412,7 +421,7 @@ impl World {
     }
 
     /// The disk failed an operation: the power is gone, or the process stops by itself.
-    fn disk_failed(&mut self, node: NodeId, whose: &'static str) {
+    pub(super) fn disk_failed(&mut self, node: NodeId, whose: &'static str) {
         let power = self.nodes[&node].disk.is_dark();
         if power {
             // A killed process leaves its writes to the system; a lost machine does not.
@@ -452,68 +461,6 @@ impl World {
         }
     }
 
-    // ---- the applier ----
-
-    fn start_applying(&mut self, node: NodeId) {
-        let hop_us = self.hop_us();
-        let Some(n) = self.nodes.get_mut(&node) else { return };
-        let Some(up) = &mut n.up else { return };
-        if !up.applying && !up.to_apply.is_empty() {
-            up.applying = true;
-            let life = n.life;
-            self.schedule(hop_us, node, life, Event::Apply);
-        }
-    }
-
-    fn apply(&mut self, node: NodeId) -> Result<(), Violation> {
-        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        let life = n.life;
-        let Some(up) = &mut n.up else { return Ok(()) };
-        let Some(work) = up.to_apply.pop_front() else { return Ok(()) };
-        let committed = &work.committed;
-        if committed.entries.is_empty() {
-            match up.log.read(committed.first, committed.last, usize::MAX) {
-                Ok(entries) => self.cluster.applies(node, &entries)?,
-                Err(_) => {
-                    self.disk_failed(node, "disk error in the applier");
-                    return Ok(());
-                }
-            }
-        } else {
-            self.cluster.applies(node, &committed.entries)?;
-        }
-        match up.applier.handle(work) {
-            Ok(applied) => {
-                let view = up.reader.view();
-                if self.dice.chance(1, 64) {
-                    let now = fingerprint(&view).unwrap_or(0);
-                    let known = *self.fingerprints.entry(applied.index).or_insert(now);
-                    if known != now {
-                        let detail = format!("node {node} at {}", applied.index);
-                        return violated("replica equality", detail);
-                    }
-                }
-                let words = [applied.index, applied.answers.len() as u64, 0, 0];
-                drop(view);
-                self.note(node, "applied", words);
-                let delay_us = self.hop_us();
-                self.schedule(delay_us, node, life, Event::Applied(applied));
-            }
-            Err(_) => self.disk_failed(node, "disk error in the applier"),
-        }
-        Ok(())
-    }
-
-    fn applied(&mut self, node: NodeId, applied: Applied<ClientId>) -> Result<(), Violation> {
-        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-            up.applying = false;
-        }
-        self.deliver(node, applied.answers);
-        self.input(node, Input::Applied { index: applied.index });
-        self.start_applying(node);
-        Ok(())
-    }
-
     // ---- the end ----
 
     /// Whether some running node leads and knows what is committed.
@@ -531,27 +478,6 @@ impl World {
             (raft.role() == RoleName::Leader).then_some((raft.term(), n.id))
         };
         self.nodes.values().filter_map(term).max().map(|(_, id)| id)
-    }
-
-    /// All running nodes have applied everything that is committed, and hold the same.
-    pub(super) fn replicas_equal(&self) -> Result<bool, Violation> {
-        let mut seen = None;
-        for up in self.nodes.values().filter(|n| !n.wiped).filter_map(|n| n.up.as_ref()) {
-            if up.replica.raft().applied_index() < self.cluster.committed() {
-                return Ok(false);
-            }
-            let view = up.reader.view();
-            let now = (view.applied(), fingerprint(&view).unwrap_or(0));
-            match seen {
-                None => seen = Some(now),
-                Some(other) if other.0 != now.0 => return Ok(false),
-                Some(other) if other != now => {
-                    return violated("replica equality", format!("at {}", now.0));
-                }
-                Some(_) => {}
-            }
-        }
-        Ok(true)
     }
 
     /// Applies a fault.

@@ -174,7 +174,7 @@ fn an_identity_survives_a_crash_at_every_operation() {
             cluster: 5,
             node: 1,
             identity: 77,
-            log_created: i > 1,
+            created: i > 1,
             advertise: format!("host:{i}"),
             members: configuration(i).members.clone(),
         };

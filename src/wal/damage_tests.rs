@@ -356,7 +356,7 @@ fn a_lost_identity_is_refused() {
         cluster: 5,
         node: 1,
         identity: IDENTITY,
-        log_created: false,
+        created: false,
         advertise: "host:1".into(),
         members: Vec::new(),
     };

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// What the operator of a damaged node can do.
-const WAY_OUT: &str = "nothing was cut or skipped; keep the data directory for inspection. This \
+pub const WAY_OUT: &str = "nothing was cut or skipped; keep the data directory for inspection. This \
     version cannot replace the node; the others go on serving as long as they are a majority. See \
     docs/operations.md, \"A wiped or damaged disk\"";
 

@@ -4,8 +4,8 @@
 //! spoils at most one, and once [`Identity::store`] has returned one spoiled copy loses nothing.
 //! There is no rename. docs/formats.md, "Identity", is the specification.
 //!
-//! The order at a first start is: store the identity with `log_created` false, make the log, store
-//! it again with `log_created` true. From then on the log is opened with `must_exist`.
+//! The order at a first start is: store the identity with `created` false, make log and store, store
+//! it again with `created` true. From then on both are opened with `must_exist`.
 
 use super::LOG_DIR;
 use super::error::WalError;
@@ -37,8 +37,8 @@ pub struct Identity {
     pub node: NodeId,
     /// Random number made with the directory.
     pub identity: u64,
-    /// Whether the log has been made: an empty log directory is damage from then on.
-    pub log_created: bool,
+    /// Whether log and store have been made: an empty directory is damage from then on.
+    pub created: bool,
     /// `HOST:PORT` under which the others reach this node.
     pub advertise: String,
     /// The members the cluster was, or is to be, formed of; empty for a node that joins.
@@ -120,7 +120,7 @@ impl Identity {
         for word in [seq, self.cluster, self.node, self.identity] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        out.push(u8::from(self.log_created));
+        out.push(u8::from(self.created));
         put_text(&mut out, &self.advertise);
         out.extend_from_slice(&len32(self.members.len()));
         for member in &self.members {
@@ -155,7 +155,7 @@ impl Identity {
         let cluster = input.u64("cluster")?;
         let node = input.u64("node")?;
         let identity = input.u64("identity")?;
-        let log_created = input.u8("flags")? != 0;
+        let created = input.u8("flags")? != 0;
         let advertise = take_text(&mut input)?;
         let mut members = Vec::new();
         for _ in 0..input.u32("member count")? {
@@ -164,7 +164,7 @@ impl Identity {
             members.push(Member { id, identity, address: take_text(&mut input)? });
         }
         input.end("length")?;
-        Ok((seq, Identity { cluster, node, identity, log_created, advertise, members }))
+        Ok((seq, Identity { cluster, node, identity, created, advertise, members }))
     }
 }
 

@@ -46,7 +46,7 @@ pub(crate) mod testdisk;
 #[cfg(test)]
 mod tests;
 
-pub use error::{ReadError, WalError};
+pub use error::{ReadError, WAY_OUT, WalError};
 pub use identity::Identity;
 pub use reader::LogReader;
 pub use recovered::{Cut, Recovered};

@@ -531,7 +531,7 @@ fn the_identity_format_is_frozen() {
         cluster: 5,
         node: 1,
         identity: 0x77,
-        log_created: true,
+        created: true,
         advertise: "host:1".into(),
         members: vec![member],
     };

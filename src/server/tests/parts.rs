@@ -5,7 +5,9 @@ use super::super::logging::Rate;
 use super::super::sockets::PartialBytes;
 use super::super::{ClientHandle, Shared};
 use crate::env::{Clock, DirLock, real::RealClock};
-use crate::kv::{Command, Committed, Limits, Machine, MemoryStore, Op, Write, encode_command};
+use crate::kv::{
+    Command, Committed, Limits, LsmStore, Machine, Op, StoreOptions, Write, encode_command,
+};
 use crate::node::{Input, Wants};
 use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::testdisk::TestDisk;
@@ -32,7 +34,9 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
     let options =
         wal::Options { segment_bytes: wal::SEGMENT_BYTES_MIN, identity: 1, must_exist: false };
     let (log, _) = Wal::open(TestDisk::default().shared(), Path::new("/log"), options).unwrap();
-    let mut machine = Machine::open(MemoryStore::default()).unwrap();
+    let store =
+        LsmStore::open(TestDisk::default().shared(), Path::new("/store"), StoreOptions::new(1));
+    let mut machine = Machine::open(store.unwrap().0).unwrap();
     let op = Op::Put { key: BIG_KEY.to_vec(), value: vec![b'v'; BIG_VALUE_BYTES] };
     let mut put = Vec::new();
     encode_command(&Command::Write(Write { ops: vec![op], ..Write::default() }), &mut put);

@@ -1,0 +1,255 @@
+//! The applier and the store of each node: what is applied, flushed, compacted, read back, and
+//! compared with the model.
+//!
+//! The store's background is an actor of its own that makes one small step at a time, so that
+//! crashes and disk errors fall between any two of them.
+
+use super::checks::{Violation, violated};
+use super::node::ClientId;
+use super::world::{Event, World};
+use crate::kv::{
+    Committed, Machine, MemoryStore, Reader as _, Scan, Space, StoreError, View, fingerprint,
+};
+use crate::lsm::{self, Step};
+use crate::node::{Applied, ApplyError, Input};
+use crate::raft::{Entry, Index, NodeId, Payload, codec};
+use std::ops::ControlFlow;
+
+/// Small sizes, so that a run flushes and compacts often.
+pub(super) fn store_options() -> lsm::Options {
+    lsm::Options {
+        memtable_bytes: 4 << 10,
+        cache_bytes: 4 << 10,
+        table_bytes: 4 << 10,
+        block_bytes: 256,
+        sync_bytes: 1 << 10,
+        level1_bytes: 8 << 10,
+        step_bytes: 1 << 10,
+        ..lsm::Options::new(0)
+    }
+}
+
+/// The state machine over the map in memory, with nothing applied.
+pub(super) fn empty_model() -> Machine<MemoryStore> {
+    Machine::open(MemoryStore::default()).expect("the map in memory is empty and never fails")
+}
+
+/// What a store's contents are compared by: a full scan, and every key of the users asked for by
+/// itself, which takes another way through the engine.
+fn contents(view: &impl View) -> Result<u64, StoreError> {
+    let hash = fingerprint(view)?;
+    let mut rows = Vec::new();
+    view.scan(&Scan::all(Space::User), &mut |row| {
+        rows.push((row.key.to_vec(), row.value.to_vec(), row.revision));
+        ControlFlow::Continue(())
+    })?;
+    let mut alike = true;
+    for (key, value, revision) in rows {
+        let found = view.get(Space::User, &key)?;
+        alike &= found.is_some_and(|f| f.value == value && f.revision == revision);
+    }
+    Ok(if alike { hash } else { !hash })
+}
+
+impl World {
+    // ---- the applier ----
+
+    /// Lets the applier go on with what waits for it, after a rest.
+    pub(super) fn start_applying(&mut self, node: NodeId, rest_us: u64) {
+        let hop_us = self.hop_us();
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let Some(up) = &mut n.up else { return };
+        if !up.applying && !up.to_apply.is_empty() {
+            up.applying = true;
+            let life = n.life;
+            self.schedule(hop_us + rest_us, node, life, Event::Apply);
+        }
+    }
+
+    pub(super) fn apply(&mut self, node: NodeId) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let life = n.life;
+        let Some(up) = &mut n.up else { return Ok(()) };
+        let Some(work) = up.to_apply.pop_front() else { return Ok(()) };
+        let committed = &work.committed;
+        let mut read = Vec::new();
+        if committed.entries.is_empty() {
+            match up.log.read(committed.first, committed.last, usize::MAX) {
+                Ok(entries) => read = entries,
+                Err(_) => {
+                    self.disk_failed(node, "disk error in the applier");
+                    return Ok(());
+                }
+            }
+        }
+        let entries = if read.is_empty() { &committed.entries[..] } else { &read[..] };
+        self.cluster.applies(node, entries)?;
+        follow(&mut self.model, entries)?;
+        match up.applier.handle(work) {
+            Ok(applied) => {
+                let words = [applied.index, applied.answers.len() as u64, applied.rest_us, 0];
+                if applied.rest_us > 0 {
+                    self.count("writers slowed down");
+                }
+                if self.dice.chance(1, 64) && !self.compare(node)? {
+                    return Ok(());
+                }
+                self.note(node, "applied", words);
+                let delay_us = self.hop_us();
+                self.schedule(delay_us, node, life, Event::Applied(applied));
+                self.start_storing(node);
+                Ok(())
+            }
+            Err(ApplyError::Store(e)) => self.store_failed(node, "disk error in the applier", &e),
+            Err(ApplyError::Log(_)) => {
+                self.disk_failed(node, "disk error in the applier");
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn applied(&mut self, node: NodeId, applied: Applied<ClientId>) {
+        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+            up.applying = false;
+        }
+        self.deliver(node, applied.answers);
+        self.input(node, Input::Applied { index: applied.index });
+        self.start_applying(node, applied.rest_us);
+    }
+
+    // ---- the store's background ----
+
+    /// Wakes the store's worker.
+    pub(super) fn start_storing(&mut self, node: NodeId) {
+        let hop_us = self.hop_us();
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let Some(up) = &mut n.up else { return };
+        if !up.storing {
+            up.storing = true;
+            let life = n.life;
+            self.schedule(hop_us, node, life, Event::Store);
+        }
+    }
+
+    pub(super) fn store(&mut self, node: NodeId) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let (life, slow_us) = (n.life, n.sync_us_max);
+        let Some(up) = &mut n.up else { return Ok(()) };
+        let before = up.reader.stats();
+        match up.worker.step() {
+            Ok(Step::Idle) => up.storing = false,
+            Ok(Step::Worked) => {
+                let now = up.reader.stats();
+                n.flushed = n.flushed.max(up.applier.machine().store().flushed());
+                if now.flushed_bytes > before.flushed_bytes {
+                    self.count("memtables flushed");
+                }
+                if now.compacted_bytes > before.compacted_bytes {
+                    self.count("tables compacted");
+                }
+                let delay_us = self.dice.log_between(60, slow_us);
+                self.schedule(delay_us, node, life, Event::Store);
+            }
+            Err(e) => {
+                return self.store_failed(node, "disk error in the store's background", &e.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// A node's store cannot be read or written: the node stops. It may have met damage only where
+    /// there is some.
+    pub(super) fn store_failed(
+        &mut self,
+        node: NodeId,
+        whose: &'static str,
+        error: &StoreError,
+    ) -> Result<(), Violation> {
+        let damaged = matches!(error, StoreError::Damaged { .. } | StoreError::BadRecord { .. });
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        if !damaged {
+            self.disk_failed(node, whose);
+            return Ok(());
+        }
+        if !n.flipped {
+            return violated("no crash looks like damage", format!("node {node}: {error}"));
+        }
+        // It would meet it again after a restart: a person has to look.
+        n.refuses = true;
+        self.count("damage met in the store");
+        self.note(node, "damaged store", [0; 4]);
+        self.stop(node, false);
+        Ok(())
+    }
+
+    // ---- comparing ----
+
+    /// Compares a node's store with the model and with what other nodes held at the same index.
+    /// False when the node stopped of it.
+    pub(super) fn compare(&mut self, node: NodeId) -> Result<bool, Violation> {
+        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return Ok(false) };
+        let view = up.reader.view();
+        let index = view.applied();
+        let now = match contents(&view) {
+            Ok(now) => now,
+            Err(e) => {
+                self.store_failed(node, "disk error in a scan", &e)?;
+                return Ok(false);
+            }
+        };
+        self.count("stores compared");
+        if index == self.model.applied() {
+            self.count("stores compared with the model");
+            let model = contents(&self.model.reader().view());
+            if !model.is_ok_and(|model| model == now) {
+                return violated("the store equals the model", format!("node {node} at {index}"));
+            }
+        }
+        let known = *self.fingerprints.entry(index).or_insert(now);
+        if known != now {
+            return violated("replica equality", format!("node {node} at {index}"));
+        }
+        Ok(true)
+    }
+
+    /// All running nodes have applied everything that is committed, and hold the same.
+    pub(super) fn replicas_equal(&mut self) -> Result<bool, Violation> {
+        let committed = self.cluster.committed();
+        let running = |n: &&super::node::SimNode| !n.wiped && n.up.is_some();
+        let ids: Vec<NodeId> = self.nodes.values().filter(running).map(|n| n.id).collect();
+        let behind = |id: &NodeId| {
+            let up = self.nodes.get(id).and_then(|n| n.up.as_ref());
+            up.is_some_and(|up| up.replica.raft().applied_index() < committed)
+        };
+        if ids.iter().any(behind) {
+            return Ok(false);
+        }
+        for id in ids {
+            if !self.compare(id)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Applies to the model what it has not seen yet.
+fn follow(model: &mut Machine<MemoryStore>, entries: &[Entry]) -> Result<(), Violation> {
+    let next = model.applied() + 1;
+    for entry in entries.iter().filter(|e| e.index >= next) {
+        let mut bytes = Vec::new();
+        let what = match &entry.payload {
+            Payload::Noop => Committed::Nothing,
+            Payload::Command(bytes) => Committed::Command(bytes),
+            Payload::Configuration(c) => {
+                codec::put_configuration(&mut bytes, c);
+                Committed::Configuration(&bytes)
+            }
+        };
+        let index: Index = entry.index;
+        if let Err(e) = model.apply([(index, what)]) {
+            return violated("the model applies", e.to_string());
+        }
+    }
+    Ok(())
+}
