@@ -3,12 +3,13 @@
 //! A connection thread reads every complete request in its buffer, submits them as one message and
 //! waits for the answers; reads it then serves itself, from the store, without another hop.
 
+use super::logging::{Level, log};
 use super::mailbox::{Encode, Mailbox};
-use super::{ClientHandle, Shared};
+use super::{ClientHandle, Shared, fatal};
 use crate::kv::codec::encode_command;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
-use crate::kv::{Command, Query, Reader as _, Reply, Write};
+use crate::kv::{Command, Query, Reader as _, Reply, StoreError, Write};
 use crate::node::{Answer, DEADLINE_US, DEADLINE_US_MAX, Input, Refusal, Request, Verdict};
 use crate::wire::client::{Class, Failure};
 use std::net::TcpStream;
@@ -92,12 +93,29 @@ impl Session {
         if let Err(e) = self.shared.limits.check_query(query) {
             return Err(failure(class_of(e), e.to_string()));
         }
-        answer_query(&self.shared.reader.view(), query, &self.shared.limits)
-            .map_err(|e| failure(Class::Unavailable, e.to_string()))
+        match answer_query(&self.shared.reader.view(), query, &self.shared.limits) {
+            Ok(reply) => Ok(reply),
+            Err(e @ (StoreError::Damaged { .. } | StoreError::BadRecord { .. })) => {
+                self.shared.damage_met(&e);
+                Err(failure(Class::Unavailable, format!("{DAMAGED}; ask another one: {e}")))
+            }
+            // Not an end of a file, and not to be waited for (a disk that cannot be read).
+            Err(e) => fatal(format_args!("the store cannot be read, the node stops: {e}")),
+        }
     }
 }
 
+/// What a client is told of a node whose store is damaged.
+pub(crate) const DAMAGED: &str = "this node's store is damaged and needs repair";
+
 impl Shared {
+    /// A read has met a damaged block, and gives nothing of it. The node is not healthy any more.
+    pub(crate) fn damage_met(&self, e: &StoreError) {
+        if !self.damaged.swap(true, Ordering::Relaxed) {
+            log(Level::Error, format_args!("{DAMAGED}; the damage is never served: {e}"));
+        }
+    }
+
     /// A refusal as a client sees it, with the leader's address where that may help.
     pub(crate) fn refused(&self, refusal: Refusal) -> Failure {
         let class = match refusal {

@@ -1,13 +1,14 @@
 //! Connections that speak HTTP: the health of the node, for load balancers and people.
 
-use super::Shared;
-use super::connection::Session;
+use super::connection::{DAMAGED, Session};
 use super::sockets::{read_by, write_patiently};
+use super::{Shared, metrics};
 use crate::node::{Answer, Request};
 use crate::wire::http::{Head, parse, response};
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Time in which the node must show that it can serve, in milliseconds.
@@ -61,11 +62,15 @@ fn answer(session: &mut Session, head: &Head) -> (u16, String) {
             Ok(()) => (200, "ok: leads\n".to_string()),
             Err(why) => (503, format!("not the leader: {why}\n")),
         },
-        _ => (404, "not found; there are /health and /health/leader\n".to_string()),
+        "/metrics" => (200, metrics::text(&session.shared)),
+        _ => (404, "not found; there are /health, /health/leader and /metrics\n".to_string()),
     }
 }
 
 fn can_read(session: &mut Session) -> Result<(), String> {
+    if session.shared.damaged.load(Ordering::Relaxed) {
+        return Err(DAMAGED.to_string());
+    }
     let request = (session.deadline_us(HEALTH_MS), Request::Read);
     match session.call(vec![request]).pop() {
         Some(Answer::Read(Ok(()))) => Ok(()),

@@ -23,6 +23,7 @@ mod listener;
 mod log_writer;
 pub mod logging;
 mod mailbox;
+mod metrics;
 mod native;
 mod peers;
 mod pulse;
@@ -41,7 +42,7 @@ use crate::node::Apply;
 use crate::raft::{Configuration, NodeId};
 use crate::wal::LogReader;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -70,6 +71,8 @@ pub(crate) struct Shared {
     pub(crate) leader: AtomicU64,
     pub(crate) connections: AtomicUsize,
     pub(crate) log_bytes: AtomicU64,
+    /// A read has met damage in the store.
+    pub(crate) damaged: AtomicBool,
     pub(crate) partial: sockets::PartialBytes,
     pub(crate) refusals: logging::Rate,
     pub(crate) _lock: DirLock,

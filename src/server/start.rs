@@ -19,7 +19,7 @@ use std::fmt;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::{Builder, JoinHandle};
@@ -326,6 +326,7 @@ fn run(
         leader: AtomicU64::new(0),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),
+        damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
         refusals: Rate::default(),
         _lock: lock,

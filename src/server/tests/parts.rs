@@ -15,7 +15,7 @@ use crate::wal::{self, Wal};
 use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
@@ -61,6 +61,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         leader: AtomicU64::new(0),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(0),
+        damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
         refusals: Rate::default(),
         _lock: DirLock { guard: Box::new(()), path: PathBuf::new() },

@@ -1,0 +1,91 @@
+//! `GET /metrics`: what a node counts, as text in the form of Prometheus
+//! (https://prometheus.io/docs/instrumenting/exposition_formats/).
+//!
+//! So far what the store does and holds, its three amplifications among it, and the log's size.
+
+use super::Shared;
+use crate::kv::{Reader as _, StoreStats, View as _};
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+
+/// The page.
+pub(crate) fn text(shared: &Shared) -> String {
+    let mut page = Page(String::new());
+    let applied = shared.reader.view().applied();
+    page.gauge("kontiki_applied_index", "Last log index in the store.", applied as f64);
+    let log = shared.log_bytes.load(Ordering::Relaxed);
+    page.gauge("kontiki_log_bytes", "Bytes in use in the log.", log as f64);
+    let connections = shared.connections.load(Ordering::Relaxed);
+    page.gauge("kontiki_connections", "Connections that are served now.", connections as f64);
+    store(&mut page, &shared.reader.stats());
+    page.0
+}
+
+fn store(page: &mut Page, s: &StoreStats) {
+    let counters = [
+        ("written_bytes", "Bytes of keys and values given to the store.", s.written_bytes),
+        ("flushed_bytes", "Bytes of tables written by flushes.", s.flushed_bytes),
+        ("compacted_bytes", "Bytes of tables written by compactions.", s.compacted_bytes),
+        ("compaction_read_bytes", "Bytes of tables read by compactions.", s.compaction_read_bytes),
+        ("gets", "Point reads.", s.gets),
+        ("table_probes", "Tables that point reads looked into.", s.table_probes),
+        ("filter_skips", "Tables that point reads were spared by a filter.", s.filter_skips),
+        ("cache_hits", "Blocks found in the cache.", s.cache_hits),
+        ("cache_misses", "Blocks not found in the cache.", s.cache_misses),
+        ("block_reads", "Blocks read from files for readers.", s.block_reads),
+    ];
+    for (name, help, value) in counters {
+        page.counter(&format!("kontiki_store_{name}_total"), help, value);
+    }
+    let gauges = [
+        ("cache_bytes", "Bytes in the block cache.", s.cache_bytes as f64),
+        ("memtable_bytes", "Bytes of writes in memory.", s.memtable_bytes as f64),
+        ("table_entries", "Entries in tables.", s.table_entries as f64),
+        ("tombstones", "Tombstones in tables.", s.tombstones as f64),
+        (
+            "write_amplification",
+            "Bytes written to tables for each byte given to the store.",
+            s.write_amplification(),
+        ),
+        (
+            "read_amplification",
+            "Blocks read from files for each point read.",
+            s.read_amplification(),
+        ),
+        (
+            "space_amplification",
+            "Bytes of all tables for each byte of the last level.",
+            s.space_amplification(),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        page.gauge(&format!("kontiki_store_{name}"), help, value);
+    }
+    let names = [("tables", "Tables of a level."), ("table_bytes", "Bytes of a level.")];
+    for (which, (name, help)) in names.into_iter().enumerate() {
+        page.head(&format!("kontiki_store_{name}"), help, "gauge");
+        for (level, &(tables, bytes)) in s.levels.iter().enumerate() {
+            let value = if which == 0 { tables as u64 } else { bytes };
+            // Writing to a string does not fail.
+            let _ = writeln!(page.0, "kontiki_store_{name}{{level=\"{level}\"}} {value}");
+        }
+    }
+}
+
+struct Page(String);
+
+impl Page {
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, help, "counter");
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.head(name, help, "gauge");
+        let _ = writeln!(self.0, "{name} {value}");
+    }
+}
