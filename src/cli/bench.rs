@@ -1,10 +1,12 @@
 //! `kontiki bench`: how fast a cluster is, as a client sees it.
 //!
-//! A closed loop: each client is a thread with a connection of its own to the leader, has a fixed
-//! number of requests open and sends the next one when one is answered. Latency is from sending to
-//! answer. Writes carry no session, so nothing is sent twice: a request that fails is counted as an
-//! error, never hidden in a retry. Left out: a fixed rate of arrival, so that a cluster that stalls
-//! is seen as a long answer of few requests; look at max beside the percentiles.
+//! Each client is a thread with a connection of its own to the leader and has a fixed number of
+//! requests open. Without a rate that is a closed loop: the next request is sent when one is
+//! answered, and latency is from sending to answer; a cluster that stalls is seen as a long answer of
+//! few requests. With a rate every request has its time, and latency counts from that time, however
+//! late it is sent: whoever would have come during a stall is counted with it. Writes carry no
+//! session, so nothing is sent twice: a request that fails is counted as an error, never hidden in a
+//! retry.
 
 use super::answers::exit_of;
 use super::config::{parse_integer, parse_size};
@@ -26,6 +28,8 @@ const CLIENTS_MAX: u64 = 4096;
 const PIPELINE_MAX: u64 = 1024;
 /// Longest run, seconds.
 const SECONDS_MAX: u64 = 3600;
+/// Highest rate, requests a second.
+const RATE_MAX: u64 = 10_000_000;
 /// Most keys.
 const KEYS_MAX: u64 = 1_000_000_000;
 /// Longest value, bytes.
@@ -77,6 +81,12 @@ struct Load {
     keys: u64,
     pipeline: u64,
     mix: Mix,
+    /// Requests a second, all clients together; none for as many as there are answers.
+    rate: Option<u64>,
+    /// Each key once, in a scattered order.
+    once: bool,
+    /// The keys to read are there already.
+    stored: bool,
 }
 
 /// What came of it.
@@ -101,6 +111,9 @@ pub fn run(args: &[impl AsRef<OsStr>], output: &mut dyn Write, errors: &mut dyn 
     ] {
         options.optopt("", name, "", hint);
     }
+    options.optopt("", "rate", "", "N");
+    options.optflag("", "once", "");
+    options.optflag("", "stored", "");
     let matches = match options.parse(args) {
         Ok(matches) => matches,
         Err(fail) => return usage(errors, &fail.to_string()),
@@ -143,7 +156,14 @@ fn load_of(matches: &getopts::Matches) -> Result<Load, String> {
         Some("80r20w") => Mix::Reads80,
         Some(other) => return Err(format!("flag --mix: '{other}' is not put, get or 80r20w")),
     };
+    let rate = match matches.opt_present("rate") {
+        true => Some(number("rate", 1, RATE_MAX)?),
+        false => None,
+    };
     Ok(Load {
+        rate,
+        once: matches.opt_present("once"),
+        stored: matches.opt_present("stored"),
         clients: number("clients", 64, CLIENTS_MAX)?,
         time: Duration::from_secs(number("seconds", 5, SECONDS_MAX)?),
         value_bytes,
@@ -167,7 +187,7 @@ fn measure(
         }
     };
     let leader = client.address().unwrap_or_default().to_owned();
-    if load.mix != Mix::Put {
+    if load.mix != Mix::Put && !load.stored {
         match fill(&mut client, load) {
             Ok(keys) => load.keys = keys,
             Err(error) => {
@@ -252,17 +272,16 @@ fn value(number: u64, bytes: u64) -> Vec<u8> {
 
 fn client_loop(cluster: &Cluster, load: Load, number: u64, end: Instant) -> Tally {
     let mut tally = Tally::default();
-    // Neighbouring numbers give unlike streams after a multiplication by a large odd number.
-    let mut random = Random((number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let value = value(number + 1, load.value_bytes);
+    let mut plan = Schedule::new(load, number);
     let mut connection = None;
     let mut open: VecDeque<(u64, Instant)> = VecDeque::new();
-    while Instant::now() < end {
+    while Instant::now() < end && !(plan.is_over(load) && open.is_empty()) {
         let Some(current) = &mut connection else {
             connection = dial_leader(cluster, end, &mut tally);
             continue;
         };
-        let keep = turn(current, load, &mut random, &value, &mut open, end, &mut tally);
+        let keep = turn(current, load, &mut plan, &value, &mut open, end, &mut tally);
         let keep = keep.unwrap_or_else(|error| {
             // With nothing open there is nothing else that would count it.
             tally.errors += u64::from(open.is_empty());
@@ -280,26 +299,87 @@ fn client_loop(cluster: &Cluster, load: Load, number: u64, end: Instant) -> Tall
     tally
 }
 
+/// What a client asks for next, and when.
+struct Schedule {
+    random: Random,
+    /// Number of the next key, when each goes once: each client has every so many-th.
+    next: u64,
+    /// When the next request is due, when there is a rate.
+    due: Option<Instant>,
+    interval: Duration,
+}
+
+impl Schedule {
+    fn new(load: Load, client: u64) -> Schedule {
+        let interval = load.rate.map_or(0.0, |rate| load.clients as f64 / rate as f64);
+        let interval = Duration::from_secs_f64(interval);
+        // The clients' turns are spread over one interval.
+        let first = interval.mul_f64(client as f64 / load.clients as f64);
+        // Neighbouring numbers give unlike streams after a multiplication by a large odd number.
+        let random = Random((client + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let due = load.rate.map(|_| Instant::now() + first);
+        Schedule { random, next: client, due, interval }
+    }
+
+    fn is_over(&self, load: Load) -> bool {
+        load.once && self.next >= load.keys
+    }
+
+    /// The next request is made: its key.
+    fn next_key(&mut self, load: Load) -> u64 {
+        self.due = self.due.map(|due| due + self.interval);
+        let number = self.next;
+        self.next += load.clients;
+        if load.once { scattered(number, load.keys) } else { self.random.next() % load.keys }
+    }
+}
+
+/// The `number`-th of so many keys in an order that is scattered and meets each once: steps of a
+/// length that has no divisor in common with the number of keys.
+fn scattered(number: u64, keys: u64) -> u64 {
+    let common = |mut a: u64, mut b: u64| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    let golden = (keys as f64 * 0.618_033_988) as u64;
+    let step = (golden.max(1)..).find(|&step| common(step, keys) == 1).unwrap_or(1);
+    (u128::from(number) * u128::from(step) % u128::from(keys)) as u64
+}
+
 /// Fills the pipeline, then takes what is answered; false when another connection is needed.
 fn turn(
     connection: &mut Connection,
     load: Load,
-    random: &mut Random,
+    plan: &mut Schedule,
     value: &[u8],
     open: &mut VecDeque<(u64, Instant)>,
     end: Instant,
     tally: &mut Tally,
 ) -> Result<bool, crate::client::Error> {
-    while (open.len() as u64) < load.pipeline {
-        let key = key(random.next() % load.keys);
-        let call = if load.mix.reads(random.next() >> 32) {
+    while (open.len() as u64) < load.pipeline && !plan.is_over(load) {
+        let now = Instant::now();
+        let due = plan.due.unwrap_or(now);
+        if due > now {
+            if open.is_empty() {
+                std::thread::sleep((due - now).min(end.saturating_duration_since(now)));
+                return Ok(true);
+            }
+            break;
+        }
+        let key = key(plan.next_key(load));
+        let call = if load.mix.reads(plan.random.next() >> 32) {
             Call::Query { query: Query::Get { key }, consistency: Consistency::Linearizable }
         } else {
             let ops = vec![Op::Put { key, value: value.to_vec() }];
             Call::Write(KvWrite { ops, ..KvWrite::default() })
         };
         let sent = connection.send(&mut Request { id: 0, deadline_ms: 0, call })?;
-        open.push_back((sent.id, Instant::now()));
+        open.push_back((sent.id, if load.rate.is_some() { due } else { Instant::now() }));
+    }
+    if open.is_empty() {
+        return Ok(true);
     }
     connection.flush(end)?;
     let mut next = connection.receive(end)?;
@@ -358,11 +438,12 @@ impl Tally {
         let ms = |ns: u64| ns as f64 / 1e6;
         format!(
             "ops/s   {:.0}\np50     {:.3} ms\np99     {:.3} ms\np99.9   {:.3} ms\n\
-             max     {:.3} ms\nops     {}\nerrors  {}\nunknown {}\n",
+             p99.99  {:.3} ms\nmax     {:.3} ms\nops     {}\nerrors  {}\nunknown {}\n",
             h.count as f64 / seconds,
             ms(h.quantile(0.5)),
             ms(h.quantile(0.99)),
             ms(h.quantile(0.999)),
+            ms(h.quantile(0.9999)),
             ms(h.max),
             h.count,
             self.errors,
@@ -516,6 +597,28 @@ mod tests {
         assert!(field("p50") <= field("p99") && field("p99") <= field("max"), "{out}");
         assert!(err.contains("busy"), "{err}");
         assert!(started.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_scattered_order_meets_each_key_once() {
+        for keys in [1, 2, 7, 10, 1000, 4096] {
+            let mut met: Vec<u64> = (0..keys).map(|n| scattered(n, keys)).collect();
+            assert!(keys < 10 || !met.is_sorted());
+            met.sort_unstable();
+            assert!(met.into_iter().eq(0..keys), "{keys}");
+        }
+    }
+
+    #[test]
+    fn keys_are_written_once_each_at_the_rate_that_was_asked_for() {
+        // 300 keys at 1000 a second: a third of a second, not one key more, and none too early.
+        let node = Node::good(1, &Store::new());
+        let started = Instant::now();
+        let (exit, out, err) =
+            bench(&node, &["--once", "--rate", "1000", "--keys", "300", "--pipeline", "4"]);
+        assert_eq!(exit, Exit::Done, "{err}");
+        assert!(out.contains("\nops     300\nerrors  0\n"), "{out}");
+        assert!(started.elapsed() >= Duration::from_millis(290), "{out}");
     }
 
     #[test]

@@ -48,6 +48,9 @@ const BENCH_FLAGS: &[(&str, &str, &str)] = &[
     ("--keys", "N", "different keys (default 100000); those to be read are stored first"),
     ("--pipeline", "P", "requests that each client has open at a time (default 1)"),
     ("--mix", "put|get|80r20w", "what to ask: writes, linearizable reads, or four reads to one write (default put)"),
+    ("--rate", "N", "requests a second, all clients together; latency counts from when each is due (default: the next when one is answered)"),
+    ("--once", "", "each key once, in a scattered order; ends with the last (default: keys at random until the time is over)"),
+    ("--stored", "", "the keys to read are there already, from an earlier run"),
 ];
 
 /// The flags of `sim`: name, value, text.
@@ -147,7 +150,7 @@ fn bench() -> String {
     let shared = CLI_FLAGS.iter().filter(|(name, ..)| *name != "--json");
     push_rows(&mut text, shared.chain(BENCH_FLAGS).map(flag).collect());
     text.push_str(
-        "\nPrints answers per second, the latency that half, 99 % and 99.9 % of them stayed below, the\n\
+        "\nPrints answers per second, the latency that half, 99 %, 99.9 % and 99.99 % of them stayed below, the\n\
          longest, and how many failed. Writes are never sent twice.\n",
     );
     text
