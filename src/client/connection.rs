@@ -35,6 +35,8 @@ pub struct Connection {
     out: Vec<u8>,
     handed: u64,
     next_id: u64,
+    /// When something was last sent.
+    sent: Instant,
     address: String,
     welcome: Welcome,
 }
@@ -78,6 +80,7 @@ impl Connection {
             out: PREAMBLE.to_vec(),
             handed: 0,
             next_id: 0,
+            sent: Instant::now(),
             address: address.to_owned(),
             welcome: Welcome {
                 version: 0,
@@ -135,6 +138,11 @@ impl Connection {
         &self.welcome
     }
 
+    /// For how long nothing has been sent.
+    pub fn idle(&self) -> Duration {
+        self.sent.elapsed()
+    }
+
     /// Position in the stream up to which the network has taken what was sent.
     pub fn handed(&self) -> u64 {
         self.handed
@@ -163,6 +171,7 @@ impl Connection {
     /// The connection is of no further use then; [`Connection::handed`] says what was sent.
     pub fn flush(&mut self, until: Instant) -> Result<(), Error> {
         let mut at = 0;
+        self.sent = Instant::now();
         while at < self.out.len() {
             let result = self
                 .stream

@@ -59,6 +59,9 @@ pub struct Options {
     /// Whether writes carry a session's stamp and so may be sent again. Without it a write whose
     /// answer is lost stays unknown.
     pub sessions: bool,
+    /// A connection on which nothing was sent for so long is dialed anew before it is used: a node
+    /// closes it after ten minutes, and a write that meets the closed end would be in doubt.
+    pub idle_max: Duration,
 }
 
 impl Default for Options {
@@ -68,6 +71,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(1),
             token: Vec::new(),
             sessions: true,
+            idle_max: Duration::from_secs(300),
         }
     }
 }
@@ -80,6 +84,7 @@ impl fmt::Debug for Options {
             .field("connect_timeout", &self.connect_timeout)
             .field("token_bytes", &self.token.len())
             .field("sessions", &self.sessions)
+            .field("idle_max", &self.idle_max)
             .finish()
     }
 }
@@ -469,9 +474,10 @@ impl Client {
 
     /// Dials until there is a connection.
     fn ensure_connection(&mut self, until: Instant) -> Result<(), Error> {
-        if self.connection.is_some() {
+        if self.connection.as_ref().is_some_and(|c| c.idle() < self.options.idle_max) {
             return Ok(());
         }
+        self.connection = None;
         let mut backoff = Backoff::default();
         let mut last: Option<Arc<Error>> = None;
         loop {

@@ -460,3 +460,20 @@ fn a_stream_stops_taking_writes_when_it_is_told_to() {
     assert_eq!(answered, (0..taken).collect::<Vec<usize>>());
     assert!(taken < 100_000);
 }
+
+#[test]
+fn a_connection_that_was_idle_for_long_is_dialed_anew() {
+    // The node may have closed it: an unstamped write would be in doubt for nothing.
+    let node = Node::good(1, &Store::new());
+    let addresses = [node.address.clone()];
+    let mut c = Client::new(&addresses, Options { idle_max: Duration::ZERO, ..options(PATIENT) });
+    c.put(b"a", b"1").unwrap();
+    let before = node.connections();
+    c.put(b"a", b"2").unwrap();
+    assert!(node.connections() > before);
+    let mut c = Client::new(&addresses, options(PATIENT));
+    c.put(b"a", b"3").unwrap();
+    let before = node.connections();
+    c.put(b"a", b"4").unwrap();
+    assert_eq!(node.connections(), before);
+}
