@@ -136,7 +136,7 @@ impl Adversary {
         let follower = *dice.pick(&others);
         let short = |dice: &mut Dice| dice.log_between(100, 20_000);
         let mut script: Vec<(u64, Fault)> = Vec::new();
-        match dice.below(21) {
+        match dice.below(23) {
             // Swizzle: cut nodes off one by one, heal in another order.
             0 => {
                 for _ in 0..all.len() {
@@ -321,7 +321,7 @@ impl Adversary {
             }
             // Leader after leader is cut off with entries of its own; each log parts from the others
             // at another place.
-            13 => {
+            13 | 21 | 22 => {
                 if dice.chance(1, 2) {
                     let delay_us = dice.log_between(2_000, 200_000);
                     late_lines(&mut script, dice, &all, 0, delay_us);
