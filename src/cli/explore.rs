@@ -5,19 +5,26 @@ use crate::sim::explore::{Allowance, Bounds, NODES_MAX, Plant, Report, explore};
 use std::ffi::OsString;
 use std::time::Instant;
 
-/// Flags beside one for each [`Allowance`]: name, value, text.
+/// Flags beside one for each [`Allowance`]: name, value (none for a switch), text.
+#[rustfmt::skip]
 pub(super) const FLAGS: &[(&str, &str, &str)] = &[
     ("nodes", "N", "nodes of the cluster, 2 or 3 (default 3)"),
     ("terms", "N", "no node gets beyond this term (default 2)"),
+    ("once", "", "a message that has arrived is gone (default: it may arrive again, at any time)"),
+    ("pre-votes", "", "pre-votes are messages like all others (default: as many are granted as are needed)"),
     ("in-flight", "N", "messages in flight at a time (default: no bound)"),
     ("writes", "N", "requests under way at one disk (default: no bound)"),
     ("states", "N", "give up after so many states"),
-    (
-        "plant",
-        "BUG",
-        "a bug in the surroundings of the core: forgotten-votes, lost-entry, early-reports, forged-terms",
-    ),
+    ("plant", "BUG", "a bug around the core, to see it found: forgotten-votes, lost-entry, early-reports or forged-terms"),
 ];
+
+/// How often something may happen in one run, for the help text: name, value, text.
+pub(super) fn allowances() -> impl Iterator<Item = (&'static str, &'static str, String)> {
+    let bounds = Bounds::default();
+    Allowance::ALL.into_iter().map(move |(what, name, text)| {
+        (name, "N", format!("{text} (default {})", bounds.allowed[what as usize]))
+    })
+}
 
 /// Explores. Exit code 1 when an invariant was broken.
 pub(super) fn run(args: &[OsString]) -> Exit {
@@ -61,6 +68,7 @@ fn print(report: &Report) {
         println!("{times:>12}  events over the bound on {bound}");
     }
     println!("{:>12}  states of one node, {} messages", report.node_states, report.messages);
+    println!("{:>12}  states if the names of the nodes counted", report.named_states);
     println!("states {}", report.states);
     println!("transitions {}", report.transitions);
     println!("depth {}", report.depth);
@@ -69,13 +77,14 @@ fn print(report: &Report) {
 fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     let mut flags = getopts::Options::new();
     flags.optflag("", "explore", "");
-    flags.optflag("", "pre-votes", "");
-    flags.optflag("", "once", "");
-    for (name, value, help) in FLAGS {
-        flags.optopt("", name, help, value);
+    for (name, value, _) in FLAGS {
+        match *value {
+            "" => flags.optflag("", name, ""),
+            value => flags.optopt("", name, "", value),
+        };
     }
-    for (_, name) in Allowance::ALL {
-        flags.optopt("", name, "", "N");
+    for (name, value, _) in allowances() {
+        flags.optopt("", name, "", value);
     }
     let found = flags.parse(args).map_err(|e| e.to_string())?;
     if let Some(word) = found.free.first() {
@@ -101,7 +110,7 @@ fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     bounds.in_flight = any("in-flight")?;
     bounds.writes = any("writes")?.unwrap_or(bounds.writes);
     bounds.states_max = any("states")?.unwrap_or(bounds.states_max);
-    for (what, name) in Allowance::ALL {
+    for (what, name, _) in Allowance::ALL {
         if let Some(count) = number(name, 0, 100)? {
             bounds = bounds.with(what, count as u8);
         }
@@ -109,6 +118,9 @@ fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     if let Some(name) = found.opt_str("plant") {
         let plant = Plant::ALL.iter().find(|(_, known)| *known == name);
         bounds.plant = plant.ok_or_else(|| format!("flag --plant: no bug '{name}'"))?.0;
+    }
+    if let Some(why) = bounds.endless() {
+        return Err(why.to_owned());
     }
     Ok(bounds)
 }

@@ -4,6 +4,7 @@
 //! explained: no help text is written twice.
 
 use super::config::{CONFIG, SETTINGS, variable};
+use super::explore;
 use super::lines::COMMANDS;
 use super::nearest;
 use std::fmt::Write;
@@ -75,6 +76,7 @@ const SIM_FLAGS: &[(&str, &str, &str)] = &[
     ("--nodes", "N", "nodes of the cluster (by default the seed decides: 1, 3 or 5)"),
     ("--stop", "", "of many seeds, stop at the first that fails"),
     ("--trace", "", "print every step"),
+    ("--explore", "", "something else: every short run of the consensus core alone, with the flags below"),
 ];
 
 /// Width of the explanations, letters; wider lines are hard to read.
@@ -153,7 +155,14 @@ fn sim() -> String {
     push_rows(&mut text, SIM_FLAGS.iter().map(flag).collect());
     text.push_str(
         "\nOne seed decides everything and reproduces a run exactly. Exit code 1 when an invariant was\n\
-         broken; the last lines then name it.\n",
+         broken; the last lines then name it.\n\nWith --explore:\n\n",
+    );
+    let flags = explore::FLAGS.iter().map(|&(name, value, help)| (name, value, help.to_owned()));
+    let row = |(name, value, help)| (format!("--{name} {value}").trim_end().to_owned(), help);
+    push_rows(&mut text, flags.chain(explore::allowances()).map(row).collect());
+    text.push_str(
+        "\nThe shortest run that breaks an invariant is printed. What ends in which time is in\n\
+         docs/simulation.md.\n",
     );
     text
 }
@@ -265,7 +274,7 @@ mod tests {
     #[test]
     fn no_line_is_too_wide_or_ends_in_space() {
         // It must fit a terminal window, and be clean in a pipe.
-        for topic in [None, Some("serve"), Some("cli")] {
+        for topic in [None, Some("serve"), Some("cli"), Some("sim")] {
             for line in help(topic).unwrap_or_default().lines() {
                 assert!(line.chars().count() <= WIDTH + 4, "{line}");
                 assert_eq!(line, line.trim_end());

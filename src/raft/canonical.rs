@@ -136,6 +136,11 @@ impl Raft {
         self.leader_heard_us.is_some()
     }
 
+    /// Forgets what it holds until the log writer answers, so that two cores can be compared without.
+    pub(crate) fn let_go_of_held(&mut self) {
+        self.held.clear();
+    }
+
     /// Whether `peer` is known to have acknowledged the read round; not when this node does not lead.
     pub(crate) fn knows_round(&self, peer: NodeId, round: u64) -> bool {
         let known = self.leader_state().and_then(|leader| leader.progress.get(&peer));

@@ -19,7 +19,8 @@
 //!   together with a bound on messages in flight.
 //! - Of equal messages one is in flight; `duplicates` make one arrive again.
 //! - A message that its receiver can never again do anything but ignore is removed
-//!   (`world::Node::ignores_for_ever`), and an event that changes nothing is not followed.
+//!   (`world::Node::ignores_for_ever`), and an event that changes nothing is not followed. That the
+//!   core does ignore such messages is checked at every state of a node (`ignored.rs`).
 //! - A node that is down is a node that nothing arrives at: crash and restart are one event.
 //! - Unless `pre_votes` is set, pre-votes are not sent: a node whose timer ran out may be granted them
 //!   at any time, and no node remembers having heard a leader. Both only allow more.
@@ -27,9 +28,12 @@
 //! Left out: snapshots, changes of voters, `Ready` taken after several events at once (it is taken
 //! after each), and entries that span several AppendEntries because of their size.
 
+mod ignored;
 mod local;
 mod prints;
 mod space;
+#[cfg(test)]
+mod tests;
 mod world;
 
 use super::checks::Violation;
@@ -73,19 +77,23 @@ pub enum Allowance {
 }
 
 impl Allowance {
-    /// All, with the name of each.
-    pub const ALL: [(Allowance, &'static str); ALLOWANCES] = [
-        (Allowance::Timeouts, "timeouts"),
-        (Allowance::Entries, "entries"),
-        (Allowance::Reads, "reads"),
-        (Allowance::Crashes, "crashes"),
-        (Allowance::Duplicates, "duplicates"),
-        (Allowance::Drops, "drops"),
-        (Allowance::Beats, "beats"),
-        (Allowance::Resends, "resends"),
-        (Allowance::Breaks, "breaks"),
-        (Allowance::Transfers, "transfers"),
-        (Allowance::Stalls, "stalls"),
+    /// All, with the name of each and what it counts.
+    pub const ALL: [(Allowance, &'static str, &'static str); ALLOWANCES] = [
+        (Allowance::Timeouts, "timeouts", "election timers that run out"),
+        (Allowance::Entries, "entries", "proposals of a client"),
+        (Allowance::Reads, "reads", "reads of a client, at any node; needs --once"),
+        (
+            Allowance::Crashes,
+            "crashes",
+            "power failures of a node, with every part of a write torn",
+        ),
+        (Allowance::Duplicates, "duplicates", "with --once: messages that arrive once more"),
+        (Allowance::Drops, "drops", "with --in-flight: messages that make room for others"),
+        (Allowance::Beats, "beats", "heartbeats, or requests for a read index that are repeated"),
+        (Allowance::Resends, "resends", "times a leader takes what it has sent for lost"),
+        (Allowance::Breaks, "breaks", "connections that break"),
+        (Allowance::Transfers, "transfers", "attempts to hand leadership over"),
+        (Allowance::Stalls, "stalls", "times a leader's disk answers too late"),
     ];
 }
 
@@ -124,7 +132,8 @@ pub struct Bounds {
     pub terms: u64,
     /// By [`Allowance`].
     pub allowed: [u8; ALLOWANCES],
-    /// A message is gone once it has arrived; else it may arrive again at any time.
+    /// A message is gone once it has arrived; else it may arrive again at any time, which merges so
+    /// many states that more behaviour takes fewer of them.
     pub once: bool,
     /// Messages in flight at a time; none for as many as there are.
     pub in_flight: Option<usize>,
@@ -132,6 +141,10 @@ pub struct Bounds {
     pub writes: usize,
     /// Pre-votes are messages like all others.
     pub pre_votes: bool,
+    /// States that differ only in which node is which are one. Off only to check that.
+    pub symmetry: bool,
+    /// A message without effect for ever is removed. Off only to check that.
+    pub pruning: bool,
     /// Ends the exploration unfinished.
     pub states_max: usize,
     /// A bug to find.
@@ -139,6 +152,8 @@ pub struct Bounds {
 }
 
 impl Default for Bounds {
+    /// Two elections and a crash among three nodes, each message any number of times: as much as
+    /// ends within a minute or two. docs/simulation.md has the counts.
     fn default() -> Bounds {
         Bounds {
             nodes: 3,
@@ -148,10 +163,13 @@ impl Default for Bounds {
             in_flight: None,
             writes: usize::MAX,
             pre_votes: false,
+            symmetry: true,
+            pruning: true,
             states_max: usize::MAX,
             plant: Plant::None,
         }
-        .with(Allowance::Timeouts, UNBOUNDED)
+        .with(Allowance::Timeouts, 2)
+        .with(Allowance::Crashes, 1)
     }
 }
 
@@ -162,6 +180,14 @@ impl Bounds {
         self.allowed[what as usize] = count;
         self
     }
+
+    /// Why these bounds bound nothing, if so.
+    pub fn endless(&self) -> Option<&'static str> {
+        let reads = self.allowed[Allowance::Reads as usize] > 0;
+        (reads && !self.once).then_some(
+            "reads have no end unless a message arrives once: a leader answers each copy of a request",
+        )
+    }
 }
 
 /// What an exploration has seen.
@@ -169,6 +195,8 @@ impl Bounds {
 pub struct Report {
     /// Different states, up to the names of the nodes.
     pub states: usize,
+    /// Different states when names count.
+    pub named_states: u64,
     /// Events that were followed.
     pub transitions: u64,
     /// Events on the longest of the shortest paths.
@@ -183,7 +211,8 @@ pub struct Report {
     pub messages: usize,
     /// Events that were not followed because they exceed a bound, by its name.
     pub cut: BTreeMap<&'static str, u64>,
-    /// States or events of note, by name.
+    /// States or events of note, by name. Of an [`Allowance`], under its name, the events that were
+    /// followed.
     pub sights: BTreeMap<&'static str, u64>,
 }
 
@@ -205,15 +234,27 @@ type Arrivals = Vec<(u32, Event)>;
 ///
 /// # Errors
 /// The first violation, with a shortest path to it.
-pub fn explore(bounds: &Bounds, mut progress: impl FnMut(&Report)) -> Result<Report, Box<Failure>> {
+pub fn explore(bounds: &Bounds, progress: impl FnMut(&Report)) -> Result<Report, Box<Failure>> {
+    visit(bounds, progress, |_, _| {})
+}
+
+/// The same; every state is shown to `visitor`, once.
+fn visit(
+    bounds: &Bounds,
+    mut progress: impl FnMut(&Report),
+    mut visitor: impl FnMut(&Space, &World),
+) -> Result<Report, Box<Failure>> {
     let mut space = Space::new(bounds.clone());
     let mut report = Report::default();
     let mut seen: HashSet<Print, MakeQuick> = HashSet::default();
     let mut arrivals = Arrivals::new();
     let beginning = space.beginning();
     seen.insert(space.print(&beginning, &space.sums(&beginning)));
-    let mut frontier = vec![(0_u32, beginning)];
     report.states = 1;
+    report.named_states = space.namesakes(&beginning) as u64;
+    visitor(&space, &beginning);
+    space.met(&beginning, 0);
+    let mut frontier = vec![(0_u32, beginning)];
     while !frontier.is_empty() {
         let mut found: Vec<(u32, World)> = Vec::new();
         for (from, world) in frontier {
@@ -223,8 +264,13 @@ pub fn explore(bounds: &Bounds, mut progress: impl FnMut(&Report)) -> Result<Rep
             }
             let sums = space.sums(&world);
             for event in space.events(&world) {
-                let (next, print) = match space.next(&world, &sums, event) {
-                    Ok(Next::To(next, print)) => (next, print),
+                match space.next(&world, &sums, event) {
+                    Ok(Next::To(print)) => {
+                        report.transitions += 1;
+                        if !seen.insert(print) {
+                            continue;
+                        }
+                    }
                     Ok(Next::Nothing) => continue,
                     Ok(Next::Cut(bound)) => {
                         *report.cut.entry(bound).or_default() += 1;
@@ -234,17 +280,17 @@ pub fn explore(bounds: &Bounds, mut progress: impl FnMut(&Report)) -> Result<Rep
                         summarise(&mut report, &space);
                         return Err(failure(violation, &mut space, &arrivals, from, event, report));
                     }
-                };
-                report.transitions += 1;
-                if !seen.insert(print) {
-                    continue;
                 }
+                let next = space.reached();
                 report.states += 1;
+                report.named_states += space.namesakes(&next) as u64;
                 if let Err(violation) = space.check(&next) {
                     summarise(&mut report, &space);
                     return Err(failure(violation, &mut space, &arrivals, from, event, report));
                 }
+                visitor(&space, &next);
                 arrivals.push((from, event));
+                space.met(&next, arrivals.len() as u32);
                 found.push((arrivals.len() as u32, next));
             }
         }
@@ -252,6 +298,9 @@ pub fn explore(bounds: &Bounds, mut progress: impl FnMut(&Report)) -> Result<Rep
         report.open = found.len();
         frontier = found;
         summarise(&mut report, &space);
+        if let Err((violation, at, last)) = space.ignored_has_no_effect() {
+            return Err(failure(violation, &mut space, &arrivals, at, last, report));
+        }
         progress(&report);
     }
     report.exhausted = true;
@@ -261,6 +310,12 @@ pub fn explore(bounds: &Bounds, mut progress: impl FnMut(&Report)) -> Result<Rep
 fn summarise(report: &mut Report, space: &Space) {
     (report.node_states, report.messages) = space.parts();
     report.sights.clone_from(&space.sights);
+    for (what, name, _) in Allowance::ALL {
+        let used = space.used[what as usize];
+        if used > 0 {
+            report.sights.insert(name, used);
+        }
+    }
 }
 
 /// Tells the story again from the beginning.
@@ -288,7 +343,7 @@ fn retell(space: &mut Space, events: impl Iterator<Item = Event>) -> Vec<String>
     for (event, number) in events.zip(1..) {
         let sums = space.sums(&world);
         let after = match space.next(&world, &sums, event) {
-            Ok(Next::To(next, _)) => Some(next),
+            Ok(Next::To(_)) => Some(space.reached()),
             _ => None,
         };
         lines.push(format!("{number:>4}. {}", space.describe(event, after.as_ref())));

@@ -27,6 +27,13 @@ pub(super) fn print(kind: u64, words: &[u64]) -> Print {
     Print::from(low) | Print::from(high) << 64
 }
 
+/// Ways to rename the nodes of the largest cluster.
+const RENAMINGS_MAX: usize = 6;
+const _: () = assert!(super::NODES_MAX == 3, "3! renamings");
+
+/// A fingerprint for each of [`renamings`], in their order; those behind them are 0.
+pub(super) type Prints = [Print; RENAMINGS_MAX];
+
 /// Every way to give the nodes `1..=n` each other's names; the first leaves them as they are.
 pub(super) fn renamings(n: u64) -> Vec<Vec<u64>> {
     let mut all = vec![vec![0]];

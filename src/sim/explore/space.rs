@@ -5,8 +5,9 @@
 //! deterministic and the same node meets the same event in very many states of the cluster.
 
 use super::super::checks::{Violation, violated};
-use super::local::{Act, Local};
-use super::prints::{MakeQuick, Print, Table, print, renamings};
+use super::ignored::Tried;
+use super::local::{Act, Local, Step};
+use super::prints::{MakeQuick, Print, Prints, Table, print, renamings};
 use super::world::{History, Node, World, acknowledges_what_is_there, stands};
 use super::{ALLOWANCES, Allowance, Bounds, NODES_MAX, UNBOUNDED};
 use crate::raft::canonical::{Names, message_words};
@@ -27,10 +28,10 @@ pub(super) enum Event {
     Lost { message: u32 },
 }
 
-/// A message with its fingerprints, by renaming.
-struct Letter {
-    message: Message,
-    prints: Box<[Print]>,
+/// A message with its fingerprints.
+pub(super) struct Letter {
+    pub(super) message: Message,
+    prints: Prints,
 }
 
 /// What an event makes of a node.
@@ -44,8 +45,8 @@ struct Outcome {
 
 /// Where an event leads.
 pub(super) enum Next {
-    /// To this state, with its fingerprint.
-    To(World, Print),
+    /// To the state with this fingerprint; [`Space::reached`] is the state.
+    To(Print),
     /// Nowhere new: whatever can follow can follow without it.
     Nothing,
     /// Over a bound.
@@ -57,10 +58,17 @@ pub(super) struct Space {
     bounds: Bounds,
     names: Vec<Vec<u64>>,
     configuration: Arc<Configuration>,
-    nodes: Table<Node>,
-    letters: Table<Letter>,
-    histories: Table<(History, Box<[Print]>)>,
+    pub(super) nodes: Table<Node>,
+    pub(super) letters: Table<Letter>,
+    pub(super) tried: Tried,
+    histories: Table<(History, Prints)>,
     outcomes: HashMap<(u32, Act), Rc<Outcome>, MakeQuick>,
+    /// The state that [`Space::next`] led to, but for its messages, and these: most such states were
+    /// met before and need no place of their own.
+    draft: World,
+    draft_flight: Vec<u32>,
+    /// Events that were followed, by [`Allowance`].
+    pub(super) used: [u64; ALLOWANCES],
     /// How often something worth mentioning was met.
     pub(super) sights: BTreeMap<&'static str, u64>,
 }
@@ -75,8 +83,12 @@ impl Space {
             configuration: Arc::new(Configuration::of_voters(1, members)),
             nodes: Table::new(),
             letters: Table::new(),
+            tried: Tried::default(),
             histories: Table::new(),
             outcomes: HashMap::default(),
+            draft: World::default(),
+            draft_flight: Vec::new(),
+            used: [0; ALLOWANCES],
             sights: BTreeMap::new(),
             bounds,
         }
@@ -108,37 +120,84 @@ impl Space {
     }
 
     fn history(&mut self, history: History) -> u32 {
-        let prints: Box<[Print]> = self.names.iter().map(|n| history.print(Names(n))).collect();
+        let prints = self.prints(3, |names, words| history.words(names, words));
         self.histories.number(prints[0], || (history, prints))
     }
 
-    fn prints(&self, kind: u64, fill: impl Fn(Names<'_>, &mut Vec<u64>)) -> Box<[Print]> {
-        let one = |names: &Vec<u64>| {
-            let mut words = Vec::new();
+    fn prints(&self, kind: u64, fill: impl Fn(Names<'_>, &mut Vec<u64>)) -> Prints {
+        let (mut prints, mut words) = (Prints::default(), Vec::new());
+        for (to, names) in prints.iter_mut().zip(&self.names) {
+            words.clear();
             fill(Names(names), &mut words);
-            print(kind, &words)
-        };
-        self.names.iter().map(one).collect()
+            *to = print(kind, &words);
+        }
+        prints
     }
 
-    /// The sums that a state's fingerprint is the least of, by renaming.
-    pub(super) fn sums(&self, world: &World) -> Vec<Print> {
-        let under = |at: usize| {
-            let nodes = self.ids().map(|id| self.at(world, id).prints[at]);
-            let letters = world.flight.iter().map(|&m| self.letters.get(m).prints[at]);
-            nodes.chain(letters).fold(0, Print::wrapping_add)
-        };
-        (0..self.names.len()).map(under).collect()
+    /// The sums that a state's fingerprint is the least of, without its history.
+    pub(super) fn sums(&self, world: &World) -> Prints {
+        let mut sums = Prints::default();
+        self.ids().for_each(|id| add(&mut sums, &self.at(world, id).prints));
+        world.flight.iter().for_each(|&m| add(&mut sums, &self.letters.get(m).prints));
+        sums
+    }
+
+    /// The state under every renaming.
+    fn renamed(&self, world: &World, sums: &Prints) -> Prints {
+        let mut all = *sums;
+        add(&mut all, &self.histories.get(world.history).1);
+        all
     }
 
     /// The same for all states that differ only in which node is which.
-    pub(super) fn print(&self, world: &World, sums: &[Print]) -> Print {
-        let history = &self.histories.get(world.history).1;
-        let least = sums.iter().zip(history).map(|(sum, h)| sum.wrapping_add(*h)).min();
-        least.unwrap_or_default().wrapping_add(print(4, &world.spent.map(u64::from)))
+    pub(super) fn print(&self, world: &World, sums: &Prints) -> Print {
+        let all = self.renamed(world, sums);
+        let several = if self.bounds.symmetry { self.names.len() } else { 1 };
+        let least = all[..several].iter().min().copied().unwrap_or_default();
+        least.wrapping_add(print(4, &packed(&world.spent)))
     }
 
-    fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
+    /// The nodes and what happened to them, whatever is under way: in flight, or held by its sender
+    /// until its disk answers. `known` spares doing it twice for a node.
+    #[cfg(test)]
+    pub(super) fn situation(&self, world: &World, known: &mut BTreeMap<u32, Prints>) -> Print {
+        let mut all = self.histories.get(world.history).1;
+        for id in self.ids() {
+            let number = world.nodes[id as usize - 1];
+            let bare = known.entry(number).or_insert_with(|| {
+                let mut local = self.nodes.get(number).local.clone();
+                local.raft.let_go_of_held();
+                self.prints(1, |names, words| local.words(names, words))
+            });
+            add(&mut all, bare);
+        }
+        all[..self.names.len()].iter().min().copied().unwrap_or_default()
+    }
+
+    #[cfg(test)]
+    pub(super) fn body(&self, message: u32) -> &Body {
+        &self.letters.get(message).message.body
+    }
+
+    #[cfg(test)]
+    pub(super) fn leads(&self, world: &World, id: NodeId) -> bool {
+        self.at(world, id).leads()
+    }
+
+    /// How many states differ from this one only in which node is which, itself among them.
+    pub(super) fn namesakes(&self, world: &World) -> usize {
+        let mut all = self.renamed(world, &self.sums(world));
+        let all = &mut all[..self.names.len()];
+        all.sort_unstable();
+        all.chunk_by(|a, b| a == b).count()
+    }
+
+    /// The state that [`Space::next`] led to.
+    pub(super) fn reached(&self) -> World {
+        World { flight: self.draft_flight.as_slice().into(), ..self.draft.clone() }
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = NodeId> + use<> {
         1..=self.bounds.nodes
     }
 
@@ -242,7 +301,7 @@ impl Space {
     }
 
     /// What the act costs.
-    fn price(&self, event: Event, leads: bool) -> Option<Allowance> {
+    fn price(event: Event) -> Option<Allowance> {
         let Event::At { act, .. } = event else {
             return Some(match event {
                 Event::Twice { .. } => Allowance::Duplicates,
@@ -255,7 +314,7 @@ impl Space {
             Act::Late => Some(Allowance::Resends),
             Act::Break { .. } => Some(Allowance::Breaks),
             Act::Stall { .. } => Some(Allowance::Stalls),
-            Act::Propose { .. } if leads => Some(Allowance::Entries),
+            Act::Propose { .. } => Some(Allowance::Entries),
             Act::Read { .. } => Some(Allowance::Reads),
             Act::Transfer { .. } => Some(Allowance::Transfers),
             Act::Crash { .. } => Some(Allowance::Crashes),
@@ -267,7 +326,7 @@ impl Space {
     pub(super) fn next(
         &mut self,
         world: &World,
-        sums: &[Print],
+        sums: &Prints,
         event: Event,
     ) -> Result<Next, Violation> {
         let (id, act, gone) = match event {
@@ -277,11 +336,13 @@ impl Space {
             Event::At { node, act } => (node, act, None),
             Event::Twice { node, message } => (node, Act::Step { message }, None),
             Event::Lost { message } => {
-                let mut next = world.clone();
-                next.flight = without(&world.flight, message);
+                let mut next = world.without_messages();
                 next.spent[Allowance::Drops as usize] += 1;
-                let print = self.print(&next, &self.sums(&next));
-                return Ok(Next::To(next, print));
+                let mut sums = *sums;
+                subtract(&mut sums, &self.letters.get(message).prints);
+                self.draft_flight.clear();
+                self.draft_flight.extend(world.flight.iter().filter(|&&m| m != message));
+                return Ok(self.draw(next, &sums, event));
             }
         };
         let (slot, id) = (usize::from(id) - 1, NodeId::from(id));
@@ -294,9 +355,9 @@ impl Space {
         if unchanged && (gone.is_none() || self.bounds.in_flight.is_none()) {
             return Ok(Next::Nothing);
         }
-        let mut next = world.clone();
+        let mut next = world.without_messages();
         next.nodes[slot] = outcome.node;
-        if let Some(what) = self.price(event, self.nodes.get(before).leads())
+        if let Some(what) = Space::price(event)
             && self.bounds.allowed[what as usize] != UNBOUNDED
         {
             next.spent[what as usize] += 1;
@@ -307,57 +368,69 @@ impl Space {
         if self.at(&next, id).local.pending.len() > self.bounds.writes {
             return Ok(Next::Cut("writes under way"));
         }
-        let mut sums = sums.to_vec();
-        self.put_in_flight(&mut next, &mut sums, id, gone, &outcome.sent);
-        if self.bounds.in_flight.is_some_and(|max| next.flight.len() > max) {
+        let mut sums = *sums;
+        self.put_in_flight(world, &next, &mut sums, id, gone, &outcome.sent);
+        if self.bounds.in_flight.is_some_and(|max| self.draft_flight.len() > max) {
             return Ok(Next::Cut("messages in flight"));
         }
-        let (old, new) = (&self.nodes.get(before).prints, &self.nodes.get(outcome.node).prints);
-        for (sum, (old, new)) in sums.iter_mut().zip(old.iter().zip(new)) {
-            *sum = sum.wrapping_sub(*old).wrapping_add(*new);
-        }
+        subtract(&mut sums, &self.nodes.get(before).prints);
+        add(&mut sums, &self.nodes.get(outcome.node).prints);
         self.remember(world, &mut next, id, act, &outcome)?;
         if outcome.overwrote {
             *self.sights.entry("entries overwritten").or_default() += 1;
         }
-        let print = self.print(&next, &sums);
-        Ok(Next::To(next, print))
+        Ok(self.draw(next, &sums, event))
+    }
+
+    fn draw(&mut self, next: World, sums: &Prints, event: Event) -> Next {
+        let torn = matches!(event, Event::At { act: Act::Crash { torn: Some(_), .. }, .. });
+        if let Some(what) = Space::price(event) {
+            self.used[what as usize] += 1;
+        }
+        if torn {
+            *self.sights.entry("writes torn").or_default() += 1;
+        }
+        let print = self.print(&next, sums);
+        self.draft = next;
+        Next::To(print)
     }
 
     /// Takes out what is gone and what has no effect any more, and puts in what was sent, keeping
     /// the sums. Only what `id` has to do with can have lost its effect.
     fn put_in_flight(
-        &self,
-        world: &mut World,
-        sums: &mut [Print],
+        &mut self,
+        before: &World,
+        world: &World,
+        sums: &mut Prints,
         id: NodeId,
         gone: Option<u32>,
         sent: &[u32],
     ) {
+        let mut flight = std::mem::take(&mut self.draft_flight);
+        flight.clear();
         let stays = |m: u32| {
             let message = &self.letters.get(m).message;
-            let (from, to) = (self.at(world, message.from), self.at(world, message.to));
             let touched = message.from == id || message.to == id;
-            !touched || !to.ignores_for_ever(message, from, self.bounds.terms)
+            !touched || !self.bounds.pruning || {
+                let (from, to) = (self.at(world, message.from), self.at(world, message.to));
+                !to.ignores_for_ever(message, from, self.bounds.terms)
+            }
         };
-        let mut flight = Vec::with_capacity(world.flight.len() + sent.len());
-        for &m in &world.flight {
+        for &m in &before.flight {
             if Some(m) != gone && stays(m) {
                 flight.push(m);
             } else {
-                let prints = &self.letters.get(m).prints;
-                sums.iter_mut().zip(prints).for_each(|(sum, p)| *sum = sum.wrapping_sub(*p));
+                subtract(sums, &self.letters.get(m).prints);
             }
         }
         for &m in sent {
             let Err(at) = flight.binary_search(&m) else { continue };
             if stays(m) {
                 flight.insert(at, m);
-                let prints = &self.letters.get(m).prints;
-                sums.iter_mut().zip(prints).for_each(|(sum, p)| *sum = sum.wrapping_add(*p));
+                add(sums, &self.letters.get(m).prints);
             }
         }
-        world.flight = flight.into_boxed_slice();
+        self.draft_flight = flight;
     }
 
     fn remember(
@@ -409,6 +482,7 @@ impl Space {
         }
         let leaders = nodes.iter().filter(|n| n.leads()).count();
         let sights = [
+            ("somebody leads", leaders > 0),
             ("two leaders at a time", leaders > 1),
             ("elections in two terms", history.elections() > 1),
             ("something committed", history.committed() > 0),
@@ -430,22 +504,29 @@ impl Space {
         Ok(outcome)
     }
 
+    /// What an event does to a node; an assertion that fails is a violation like any other.
+    pub(super) fn act(
+        &self,
+        local: &Local,
+        act: Act,
+        message: Option<&Message>,
+    ) -> Result<Step, Violation> {
+        let (sticky, plant) = (self.bounds.pre_votes, self.bounds.plant);
+        let step = || local.act(act, message, &self.configuration, sticky, plant);
+        catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
+            violated("an assertion of the core", text.unwrap_or_default())
+        })
+    }
+
     fn work_out(&mut self, number: u32, act: Act) -> Result<Outcome, Violation> {
         let before = self.nodes.get(number);
         let message = match act {
             Act::Step { message } => Some(&self.letters.get(message).message),
             _ => None,
         };
-        let (sticky, plant) = (self.bounds.pre_votes, self.bounds.plant);
-        let step = || before.local.act(act, message, &self.configuration, sticky, plant);
-        let step = match catch_unwind(AssertUnwindSafe(step)) {
-            Ok(step) => step?,
-            Err(panic) => {
-                let text = panic.downcast_ref::<String>().cloned();
-                let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
-                return violated("an assertion of the core", text.unwrap_or_default());
-            }
-        };
+        let step = self.act(&before.local, act, message)?;
         let kept = step.local.seen().log.starts_with(&before.seen.log);
         let overwrote = !kept && !matches!(act, Act::Crash { .. });
         // Without pre-votes in flight, how many are granted is an event of its own.
@@ -490,8 +571,20 @@ impl Space {
     }
 }
 
-fn without(flight: &[u32], message: u32) -> Box<[u32]> {
-    flight.iter().copied().filter(|&m| m != message).collect()
+fn add(sums: &mut Prints, prints: &Prints) {
+    sums.iter_mut().zip(prints).for_each(|(sum, print)| *sum = sum.wrapping_add(*print));
+}
+
+fn subtract(sums: &mut Prints, prints: &Prints) {
+    sums.iter_mut().zip(prints).for_each(|(sum, print)| *sum = sum.wrapping_sub(*print));
+}
+
+/// The same in two words.
+fn packed(spent: &[u8; ALLOWANCES]) -> [u64; 2] {
+    const { assert!(ALLOWANCES <= 16) };
+    let word = |bytes: &[u8]| bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
+    let (low, high) = spent.split_at(ALLOWANCES / 2);
+    [word(low), word(high)]
 }
 
 fn brief(message: &Message) -> String {

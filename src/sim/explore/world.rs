@@ -2,13 +2,13 @@
 
 use super::super::checks::{Violation, violated};
 use super::local::{Local, Seen};
-use super::prints::{Print, print};
+use super::prints::Prints;
 use super::{ALLOWANCES, NODES_MAX};
 use crate::raft::canonical::Names;
 use crate::raft::{AppendResult, Body, Index, Message, NodeId, RoleName, Term};
 
 /// A state: numbers of things that are kept in tables, so that it is small and quick to copy.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct World {
     /// The nodes, in the order of their ids.
     pub(super) nodes: [u32; NODES_MAX],
@@ -17,6 +17,14 @@ pub(super) struct World {
     pub(super) spent: [u8; ALLOWANCES],
     /// Messages in flight, ascending, each once.
     pub(super) flight: Box<[u32]>,
+}
+
+impl World {
+    /// The same with nothing in flight.
+    pub(super) fn without_messages(&self) -> World {
+        let World { nodes, history, spent, flight: _ } = *self;
+        World { nodes, history, spent, flight: Box::default() }
+    }
 }
 
 /// What happened before and must be known to judge what happens next.
@@ -43,8 +51,7 @@ struct Committed {
 pub(super) struct Node {
     pub(super) local: Local,
     pub(super) seen: Seen,
-    /// By renaming.
-    pub(super) prints: Box<[Print]>,
+    pub(super) prints: Prints,
 }
 
 impl Node {
@@ -68,13 +75,19 @@ impl Node {
     /// - a request of a former term is answered with the present one, which is no news to its sender
     ///   when that has come as far as the bounds go; and who has voted for another refuses.
     pub(super) fn ignores_for_ever(&self, message: &Message, sender: &Node, terms: Term) -> bool {
+        self.ignores(message, sender.local.platter.hard.term >= terms)
+    }
+
+    /// The same, given whether the sender has come as far as the bounds go. That the core does as it is
+    /// said here is checked, not assumed: `ignored.rs`.
+    pub(super) fn ignores(&self, message: &Message, sender_is_done: bool) -> bool {
         const { assert!(super::NODES_MAX <= 3, "a refused vote may count among more") };
         let durable = self.local.platter.hard.term;
         let old = message.term < durable;
         let in_term = message.term == durable && self.term() == durable;
         let role = self.seen.role;
         let neither = matches!(role, RoleName::Follower | RoleName::PreCandidate);
-        let no_news = old && sender.local.platter.hard.term >= terms;
+        let no_news = old && sender_is_done;
         match message.body {
             Body::PreVoteResponse { granted: true } => message.term <= durable,
             Body::VoteResponse { granted } => {
@@ -101,8 +114,8 @@ impl Node {
 }
 
 impl History {
-    pub(super) fn print(&self, names: Names<'_>) -> Print {
-        let mut words = vec![self.leaders.len() as u64];
+    pub(super) fn words(&self, names: Names<'_>, words: &mut Vec<u64>) {
+        words.push(self.leaders.len() as u64);
         words.extend(self.leaders.iter().map(|&id| names.of(id)));
         words.push(self.committed.len() as u64);
         words.extend(self.committed.iter().flat_map(|c| [c.log, c.by]));
@@ -110,7 +123,6 @@ impl History {
             self.reads.iter().map(|&(node, id, begun)| [names.of(node), id, begun]).collect();
         reads.sort_unstable();
         words.extend(reads.into_iter().flatten());
-        print(3, &words)
     }
 
     pub(super) fn committed(&self) -> Index {
