@@ -9,6 +9,7 @@
 //! looks at a flag; what must be bounded in apply ([`RESULT_BYTES_MAX`], the sessions' bounds) is a
 //! constant of the replicated state. Left out: when to apply, and whom to answer.
 
+use super::bytes::Malformed;
 use super::codec::{CommandRef, OpRef, WriteRef};
 use super::sessions::{SessionBounds, Sessions};
 use super::store::{Change, Reader, Space, Store, StoreError, View};
@@ -24,6 +25,10 @@ pub const RESULT_BYTES_MAX: usize = 4 << 20;
 /// it.
 pub const CONFIGURATION_KEY: &[u8] = b"c";
 
+/// Key in [`Space::Meta`] of the term of the last applied entry, eight bytes little-endian. Its
+/// revision is the first index of that term.
+pub const TERM_KEY: &[u8] = b"t";
+
 /// Longest decimal `i64`: nineteen digits and a sign.
 const NUMBER_BYTES_MAX: usize = 20;
 
@@ -34,8 +39,36 @@ pub enum Committed<'a> {
     Command(&'a [u8]),
     /// A configuration; its bytes are kept with the data, not looked into.
     Configuration(&'a [u8]),
-    /// Nothing for the state machine.
-    Nothing,
+    /// The entry that opens a term, and the term. Nothing for the keys; it is remembered so that the
+    /// store alone says which place in the log it stands for.
+    Term(u64),
+}
+
+/// Which place in the log a store stands for: what a snapshot of it says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the last applied entry.
+    pub index: Revision,
+    /// Its term; 0 when nothing is applied.
+    pub term: u64,
+    /// The last applied configuration in its byte form, none when there was none.
+    pub configuration: Option<Vec<u8>>,
+}
+
+/// The place that a view stands for.
+///
+/// # Errors
+/// The store's; [`StoreError::BadRecord`] when the term is not eight bytes.
+pub fn place(view: &impl View) -> Result<Place, StoreError> {
+    let term = match view.get(Space::Meta, TERM_KEY)? {
+        None => 0,
+        Some(found) => u64::from_le_bytes(found.value.try_into().map_err(|_| {
+            let source = Malformed("a term");
+            StoreError::BadRecord { key: TERM_KEY.to_vec(), source }
+        })?),
+    };
+    let configuration = view.get(Space::Meta, CONFIGURATION_KEY)?.map(|found| found.value);
+    Ok(Place { index: view.applied(), term, configuration })
 }
 
 /// The replicated state machine on a store.
@@ -79,6 +112,28 @@ impl<S: Store> Machine<S> {
     /// How many client sessions there are.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Takes a snapshot in place of everything (see [`Store::install`]), unless it is no newer.
+    /// Whether it was taken.
+    ///
+    /// # Errors
+    /// The store's; nothing more is applied after one.
+    pub fn install(&mut self, snapshot: S::Snapshot, index: Revision) -> Result<bool, StoreError> {
+        if self.failed {
+            return Err(StoreError::Failed);
+        }
+        if index <= self.applied {
+            return Ok(false);
+        }
+        self.failed = true;
+        self.store.install(snapshot)?;
+        let view = self.reader.view();
+        self.sessions = Sessions::load(&view, self.sessions.bounds())?;
+        self.applied = view.applied();
+        drop(view);
+        self.failed = false;
+        Ok(true)
     }
 
     /// How long the writer should rest after so many bytes (see [`Store::rest_us`]).
@@ -128,12 +183,13 @@ impl<S: Store> Machine<S> {
         let mut overlay = Overlay { view: &view, changed: BTreeMap::new(), undo: Vec::new() };
         let mut outcomes = Vec::new();
         let mut configuration = None;
+        let mut term = None;
         let mut applied = self.applied;
         for (index, committed) in entries {
             assert_eq!(index, applied + 1, "entries are applied in order and without a gap");
             applied = index;
             match committed {
-                Committed::Nothing => {}
+                Committed::Term(number) => term = Some((index, number.to_le_bytes())),
                 Committed::Configuration(bytes) => configuration = Some((index, bytes)),
                 Committed::Command(bytes) => {
                     let outcome = match CommandRef::decode(bytes) {
@@ -158,6 +214,13 @@ impl<S: Store> Machine<S> {
             });
         }
         self.sessions.take_changes(&mut changes);
+        if let Some((index, bytes)) = &term {
+            changes.push(Change {
+                space: Space::Meta,
+                key: Cow::Borrowed(TERM_KEY),
+                value: Some((*index, Cow::Borrowed(bytes))),
+            });
+        }
         changes.extend(changed.into_iter().map(|(key, value)| Change {
             space: Space::User,
             key: Cow::Borrowed(key),

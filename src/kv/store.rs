@@ -55,6 +55,20 @@ pub trait Store: Send + 'static {
     /// index, all at once. An error leaves the store unusable until it is opened again.
     fn write(&mut self, applied: Revision, changes: Vec<Change<'_>>) -> Result<(), StoreError>;
 
+    /// A snapshot of another store of this kind, fetched and checked, ready to take this one's place.
+    type Snapshot: Send + 'static;
+
+    /// Everything up to this index is durable here.
+    fn flushed(&self) -> Revision;
+
+    /// Begins to make everything durable that was written until now; [`Store::flushed`] shows when
+    /// it is.
+    fn flush(&mut self);
+
+    /// Takes the snapshot's contents and applied index in place of its own, durably and all at
+    /// once. After an error, as after a crash, it is the old contents or the new ones.
+    fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError>;
+
     /// How long the writer should rest after a batch of so many bytes, in microseconds, so that the
     /// store's own work keeps up: nothing at most times, smoothly more as that piles up.
     fn rest_us(&self, _bytes: u64) -> u64 {

@@ -15,6 +15,7 @@
 
 mod applier;
 mod boot;
+mod compaction;
 mod link;
 mod replica;
 mod words;
@@ -22,7 +23,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-pub use applier::{Applied, Applier, ApplyError};
+pub use applier::{Applied, Applier, ApplyError, mark_of};
 pub use boot::{BootError, Opened, open, restored};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
 pub use replica::{

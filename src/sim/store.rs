@@ -239,7 +239,7 @@ fn follow(model: &mut Machine<MemoryStore>, entries: &[Entry]) -> Result<(), Vio
     for entry in entries.iter().filter(|e| e.index >= next) {
         let mut bytes = Vec::new();
         let what = match &entry.payload {
-            Payload::Noop => Committed::Nothing,
+            Payload::Noop => Committed::Term(entry.term),
             Payload::Command(bytes) => Committed::Command(bytes),
             Payload::Configuration(c) => {
                 codec::put_configuration(&mut bytes, c);
