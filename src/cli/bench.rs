@@ -7,9 +7,11 @@
 //! late it is sent: whoever would have come during a stall is counted with it. Writes carry no
 //! session, so nothing is sent twice: a request that fails is counted as an error, never hidden in a
 //! retry.
+//! `--engine` measures the storage engine alone instead (`engine_bench`).
 
 use super::answers::exit_of;
 use super::config::{parse_integer, parse_size};
+use super::engine_bench;
 use super::exit::Exit;
 use super::help;
 use super::run::{Cluster, cluster_of, cluster_options, usage};
@@ -100,6 +102,9 @@ struct Tally {
 
 /// Runs the subcommand.
 pub fn run(args: &[impl AsRef<OsStr>], output: &mut dyn Write, errors: &mut dyn Write) -> Exit {
+    if args.iter().any(|word| word.as_ref() == "--engine") {
+        return engine_bench::run(args, output, errors);
+    }
     let mut options = cluster_options();
     for (name, hint) in [
         ("clients", "N"),
@@ -521,10 +526,10 @@ fn bucket_end(index: usize) -> u64 {
 }
 
 /// Xorshift: enough to choose keys.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn next(&mut self) -> u64 {
+    pub(super) fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

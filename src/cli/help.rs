@@ -53,6 +53,19 @@ const BENCH_FLAGS: &[(&str, &str, &str)] = &[
     ("--stored", "", "the keys to read are there already, from an earlier run"),
 ];
 
+/// The flags of `bench --engine`: name, value, text.
+#[rustfmt::skip]
+const ENGINE_FLAGS: &[(&str, &str, &str)] = &[
+    ("--engine", "", "measure the storage engine alone, with the workloads of db_bench; no cluster is asked"),
+    ("--dir", "DIR", "an empty or new directory, removed in the end (default kontiki-bench)"),
+    ("--workloads", "A,B..", "of fillseq fillrandom readrandom readmissing seekrandom readseq readreverse overwrite"),
+    ("--keys", "N", "different keys, and how many are written (default 1000000)"),
+    ("--reads", "N", "how many are read (default as many as --keys)"),
+    ("--value", "SIZE", "bytes of a value (default 256)"),
+    ("--memtable", "SIZE", "bytes that are written to memory before they are flushed (default 32MiB)"),
+    ("--cache", "SIZE", "bytes of the block cache (default 64MiB)"),
+];
+
 /// The flags of `sim`: name, value, text.
 #[rustfmt::skip]
 const SIM_FLAGS: &[(&str, &str, &str)] = &[
@@ -151,8 +164,9 @@ fn bench() -> String {
     push_rows(&mut text, shared.chain(BENCH_FLAGS).map(flag).collect());
     text.push_str(
         "\nPrints answers per second, the latency that half, 99 %, 99.9 % and 99.99 % of them stayed below, the\n\
-         longest, and how many failed. Writes are never sent twice.\n",
+         longest, and how many failed. Writes are never sent twice.\n\n",
     );
+    push_rows(&mut text, ENGINE_FLAGS.iter().map(flag).collect());
     text
 }
 

@@ -8,6 +8,7 @@ mod answers;
 pub mod bench;
 mod bulk;
 pub mod config;
+mod engine_bench;
 pub mod exit;
 mod explore;
 pub mod help;

@@ -6,6 +6,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 struct State {
     rung: bool,
     closed: bool,
+    /// The worker waits.
+    silent: bool,
 }
 
 /// Rung by writers and readers, heard by the one worker.
@@ -13,6 +15,7 @@ struct State {
 pub(super) struct Bell {
     state: Mutex<State>,
     heard: Condvar,
+    silence: Condvar,
 }
 
 impl Bell {
@@ -25,10 +28,11 @@ impl Bell {
         self.heard.notify_one();
     }
 
-    /// The store is closing: whoever waits goes home.
+    /// The store is closing, or the worker has ended: whoever waits goes home.
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.heard.notify_one();
+        self.silence.notify_all();
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -39,8 +43,19 @@ impl Bell {
     pub(super) fn wait(&self) {
         let mut state = self.lock();
         while !state.rung && !state.closed {
+            state.silent = true;
+            self.silence.notify_all();
             state = self.heard.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        state.silent = false;
         state.rung = false;
+    }
+
+    /// Waits until the worker has heard everything and waits itself, or the store closes.
+    pub(super) fn wait_for_silence(&self) {
+        let mut state = self.lock();
+        while (state.rung || !state.silent) && !state.closed {
+            state = self.silence.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 }

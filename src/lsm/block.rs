@@ -1,7 +1,7 @@
 //! Blocks: sorted entries with prefix-compressed keys, restart points and a checksum; and the
 //! filter that says which keys cannot be there.
 //!
-//! docs/formats-lsm.md, is the specification. No input or output here. A checksum is seeded
+//! docs/formats.md, "Store", is the specification. No input or output here. A checksum is seeded
 //! with store, file and offset, so that a good block at a wrong place is a bad one.
 
 use super::bytes::{Input, Malformed, put_varint};

@@ -29,6 +29,7 @@ pub(super) struct Counters {
     pub(super) cache_hits: Counter,
     pub(super) cache_misses: Counter,
     pub(super) block_reads: Counter,
+    pub(super) manifest_repairs: Counter,
 }
 
 /// A snapshot of what the engine did since it was opened, and of what it holds.
@@ -62,6 +63,13 @@ pub struct Stats {
     pub frozen: usize,
     /// Number and bytes of the tables of each level.
     pub levels: Vec<(usize, u64)>,
+    /// Bytes of the largest level below level 0, or of the largest table in level 0.
+    pub largest_run_bytes: u64,
+    /// Manifest slots that had to be written again when the store was opened: one that a crash
+    /// tore, or one that rotted.
+    pub manifest_repairs: u64,
+    /// Files of tables that are open now.
+    pub open_files: usize,
     /// Entries in tables, tombstones and hidden entries among them.
     pub table_entries: u64,
     /// Tombstones in tables.
@@ -83,11 +91,10 @@ impl Stats {
         ratio(self.block_reads, self.gets)
     }
 
-    /// Bytes of all tables for each byte of the last level: what lies above it may hide as much
-    /// below as it takes itself.
+    /// Bytes of all tables for each byte of the largest sorted run among them, in which no key
+    /// stands twice: at most so many times what the keys that are there need.
     pub fn space_amplification(&self) -> f64 {
         let all = self.levels.iter().map(|(_, bytes)| bytes).sum();
-        let last = self.levels.iter().rev().map(|(_, bytes)| *bytes).find(|bytes| *bytes > 0);
-        ratio(all, last.unwrap_or(0))
+        ratio(all, self.largest_run_bytes)
     }
 }

@@ -4,6 +4,7 @@ use super::bell::Bell;
 use super::block::{Item, key_hash};
 use super::cache::Cache;
 use super::counters::{Counters, Stats};
+use super::files::Files;
 use super::manifest::{LEVELS, Manifest};
 use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
@@ -134,21 +135,24 @@ impl Engine {
         dir: &Path,
         options: Options,
     ) -> Result<(Engine, Worker), LsmError> {
-        let (manifest, state) = Manifest::open(&disk, dir, options.identity, options.must_exist)?;
+        let (manifest, state, repairs) =
+            Manifest::open(&disk, dir, options.identity, options.must_exist)?;
         let shelf = Arc::new(Shelf {
             cache: Cache::new(options.cache_bytes),
+            files: Files::new(Arc::clone(&disk), options.open_files_max),
             counters: Counters::default(),
             trash: Mutex::default(),
             bell: Bell::default(),
         });
+        shelf.counters.manifest_repairs.add(repairs);
         let mut version = Version::default();
         for (tables, metas) in version.levels.iter_mut().zip(state.levels) {
             for meta in metas {
-                let table = Table::open(disk.as_ref(), dir, options.identity, meta, &shelf)?;
-                tables.push(Arc::new(table));
+                let table = Table::open(dir, options.identity, meta, &shelf)?;
+                Arc::make_mut(tables).push(Arc::new(table));
             }
         }
-        let known = |number| version.levels.iter().flatten().any(|t| t.meta.number == number);
+        let known = |number| version.tables().any(|t| t.meta.number == number);
         for name in disk.list(dir).map_err(|e| LsmError::io(dir, 0, e))? {
             if table_number(&name).is_some_and(|number| !known(number)) {
                 let path = dir.join(name);
@@ -269,6 +273,12 @@ impl Engine {
         ((bytes as f64 * pressure * pressure) as u64).min(DELAY_MAX_US)
     }
 
+    /// Waits until the worker, which runs on a thread of its own, has nothing left to do; returns at
+    /// once when it failed. For measurements and tests.
+    pub fn wait_until_idle(&self) {
+        self.shared.shelf.bell.wait_for_silence();
+    }
+
     /// What the engine did and holds.
     pub fn stats(&self) -> Stats {
         self.reader().stats()
@@ -299,7 +309,7 @@ impl Reader {
         let counters = &self.shared.shelf.counters;
         let sources = self.shared.sources();
         let frozen: usize = sources.frozen.iter().map(|f| f.table.charge()).sum();
-        let tables = || sources.version.levels.iter().flatten();
+        let tables = || sources.version.tables();
         Stats {
             written_bytes: counters.written.get(),
             flushed_bytes: counters.flushed.get(),
@@ -315,6 +325,9 @@ impl Reader {
             memtable_bytes: (sources.active.charge() + frozen) as u64,
             frozen: sources.frozen.len(),
             levels: sources.version.levels.iter().map(|l| (l.len(), bytes_of(l))).collect(),
+            largest_run_bytes: sources.version.largest_run_bytes(),
+            manifest_repairs: counters.manifest_repairs.get(),
+            open_files: self.shared.shelf.files.open(),
             table_entries: tables().map(|t| t.meta.entries).sum(),
             tombstones: tables().map(|t| t.meta.tombstones).sum(),
         }

@@ -1,13 +1,12 @@
 //! The manifest: which tables the store consists of, and the applied index they hold.
 //!
-//! Two files, the slots, written in turn from their beginning and synced, each with a sequence
-//! number and a checksum. The one with the higher number counts; a crash while one is written
-//! leaves the other, so that a switch is atomic without a rename. Both unreadable is damage.
-//! docs/formats-lsm.md, "Manifest", is the specification.
-//!
-//! A slot that rots later looks like one that was torn: the store then opens at the switch before,
-//! at an older applied index, or refuses because tables of that time are gone. What it shows is
-//! right either way; the owner must check that its log still reaches back that far.
+//! Two files, the slots, each with a sequence number and a checksum. A state is written to one and
+//! synced, then to the other and synced; only then does anything rely on it, and only then are
+//! files removed that it no longer names. The slot with the higher number counts. So a crash while
+//! one is written leaves the other, without a rename; and a slot that rots, which nothing tells
+//! from one that was torn, costs nothing that was ever relied on, since the other holds the same
+//! state or a newer one. Opening makes both alike again. Both unreadable is damage.
+//! docs/formats.md, "Manifest", is the specification.
 
 use super::LsmError;
 use super::block::Seed;
@@ -111,17 +110,14 @@ pub(super) fn decode(bytes: &[u8], identity: u64, slot: usize) -> Result<(u64, S
     Ok((sequence, state))
 }
 
-/// Writes the slots. Invariant: the slot that is written next is not the one that counts.
+/// Writes the slots. Invariant: between two writes both hold the same state, durably.
 #[derive(Debug)]
 pub(super) struct Manifest {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     identity: u64,
     sequence: u64,
-    next_slot: usize,
     files: [Option<Arc<dyn DiskFile>>; 2],
-    /// Whose names this process made durable: one that it only found may still be lost.
-    named: [bool; 2],
 }
 
 /// What a slot turned out to be.
@@ -132,73 +128,96 @@ enum Slot {
 }
 
 impl Manifest {
-    /// Reads the manifest, or begins one when there is none and none must be.
+    /// Reads the manifest, or begins one when there is none and none must be. Then both slots hold
+    /// it durably; the number says how many of them had to be written for that.
     pub(super) fn open(
         disk: &Arc<dyn Disk>,
         dir: &Path,
         identity: u64,
         must_exist: bool,
-    ) -> Result<(Manifest, State), LsmError> {
+    ) -> Result<(Manifest, State, u64), LsmError> {
         let mut files = [None, None];
-        let mut best: Option<(u64, usize, Box<State>)> = None;
+        let mut best: Option<(u64, Box<State>)> = None;
+        let mut sequences = [None; 2];
         let mut bad = None;
         for (i, file) in files.iter_mut().enumerate() {
             match read_slot(disk.as_ref(), dir, identity, i, file)? {
                 Slot::Missing => {}
                 Slot::Bad(why) => bad = Some((i, why)),
                 Slot::Good(sequence, state) => {
-                    if best.as_ref().is_none_or(|(other, ..)| sequence > *other) {
-                        best = Some((sequence, i, state));
+                    sequences[i] = Some(sequence);
+                    if best.as_ref().is_none_or(|(other, _)| sequence > *other) {
+                        best = Some((sequence, state));
                     }
                 }
             }
         }
         let (disk, dir) = (Arc::clone(disk), dir.to_path_buf());
-        if let Some((sequence, slot, state)) = best {
-            let next_slot = 1 - slot;
-            let named = [false; 2];
-            let manifest = Manifest { disk, dir, identity, sequence, next_slot, files, named };
-            return Ok((manifest, *state));
-        }
-        // A crash can have interrupted the making of the first slot, when nothing else was there.
-        let tables = disk.list(&dir).map_err(|e| LsmError::io(&dir, 0, e))?;
-        let virgin = files[1].is_none() && !tables.iter().any(|n| n.starts_with("table-"));
-        if must_exist || !virgin {
-            let (i, why) = bad.unwrap_or((0, Malformed("the manifest is missing")));
-            return Err(LsmError::damaged(&dir.join(SLOTS[i]), 0, why.0));
-        }
-        let named = [false; 2];
-        let mut manifest =
-            Manifest { disk, dir, identity, sequence: 0, next_slot: 0, files, named };
-        let state = State { next_file: 1, ..State::default() };
-        manifest.write(&state)?;
-        Ok((manifest, state))
+        let Some((sequence, state)) = best else {
+            // A crash can have interrupted the making of the first slot, when nothing else was
+            // there.
+            let tables = disk.list(&dir).map_err(|e| LsmError::io(&dir, 0, e))?;
+            let virgin = files[1].is_none() && !tables.iter().any(|n| n.starts_with("table-"));
+            if must_exist || !virgin {
+                let (i, why) = bad.unwrap_or((0, Malformed("the manifest is missing")));
+                return Err(LsmError::damaged(&dir.join(SLOTS[i]), 0, why.0));
+            }
+            let mut manifest = Manifest { disk, dir, identity, sequence: 0, files };
+            let state = State { next_file: 1, ..State::default() };
+            manifest.write(&state)?;
+            return Ok((manifest, state, 0));
+        };
+        let mut manifest = Manifest { disk, dir, identity, sequence, files };
+        let repairs = manifest.make_alike(&state, sequences)?;
+        Ok((manifest, *state, repairs))
     }
 
-    /// Makes this the state of the store: when it returns, durably; when it fails or the machine
-    /// stops, either this or the state before.
+    /// Whatever an earlier process left: makes both slots hold the state, and durably so. First it
+    /// syncs the good ones, since that process may have been killed before it did. If both are good,
+    /// the second is written again all the same: had its sync failed, it would look well here and
+    /// not be on the disk, and a sync now would not help.
+    fn make_alike(&mut self, state: &State, found: [Option<u64>; 2]) -> Result<u64, LsmError> {
+        let good = found.map(|sequence| sequence == Some(self.sequence));
+        for slot in (0..2).filter(|slot| good[*slot]) {
+            if let Some(file) = &self.files[slot] {
+                let path = self.dir.join(SLOTS[slot]);
+                file.sync_all().map_err(|e| LsmError::io(&path, 0, e))?;
+            }
+        }
+        self.sync_names()?;
+        for slot in (0..2).filter(|slot| !good[*slot] || (*slot == 1 && good[0])) {
+            self.write_slot(slot, state)?;
+        }
+        Ok(good.into_iter().filter(|good| !good).count() as u64)
+    }
+
+    /// Makes this the state of the store: when it returns, durably and in both slots; when it fails
+    /// or the machine stops, either this or the state before.
     pub(super) fn write(&mut self, state: &State) -> Result<(), LsmError> {
-        let slot = self.next_slot;
+        self.sequence += 1;
+        self.write_slot(0, state)?;
+        self.write_slot(1, state)
+    }
+
+    fn write_slot(&mut self, slot: usize, state: &State) -> Result<(), LsmError> {
         let path = self.dir.join(SLOTS[slot]);
         let io = |e| LsmError::io(&path, 0, e);
-        let bytes = encode(state, self.identity, slot, self.sequence + 1);
+        let bytes = encode(state, self.identity, slot, self.sequence);
         if bytes.len() as u64 > SLOT_BYTES_MAX {
             return Err(io(io::ErrorKind::FileTooLarge.into()));
         }
-        let file = match &self.files[slot] {
-            Some(file) => Arc::clone(file),
-            None => self.disk.open(&path, Open::CreateNew).map_err(io)?,
+        let (file, fresh) = match &self.files[slot] {
+            Some(file) => (Arc::clone(file), false),
+            None => (self.disk.open(&path, Open::CreateNew).map_err(io)?, true),
         };
         self.files[slot] = Some(Arc::clone(&file));
         file.write_all_at(&bytes, 0).map_err(io)?;
         file.sync_all().map_err(io)?;
-        if !self.named[slot] {
-            self.disk.sync_dir(&self.dir).map_err(|e| LsmError::io(&self.dir, 0, e))?;
-            self.named[slot] = true;
-        }
-        self.sequence += 1;
-        self.next_slot = 1 - slot;
-        Ok(())
+        if fresh { self.sync_names() } else { Ok(()) }
+    }
+
+    fn sync_names(&self) -> Result<(), LsmError> {
+        self.disk.sync_dir(&self.dir).map_err(|e| LsmError::io(&self.dir, 0, e))
     }
 }
 

@@ -23,6 +23,9 @@ const WRITE_CHUNK: usize = 32;
 /// Keys that a walk takes under one hold of the lock; it begins with few, since most end early.
 const READ_CHUNK_MAX: usize = 64;
 const READ_CHUNK_FIRST: usize = 8;
+/// Versions that a walk looks at under one hold of the lock: those that an old cut does not show may
+/// be many in a row.
+const LOOKS_MAX: usize = 256;
 /// Versions of one key that a walk steps over before it searches instead.
 const STEPS_MAX: usize = 8;
 
@@ -240,7 +243,18 @@ impl MemCursor {
 
     fn take_chunk(&mut self, start: Start<'_>) {
         let table = Arc::clone(&self.table);
-        let set = table.read();
+        let mut last = self.take_some(&table.read(), start);
+        // Nothing shown so far, but there is more: let others have the lock, then go on.
+        while self.taken.is_empty() {
+            let Some(entry) = last else { return };
+            last = self.take_some(&table.read(), Start::Behind(entry.key()));
+        }
+    }
+
+    /// Takes what is visible until the chunk is full, the set ends or enough was looked at; returns
+    /// the entry that it went up to, unless the set ended.
+    fn take_some(&mut self, set: &BTreeSet<Entry>, start: Start<'_>) -> Option<Entry> {
+        let mut looks = 0;
         // Where to search on: before or behind all versions of a key.
         let mut from = match start {
             Start::End => None,
@@ -256,30 +270,36 @@ impl MemCursor {
             };
             let on = if self.reverse {
                 let range = set.range::<dyn Place, _>((Bound::Unbounded, bound)).rev();
-                self.take_run(&set, range)
+                self.take_run(set, range, &mut looks)
             } else {
-                self.take_run(&set, set.range::<dyn Place, _>((bound, Bound::Unbounded)))
+                self.take_run(set, set.range::<dyn Place, _>((bound, Bound::Unbounded)), &mut looks)
             };
             match on {
+                Some(entry) if self.taken.len() >= self.chunk || looks >= LOOKS_MAX => {
+                    return Some(entry.clone());
+                }
                 Some(entry) => from = Some((entry.prefix, entry.key(), !self.reverse)),
-                None => return,
+                None => {
+                    self.done = true;
+                    return None;
+                }
             }
         }
     }
 
-    /// Takes what is visible until the chunk is full or the set ends, or returns an entry whose key
-    /// has so many versions that the walk should go on behind it by searching.
+    /// Takes what is visible until the chunk is full, enough was looked at, or a key has so many
+    /// versions that the walk should go on behind it by searching; returns the last key's entry
+    /// then, and nothing at the set's end.
     fn take_run<'s>(
         &mut self,
         set: &BTreeSet<Entry>,
         range: impl Iterator<Item = &'s Entry>,
+        looks: &mut usize,
     ) -> Option<&'s Entry> {
         let mut range = range.peekable();
-        while self.taken.len() < self.chunk {
-            let Some(first) = range.next() else {
-                self.done = true;
-                return None;
-            };
+        loop {
+            let first = range.next()?;
+            *looks += 1;
             // The versions of one key: newest first, or oldest first when walking back.
             let mut best = Some(first).filter(|e| e.batch <= self.cut);
             let mut steps = 0;
@@ -289,14 +309,17 @@ impl MemCursor {
                     best = Some(entry);
                 }
                 steps += 1;
+                *looks += 1;
                 if steps == STEPS_MAX {
                     let found = newest(set, first.prefix, first.key(), self.cut);
                     self.taken.extend(found.cloned());
-                    return Some(first).filter(|_| self.taken.len() < self.chunk);
+                    return Some(first);
                 }
             }
             self.taken.extend(best.cloned());
+            if self.taken.len() >= self.chunk || *looks >= LOOKS_MAX {
+                return Some(first);
+            }
         }
-        None
     }
 }

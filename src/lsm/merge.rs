@@ -7,16 +7,18 @@
 use super::LsmError;
 use super::block::Item;
 use super::memtable::MemCursor;
-use super::table::{Start, Table, TableCursor};
+use super::table::{Start, TableCursor};
+use super::version::Level;
 use std::cmp::Ordering;
-use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A walk over tables that lie apart: one after the other, each opened when it is reached.
 #[derive(Debug)]
 pub(super) struct LevelCursor {
-    /// Not yet reached, in the order of the walk.
-    rest: VecDeque<Arc<Table>>,
+    tables: Level,
+    /// Which of them are not yet reached.
+    rest: Range<usize>,
     current: Option<TableCursor>,
     reverse: bool,
     window: bool,
@@ -25,28 +27,22 @@ pub(super) struct LevelCursor {
 impl LevelCursor {
     /// Walks over tables that ascend and lie apart.
     pub(super) fn new(
-        tables: &[Arc<Table>],
+        tables: &Level,
         start: Start<'_>,
         reverse: bool,
         window: bool,
     ) -> Result<LevelCursor, LsmError> {
-        let (Start::At(key) | Start::Behind(key)) = start else {
-            let mut rest: VecDeque<_> = tables.iter().cloned().collect();
-            if reverse {
-                rest.make_contiguous().reverse();
+        let rest = match start {
+            Start::End => 0..tables.len(),
+            Start::At(key) | Start::Behind(key) if reverse => {
+                0..tables.partition_point(|t| t.meta.smallest.as_slice() <= key)
             }
-            let mut cursor = LevelCursor { rest, current: None, reverse, window };
-            cursor.enter(Start::End)?;
-            return Ok(cursor);
+            Start::At(key) | Start::Behind(key) => {
+                tables.partition_point(|t| t.meta.largest.as_slice() < key)..tables.len()
+            }
         };
-        let rest = if reverse {
-            let end = tables.partition_point(|t| t.meta.smallest.as_slice() <= key);
-            tables[..end].iter().rev().cloned().collect()
-        } else {
-            let from = tables.partition_point(|t| t.meta.largest.as_slice() < key);
-            tables[from..].iter().cloned().collect()
-        };
-        let mut cursor = LevelCursor { rest, current: None, reverse, window };
+        let tables = Arc::clone(tables);
+        let mut cursor = LevelCursor { tables, rest, current: None, reverse, window };
         cursor.enter(start)?;
         Ok(cursor)
     }
@@ -54,7 +50,9 @@ impl LevelCursor {
     /// Opens tables until one has an entry.
     fn enter(&mut self, mut start: Start<'_>) -> Result<(), LsmError> {
         while !self.current.as_ref().is_some_and(TableCursor::is_valid) {
-            let Some(table) = self.rest.pop_front() else { break };
+            let next = if self.reverse { self.rest.next_back() } else { self.rest.next() };
+            let Some(table) = next.and_then(|at| self.tables.get(at)) else { break };
+            let table = Arc::clone(table);
             self.current = Some(TableCursor::new(table, start, self.reverse, self.window)?);
             start = Start::End;
         }

@@ -9,8 +9,9 @@
 //! | `block`      | sorted entries, restart points, checksum, filter: bytes only      |
 //! | `table`      | a file of blocks: builder, reader, walk                           |
 //! | `cache`      | blocks in a bounded number of bytes                               |
+//! | `files`      | open files in a bounded number                                    |
 //! | `memtable`   | the newest writes, for one writer and many readers                |
-//! | `manifest`   | two slots written in turn                                         |
+//! | `manifest`   | two slots that hold the same                                      |
 //! | `version`    | the tables at one time; what to compact next                      |
 //! | `merge`      | walks over all of it                                              |
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
@@ -39,6 +40,7 @@ mod cache;
 mod counters;
 mod engine;
 mod error;
+mod files;
 mod manifest;
 mod memtable;
 mod merge;
@@ -78,6 +80,8 @@ pub struct Options {
     pub memtable_bytes: usize,
     /// Bound of the block cache, bytes.
     pub cache_bytes: usize,
+    /// At most so many files of tables are open at a time.
+    pub open_files_max: usize,
     /// Tables of compactions end at this size, bytes.
     pub table_bytes: u64,
     /// Data blocks end at this size, bytes: what one read of a key reads.
@@ -98,6 +102,7 @@ impl Options {
             must_exist: false,
             memtable_bytes: 32 << 20,
             cache_bytes: 64 << 20,
+            open_files_max: 256,
             table_bytes: 16 << 20,
             block_bytes: 4 << 10,
             sync_bytes: 4 << 20,

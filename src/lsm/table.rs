@@ -1,6 +1,6 @@
 //! Tables: immutable sorted files, written once from front to back and read by position.
 //!
-//! A table is data blocks, an index in two levels and a footer (docs/formats-lsm.md). The
+//! A table is data blocks, an index in two levels and a footer (docs/formats.md). The
 //! lower level comes in *partitions*: the handles of a few hundred data blocks together with the
 //! filter of their keys. Partitions go through the block cache like data, so that what stays in
 //! memory for a table is its top block, about a thousandth of a thousandth of its data.
@@ -16,6 +16,7 @@ use super::block::{
 use super::bytes::{Input, Malformed};
 use super::cache::Cache;
 use super::counters::Counters;
+use super::files::Files;
 use crate::env::{Disk, DiskFile, Open};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ const VERSION: u32 = 1;
 /// Magic, version, top handle (offset, length), entries, tombstones, checksum.
 pub(super) const FOOTER_BYTES: usize = 8 + 4 + 8 + 4 + 8 + 8 + 4;
 /// Bytes gathered before the system is asked to write.
-const WRITE_BYTES: usize = 256 << 10;
+const WRITE_BYTES: u64 = 256 << 10;
 /// A partition ends when its handles reach this: it is read whole for one key.
 const PARTITION_BYTES: usize = 4 << 10;
 /// What a compaction reads at once.
@@ -107,7 +108,7 @@ impl TableBuilder {
             path,
             seed,
             options,
-            buffer: Vec::with_capacity(WRITE_BYTES + options.block_bytes),
+            buffer: Vec::with_capacity(WRITE_BYTES as usize + options.block_bytes),
             offset: 0,
             unsynced: 0,
             data: BlockBuilder::default(),
@@ -181,7 +182,7 @@ impl TableBuilder {
         if self.partition.len() >= PARTITION_BYTES {
             self.end_partition();
         }
-        if self.buffer.len() >= WRITE_BYTES {
+        if self.buffer.len() as u64 >= self.options.sync_bytes.min(WRITE_BYTES) {
             self.write()?;
             if self.unsynced >= self.options.sync_bytes {
                 // In pieces: one sync of everything at the end would hold up the log's.
@@ -230,6 +231,7 @@ fn append(out: &mut Vec<u8>, base: u64, seed: Seed, fill: impl FnOnce(&mut Vec<u
 #[derive(Debug)]
 pub(super) struct Shelf {
     pub(super) cache: Cache,
+    pub(super) files: Files,
     pub(super) counters: Counters,
     /// Files that nobody reads any more and that no durable manifest names.
     pub(super) trash: Mutex<Vec<PathBuf>>,
@@ -243,7 +245,6 @@ pub(super) struct Shelf {
 pub(super) struct Table {
     pub(super) meta: TableMeta,
     path: PathBuf,
-    file: Arc<dyn DiskFile>,
     seed: Seed,
     top: Arc<Block>,
     shelf: Arc<Shelf>,
@@ -274,7 +275,6 @@ enum Kind {
 impl Table {
     /// Opens a table that the manifest names; its footer must agree.
     pub(super) fn open(
-        disk: &dyn Disk,
         dir: &Path,
         identity: u64,
         meta: TableMeta,
@@ -282,7 +282,7 @@ impl Table {
     ) -> Result<Table, LsmError> {
         let path = dir.join(table_name(meta.number));
         let damaged = |offset, what| LsmError::damaged(&path, offset, what);
-        let file = match disk.open(&path, Open::Read) {
+        let file = match shelf.files.get(meta.number, &path) {
             Ok(file) => file,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 return Err(damaged(0, "the file is missing"));
@@ -315,7 +315,7 @@ impl Table {
         let empty = Block::new(vec![0; 4].into()).map_err(bad)?;
         let shelf = Arc::clone(shelf);
         let doomed = AtomicBool::new(false);
-        let mut table = Table { meta, path, file, seed, top: Arc::new(empty), shelf, doomed };
+        let mut table = Table { meta, path, seed, top: Arc::new(empty), shelf, doomed };
         table.top = table.read(handle, Kind::Data, &mut Through::Window(0, Vec::new()))?;
         Ok(table)
     }
@@ -388,7 +388,9 @@ impl Table {
     }
 
     fn fill(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
-        self.file.read_exact_at(bytes, offset).map_err(|e| LsmError::read(&self.path, offset, e))
+        let file = self.shelf.files.get(self.meta.number, &self.path);
+        let file = file.map_err(|e| LsmError::io(&self.path, 0, e))?;
+        file.read_exact_at(bytes, offset).map_err(|e| LsmError::read(&self.path, offset, e))
     }
 
     /// Looks a key up; `hash` is its [`key_hash`].
@@ -425,6 +427,7 @@ impl Table {
 
 impl Drop for Table {
     fn drop(&mut self) {
+        self.shelf.files.forget(self.meta.number);
         if *self.doomed.get_mut() {
             let mut trash = self.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner);
             trash.push(std::mem::take(&mut self.path));

@@ -13,18 +13,28 @@ pub(super) const LEVEL0_TRIGGER: usize = 4;
 /// How much larger a level is than the one above.
 pub(super) const LEVEL_RATIO: u64 = 10;
 
+/// The tables of a level, shared by the versions in which it is the same.
+pub(super) type Level = Arc<Vec<Arc<Table>>>;
+
 /// The tables of each level: newest first in level 0, where they overlap; ascending and apart in
 /// the others.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Version {
-    pub(super) levels: [Vec<Arc<Table>>; LEVELS],
+    pub(super) levels: [Level; LEVELS],
 }
 
 /// What a compaction merges: tables of `level` and of the one below.
 #[derive(Debug)]
 pub(super) struct Pick {
     pub(super) level: usize,
-    pub(super) inputs: [Vec<Arc<Table>>; 2],
+    pub(super) inputs: [Level; 2],
+}
+
+impl Pick {
+    /// All that it merges.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.inputs.iter().flat_map(|tables| tables.iter())
+    }
 }
 
 /// Adds up a level.
@@ -38,9 +48,14 @@ pub(super) fn target(level: usize, level1_bytes: u64) -> u64 {
 }
 
 impl Version {
+    /// All tables.
+    pub(super) fn tables(&self) -> impl Iterator<Item = &Arc<Table>> {
+        self.levels.iter().flat_map(|level| level.iter())
+    }
+
     /// Looks a key up in the tables, newest first.
     pub(super) fn get(&self, key: &[u8], hash: u64) -> Result<Lookup, LsmError> {
-        for table in &self.levels[0] {
+        for table in self.levels[0].iter() {
             if table.meta.overlaps(key, key) {
                 match table.get(key, hash)? {
                     Lookup::Absent => {}
@@ -73,9 +88,9 @@ impl Version {
         let mut version = self.clone();
         for (i, inputs) in pick.inputs.iter().enumerate() {
             let gone = |t: &Arc<Table>| inputs.iter().any(|g| g.meta.number == t.meta.number);
-            version.levels[pick.level + i].retain(|t| !gone(t));
+            Arc::make_mut(&mut version.levels[pick.level + i]).retain(|t| !gone(t));
         }
-        let below = &mut version.levels[pick.level + 1];
+        let below = Arc::make_mut(&mut version.levels[pick.level + 1]);
         below.extend(outputs.iter().cloned());
         below.sort_by(|a, b| a.meta.smallest.cmp(&b.meta.smallest));
         version
@@ -84,8 +99,14 @@ impl Version {
     /// The version with a flushed table on top.
     pub(super) fn flushed(&self, table: Arc<Table>) -> Version {
         let mut version = self.clone();
-        version.levels[0].insert(0, table);
+        Arc::make_mut(&mut version.levels[0]).insert(0, table);
         version
+    }
+
+    /// Bytes of the largest set of tables in which no key stands twice.
+    pub(super) fn largest_run_bytes(&self) -> u64 {
+        let tables = self.levels[0].iter().map(|t| t.meta.bytes);
+        tables.chain(self.levels[1..].iter().map(|l| bytes_of(l))).max().unwrap_or(0)
     }
 
     /// How urgent the compaction of each level is; from 1 on it is due.
@@ -117,13 +138,13 @@ impl Version {
         let largest = upper.iter().map(|t| t.meta.largest.as_slice()).max()?;
         let overlaps = |t: &&Arc<Table>| t.meta.overlaps(smallest, largest);
         let lower = self.levels[level + 1].iter().filter(overlaps).cloned().collect();
-        Some(Pick { level, inputs: [upper, lower] })
+        Some(Pick { level, inputs: [upper, lower].map(Arc::new) })
     }
 
     /// The oldest table of level 0 with all that overlap it, directly or by another: no table that
     /// stays overlaps them, so that all of them may go below what stays.
     fn oldest_cluster(&self) -> Vec<Arc<Table>> {
-        let mut rest: Vec<_> = self.levels[0].clone();
+        let mut rest = self.levels[0].to_vec();
         let mut cluster: Vec<Arc<Table>> = rest.pop().into_iter().collect();
         let touches = |cluster: &[Arc<Table>], meta: &TableMeta| {
             cluster.iter().any(|t| t.meta.overlaps(&meta.smallest, &meta.largest))
@@ -145,7 +166,7 @@ impl Version {
 
     /// As the manifest says it.
     pub(super) fn state(&self, applied: u64, next_file: u64, pointers: [Vec<u8>; LEVELS]) -> State {
-        let metas = |tables: &Vec<Arc<Table>>| tables.iter().map(|t| t.meta.clone()).collect();
+        let metas = |tables: &Level| tables.iter().map(|t| t.meta.clone()).collect();
         State { applied, next_file, pointers, levels: self.levels.each_ref().map(metas) }
     }
 }

@@ -107,7 +107,7 @@ impl Compaction {
     fn new(pick: Pick, base: Arc<Version>) -> Result<Compaction, LsmError> {
         let [upper, lower] = &pick.inputs;
         let mut sources = Vec::with_capacity(upper.len() + 1);
-        for table in upper {
+        for table in upper.iter() {
             let cursor = TableCursor::new(Arc::clone(table), Start::End, false, true)?;
             sources.push(Source::Table(cursor));
         }
@@ -155,6 +155,14 @@ impl Compaction {
     }
 }
 
+struct CloseAtEnd(Arc<Shared>);
+
+impl Drop for CloseAtEnd {
+    fn drop(&mut self) {
+        self.0.shelf.bell.close();
+    }
+}
+
 impl Worker {
     pub(super) fn new(
         shared: Arc<Shared>,
@@ -188,6 +196,8 @@ impl Worker {
     /// # Errors
     /// As [`Worker::step`].
     pub fn run(&mut self) -> Result<(), LsmError> {
+        // Whoever waits for the worker is not left waiting when it fails, or panics.
+        let _close = CloseAtEnd(Arc::clone(&self.shared));
         while !self.shared.shelf.bell.is_closed() {
             if self.step()? == Step::Idle {
                 self.shared.shelf.bell.wait();
@@ -250,7 +260,7 @@ impl Worker {
     fn open_table(&self, meta: TableMeta) -> Result<Arc<Table>, LsmError> {
         let identity = self.shared.options.identity;
         let shelf = &self.shared.shelf;
-        Table::open(self.disk.as_ref(), &self.shared.dir, identity, meta, shelf).map(Arc::new)
+        Table::open(&self.shared.dir, identity, meta, shelf).map(Arc::new)
     }
 
     fn sync_names(&self) -> Result<(), LsmError> {
@@ -280,11 +290,11 @@ impl Worker {
         };
         let counters = &self.shared.shelf.counters;
         counters.compacted.add(outputs.iter().map(|t| t.bytes).sum());
-        counters.compaction_read.add(pick.inputs.iter().flatten().map(|t| t.meta.bytes).sum());
+        counters.compaction_read.add(pick.tables().map(|t| t.meta.bytes).sum());
         self.sync_names()?;
         let outputs: Result<Vec<_>, _> = outputs.into_iter().map(|m| self.open_table(m)).collect();
         self.replace(&pick, &outputs?)?;
-        for table in pick.inputs.iter().flatten() {
+        for table in pick.tables() {
             table.doom();
         }
         Ok(())

@@ -169,6 +169,28 @@ impl TestDisk {
         TestDisk::of(image)
     }
 
+    /// What the operation with this number did, counted from 1, and the name of its file.
+    pub(crate) fn operation(&self, n: usize) -> (&'static str, String) {
+        let state = self.state();
+        let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+        let made = |id: &usize| {
+            let path = state.ops.iter().find_map(|op| match op {
+                Op::Create(path, made) if made == id => Some(path),
+                _ => None,
+            });
+            let known = || state.base.names.iter().find(|(_, found)| *found == id).map(|f| f.0);
+            path.or_else(known).map_or(String::new(), |path| name(path))
+        };
+        match &state.ops[n - 1] {
+            Op::Create(path, _) => ("create", name(path)),
+            Op::Remove(path) => ("remove", name(path)),
+            Op::Write(id, ..) => ("write", made(id)),
+            Op::Sync(id) => ("sync", made(id)),
+            Op::Drop(id) => ("failed sync", made(id)),
+            Op::SyncDir => ("sync directory", String::new()),
+        }
+    }
+
     /// Sectors of the last operation of the first `n`, when that is a write.
     pub(crate) fn sectors(&self, n: usize) -> usize {
         match self.state().ops[..n].last() {

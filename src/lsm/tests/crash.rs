@@ -29,17 +29,37 @@ fn history(seed: u64) -> (TestDisk, BTreeMap<u64, Model>, Vec<(usize, u64)>) {
     (disk, states, flushed)
 }
 
+/// Every disk that a crash at operation `n` may leave: without anything that was not synced, with all
+/// of it, with some; and when it was a write, with that cut behind and in front of its sectors.
+fn images(disk: &TestDisk, n: usize) -> Vec<(String, TestDisk)> {
+    let mut images: Vec<_> = [("nothing unsynced", 0), ("all", 1), ("some", 2 + n as u64)]
+        .map(|(what, seed)| (what.to_owned(), disk.crashed(n, seed)))
+        .into();
+    let sectors = if n == 0 { 0 } else { disk.sectors(n) };
+    for kept in 0..sectors {
+        for (front, what) in [(true, "only"), (false, "all but")] {
+            images.push((format!("{what} {kept} sectors"), disk.torn(n, kept, front)));
+        }
+    }
+    images
+}
+
 #[test]
 fn after_a_crash_at_every_operation_the_store_equals_the_model() {
     // Whatever was not synced is lost, kept, or torn; the store opens at a batch's end, not before
     // what it called flushed, equals the model there, and goes on.
+    let mut operations = BTreeMap::new();
     for seed in [3, 4] {
         let (disk, states, flushed) = history(seed);
         for n in 0..=disk.ops() {
+            if n > 0 {
+                let (what, name) = disk.operation(n);
+                let name = name.split_once('-').map_or("", |(kind, _)| kind).to_owned();
+                *operations.entry((what, name)).or_insert(0) += 1;
+            }
             let least = flushed.iter().rev().find(|(ops, _)| *ops <= n).map_or(0, |f| f.1);
-            for crash in [0, 1, 2 + n as u64] {
-                let what = format!("history {seed}, operation {n}, crash {crash}");
-                let disk = disk.crashed(n, crash);
+            for (image, disk) in images(&disk, n) {
+                let what = format!("history {seed}, operation {n}, {image}");
                 let (mut engine, mut worker) =
                     open(&disk).unwrap_or_else(|e| panic!("{what}: {e}"));
                 let applied = engine.applied();
@@ -57,6 +77,50 @@ fn after_a_crash_at_every_operation_the_store_equals_the_model() {
             }
         }
     }
+    // Everything that flush, compaction and switch do to files was crashed at; nothing is renamed.
+    let kinds: Vec<(&str, &str)> = operations.keys().map(|(what, of)| (*what, &of[..])).collect();
+    assert_eq!(
+        kinds,
+        [
+            ("create", "manifest"),
+            ("create", "table"),
+            ("remove", "table"),
+            ("sync", "manifest"),
+            ("sync", "table"),
+            ("sync directory", ""),
+            ("write", "manifest"),
+            ("write", "table"),
+        ]
+    );
+    assert!(operations.values().all(|count| *count >= 4), "{operations:?}");
+}
+
+#[test]
+fn a_crash_within_a_crash_leaves_the_store_whole() {
+    // The machine stops while the store is opened again after a crash: at every operation that
+    // opening does, be it to make the slots of the manifest alike or to remove orphans.
+    let (disk, states, flushed) = history(5);
+    let mut repairs = 0;
+    for n in (0..=disk.ops()).step_by(2) {
+        let least = flushed.iter().rev().find(|(ops, _)| *ops <= n).map_or(0, |f| f.1);
+        for disk in [disk.crashed(n, 2 + n as u64), disk.killed(n)] {
+            let first = disk.ops();
+            let (engine, _worker) = open(&disk).unwrap();
+            repairs += engine.stats().manifest_repairs;
+            let applied = engine.applied();
+            for m in first..=disk.ops() {
+                for (image, disk) in images(&disk, m) {
+                    let what = format!("operation {n}, then {m}, {image}");
+                    let (engine, _) = open(&disk).unwrap_or_else(|e| panic!("{what}: {e}"));
+                    let again = engine.applied();
+                    assert!((least..=applied).contains(&again), "{what}: {again}");
+                    let shown = contents(&engine.reader().view(), false).unwrap();
+                    assert_eq!(shown, states[&again], "{what}");
+                }
+            }
+        }
+    }
+    assert!(repairs > 10, "{repairs}");
 }
 
 #[test]

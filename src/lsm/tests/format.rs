@@ -1,5 +1,5 @@
 //! The bytes of the formats, frozen, and what holds of blocks and memtables by themselves.
-//! docs/formats-lsm.md explains the examples.
+//! docs/formats.md explains the examples.
 
 use super::*;
 use crate::lsm::block::{Block, BlockBuilder, BlockCursor, Item, Seed, key_hash, put_filter};
@@ -178,4 +178,39 @@ fn a_cut_of_a_memtable_shows_one_version_of_each_key_among_many() {
         let found = table.get(b"\x01hot", cut).unwrap();
         assert_eq!(found.item() == Item::Tombstone, cut % 10 == 0);
     }
+}
+
+#[test]
+fn an_old_cut_finds_its_keys_between_thousands_that_came_later() {
+    // A slow reader's cut has ten keys; since then thousands were written around each of them. It
+    // sees its own, in both directions, though no hold of the lock looks at more than a few hundred.
+    let table = Arc::new(Memtable::default());
+    let mut scratch = Vec::new();
+    let old: Vec<u32> = (0..10).map(|i| i * 1000).collect();
+    for i in &old {
+        table.insert(vec![Entry::new((1, &i.to_be_bytes()), Some((1, b"old")), 1, &mut scratch)]);
+    }
+    for i in (0..10_000u32).filter(|i| i % 1000 != 0 || *i == 4000) {
+        table.insert(vec![Entry::new((1, &i.to_be_bytes()), Some((2, b"new")), 2, &mut scratch)]);
+    }
+    for reverse in [false, true] {
+        let mut cursor = MemCursor::new(Arc::clone(&table), 1, Start::End, reverse);
+        let mut shown = Vec::new();
+        while cursor.is_valid() {
+            assert_eq!(cursor.item(), Item::Put { revision: 1, value: b"old" });
+            shown.push(cursor.key().to_vec());
+            cursor.advance();
+        }
+        let mut wanted: Vec<_> =
+            old.iter().map(|i| [&[1], &i.to_be_bytes()[..]].concat()).collect();
+        if reverse {
+            wanted.reverse();
+        }
+        assert_eq!(shown, wanted);
+    }
+    let count = |cut| {
+        let mut cursor = MemCursor::new(Arc::clone(&table), cut, Start::End, true);
+        std::iter::from_fn(|| cursor.is_valid().then(|| cursor.advance())).count()
+    };
+    assert_eq!((count(0), count(1), count(2)), (0, 10, 10_000));
 }

@@ -22,6 +22,7 @@ fn options() -> Options {
     Options {
         memtable_bytes: 6 << 10,
         cache_bytes: 32 << 10,
+        open_files_max: 3,
         table_bytes: 2 << 10,
         block_bytes: 256,
         sync_bytes: 1 << 10,

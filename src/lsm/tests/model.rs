@@ -45,29 +45,66 @@ fn check_scan(view: &View, model: &Model, dice: &mut Dice) {
     assert_eq!(rows(view, &scan, limit).unwrap(), wanted(model, &scan, limit), "{scan:?}");
 }
 
-/// Runs a random history; returns what the engine did.
-fn history(seed: u64, count: u64) -> Stats {
+/// Reads a range page by page, each from behind the last key of the one before.
+fn check_pages(view: &View, model: &Model, dice: &mut Dice) {
+    let (space, reverse) = (any_key(dice).0, dice.below(2) == 0);
+    let limit = 1 + dice.below(7) as usize;
+    let end = any_key(dice).1;
+    let mut cursor: Option<Vec<u8>> = None;
+    let mut shown = Vec::new();
+    let scan_from = |cursor: &Option<Vec<u8>>| -> (Bound<Vec<u8>>, Bound<Vec<u8>>) {
+        let from = cursor.clone().map_or(Bound::Unbounded, Bound::Excluded);
+        let to = Bound::Included(end.clone());
+        if reverse { (to, from) } else { (from, to) }
+    };
+    loop {
+        let (lower, upper) = scan_from(&cursor);
+        let (lower, upper) = (lower.as_ref().map(Vec::as_slice), upper.as_ref().map(Vec::as_slice));
+        let page = rows(view, &Scan { space, lower, upper, reverse }, limit).unwrap();
+        let Some((last, ..)) = page.last() else { break };
+        cursor = Some(last.clone());
+        shown.extend(page);
+    }
+    let (lower, upper) = scan_from(&None);
+    let (lower, upper) = (lower.as_ref().map(Vec::as_slice), upper.as_ref().map(Vec::as_slice));
+    assert_eq!(shown, wanted(model, &Scan { space, lower, upper, reverse }, usize::MAX));
+}
+
+/// What happened in random histories.
+#[derive(Debug, Default)]
+struct Happened {
+    operations: u64,
+    crashes: u64,
+    deepest: usize,
+}
+
+/// Runs a random history. Operations are batches, reads, scans, flushes, steps of the worker, and
+/// crashes at any file operation since the last.
+fn history(seed: u64, count: u64, happened: &mut Happened) {
     let mut dice = Dice(seed);
     let mut disk = TestDisk::default();
     let (mut engine, mut worker) = open(&disk).unwrap();
     let mut model = Model::new();
-    // The states since the last flush, to find the one that a crash leaves.
+    // Since the last crash: the state behind each batch, and what was flushed at which operation.
     let mut states = vec![(0, model.clone())];
+    let mut flushed = vec![(0, 0)];
     let mut held: Vec<(View, Model)> = Vec::new();
     for _ in 0..count {
+        happened.operations += 1;
         match dice.below(40) {
             0..22 => {
                 let applied = engine.applied() + 1 + dice.below(3);
                 write(&mut engine, &mut model, applied, &any_batch(&mut dice));
                 states.push((applied, model.clone()));
             }
-            22..27 => {
+            22..26 => {
                 let key = any_key(&mut dice);
                 let view = engine.reader().view();
                 assert_eq!(view.applied(), engine.applied());
                 assert_eq!(get(&view, &key).unwrap(), model.get(&key).cloned(), "{key:?}");
             }
-            27..30 => check_scan(&engine.reader().view(), &model, &mut dice),
+            26..29 => check_scan(&engine.reader().view(), &model, &mut dice),
+            29 => check_pages(&engine.reader().view(), &model, &mut dice),
             30 => held.push((engine.reader().view(), model.clone())),
             31 => {
                 if let Some((view, model)) = held.last() {
@@ -82,16 +119,22 @@ fn history(seed: u64, count: u64) -> Stats {
             }
             32 if dice.below(2) == 0 => engine.flush(),
             33 if dice.below(10) == 0 => {
-                let flushed = engine.flushed();
+                happened.crashes += 1;
                 drop((engine, worker));
                 held.clear();
-                disk = disk.copy();
+                // At the end nothing is lost but what was not flushed.
+                let ops = disk.ops();
+                let at = if dice.below(3) == 0 { ops } else { dice.below(ops as u64 + 1) as usize };
+                let least = flushed.iter().rev().find(|(ops, _)| *ops <= at).map_or(0, |f| f.1);
+                disk = disk.crashed(at, dice.below(5));
                 (engine, worker) = open(&disk).unwrap();
-                assert_eq!(engine.applied(), flushed);
-                let at = states.iter().position(|(applied, _)| *applied == flushed).unwrap();
-                states.truncate(at + 1);
-                model = states[at].1.clone();
+                let applied = engine.applied();
+                assert!(applied >= least, "{applied} is before {least}");
+                let at = states.iter().position(|(at, _)| *at == applied).unwrap();
+                model = states.swap_remove(at).1;
                 assert_eq!(contents(&engine.reader().view(), false).unwrap(), model);
+                states = vec![(applied, model.clone())];
+                flushed = vec![(0, applied)];
             }
             34 if dice.below(10) == 0 => drain(&mut worker),
             _ => {
@@ -100,32 +143,39 @@ fn history(seed: u64, count: u64) -> Stats {
                 }
             }
         }
-        let flushed = engine.flushed();
-        states.retain(|(applied, _)| *applied >= flushed);
+        if flushed.last().is_none_or(|(_, last)| *last != engine.flushed()) {
+            flushed.push((disk.ops(), engine.flushed()));
+        }
     }
     drain(&mut worker);
     assert_eq!(contents(&engine.reader().view(), true).unwrap(), model);
-    engine.stats()
+    let stats = engine.stats();
+    assert!(stats.open_files <= options().open_files_max, "{stats:?}");
+    let deepest = stats.levels.iter().rposition(|l| l.0 > 0).unwrap_or(0);
+    happened.deepest = happened.deepest.max(deepest);
 }
 
 #[test]
 fn random_histories_equal_a_sorted_map() {
-    // Writes, reads, scans, held views, flushes, compactions and reopenings in any order.
-    let mut deepest = 0;
+    // Writes, reads, scans, held views, flushes, compactions and crashes in any order.
+    let mut happened = Happened::default();
     for seed in 0..24 {
-        let stats = history(seed, 1500);
-        deepest = deepest.max(stats.levels.iter().rposition(|l| l.0 > 0).unwrap_or(0));
+        history(seed, 1500, &mut happened);
     }
-    assert!(deepest >= 2, "the histories must reach below level 1");
+    assert!(happened.deepest >= 2, "the histories must reach below level 1");
+    assert!(happened.crashes > 20, "{happened:?}");
 }
 
 #[test]
-#[ignore = "a million operations take a minute in release"]
+#[ignore = "long: a million operations, see docs/operations.md"]
 fn a_million_random_operations_equal_a_sorted_map() {
     // As above, for longer.
+    let mut happened = Happened::default();
     for seed in 1000..1020 {
-        history(seed, 50_000);
+        history(seed, 50_000, &mut happened);
     }
+    assert!(happened.operations >= 1_000_000 && happened.crashes > 1000, "{happened:?}");
+    println!("{happened:?}");
 }
 
 #[test]
