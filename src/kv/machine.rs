@@ -29,6 +29,11 @@ pub const CONFIGURATION_KEY: &[u8] = b"c";
 /// revision is the first index of that term.
 pub const TERM_KEY: &[u8] = b"t";
 
+/// Key in [`Space::Meta`] that says that the store's contents came as a snapshot and nothing was
+/// applied since: the log may not have been told yet. It concerns one node, and is no part of what
+/// replicas have in common.
+pub const INSTALLED_KEY: &[u8] = b"i";
+
 /// Longest decimal `i64`: nineteen digits and a sign.
 const NUMBER_BYTES_MAX: usize = 20;
 
@@ -53,6 +58,8 @@ pub struct Place {
     pub term: u64,
     /// The last applied configuration in its byte form, none when there was none.
     pub configuration: Option<Vec<u8>>,
+    /// The contents came as a snapshot, and nothing was applied since.
+    pub installed: bool,
 }
 
 /// The place that a view stands for.
@@ -68,7 +75,8 @@ pub fn place(view: &impl View) -> Result<Place, StoreError> {
         })?),
     };
     let configuration = view.get(Space::Meta, CONFIGURATION_KEY)?.map(|found| found.value);
-    Ok(Place { index: view.applied(), term, configuration })
+    let installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
+    Ok(Place { index: view.applied(), term, configuration, installed })
 }
 
 /// The replicated state machine on a store.
@@ -81,6 +89,8 @@ pub struct Machine<S: Store> {
     reader: S::Reader,
     sessions: Sessions,
     applied: Revision,
+    /// The store says [`INSTALLED_KEY`].
+    installed: bool,
     failed: bool,
 }
 
@@ -95,8 +105,9 @@ impl<S: Store> Machine<S> {
         let view = reader.view();
         let sessions = Sessions::load(&view, bounds)?;
         let applied = view.applied();
+        let installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
         drop(view);
-        Ok(Machine { store, reader, sessions, applied, failed: false })
+        Ok(Machine { store, reader, sessions, applied, installed, failed: false })
     }
 
     /// Index of the last applied entry.
@@ -131,6 +142,7 @@ impl<S: Store> Machine<S> {
         let view = self.reader.view();
         self.sessions = Sessions::load(&view, self.sessions.bounds())?;
         self.applied = view.applied();
+        self.installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
         drop(view);
         self.failed = false;
         Ok(true)
@@ -213,6 +225,13 @@ impl<S: Store> Machine<S> {
                 value: Some((index, Cow::Borrowed(bytes))),
             });
         }
+        if self.installed {
+            changes.push(Change {
+                space: Space::Meta,
+                key: Cow::Borrowed(INSTALLED_KEY),
+                value: None,
+            });
+        }
         self.sessions.take_changes(&mut changes);
         if let Some((index, bytes)) = &term {
             changes.push(Change {
@@ -228,6 +247,7 @@ impl<S: Store> Machine<S> {
         }));
         self.store.write(applied, changes)?;
         self.applied = applied;
+        self.installed = false;
         Ok(outcomes)
     }
 }

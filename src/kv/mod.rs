@@ -22,7 +22,8 @@ mod tests;
 mod types;
 
 pub use crate::lsm::{
-    Options as StoreOptions, STORE_DIR, Stats as StoreStats, Worker as StoreWorker,
+    Export, INCOMING_DIR, Import, LsmError, Options as StoreOptions, Piece, STORE_DIR, Sealed,
+    Staged, Stats as StoreStats, Worker as StoreWorker,
 };
 pub use bytes::Malformed;
 pub use codec::{CommandRef, decode_command, encode_command};

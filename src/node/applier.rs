@@ -8,7 +8,9 @@
 use super::replica::Apply;
 use super::words::{Answer, ReplyTo, Verdict};
 use crate::kv::machine::CONFIGURATION_KEY;
-use crate::kv::{Committed, Machine, Malformed, Outcome, Reader as _, Store, StoreError, View, place};
+use crate::kv::{
+    Committed, Machine, Malformed, Outcome, Reader as _, Store, StoreError, View, place,
+};
 use crate::raft::{Configuration, Entry, Index, Payload, SnapshotMark, codec};
 use crate::wal::{LogReader, ReadError};
 use std::fmt;
@@ -27,6 +29,22 @@ impl<S: Store> fmt::Debug for Applier<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Applier").field("applied", &self.machine.applied()).finish_non_exhaustive()
     }
+}
+
+/// What an applier is to do; in order.
+#[derive(Debug)]
+pub enum Work<C, Snapshot> {
+    /// Committed entries.
+    Apply(Apply<C>),
+    /// The store is to flush.
+    Flush,
+    /// A snapshot is to take the place of the state.
+    Install {
+        /// The snapshot.
+        snapshot: Snapshot,
+        /// Index that it reaches to.
+        index: Index,
+    },
 }
 
 /// What came of one piece of work.
@@ -205,7 +223,7 @@ pub fn mark_of(view: &impl View, first: &Configuration) -> Result<SnapshotMark, 
     let configuration = match &place.configuration {
         None => first.clone(),
         Some(bytes) => {
-            let taken = codec::take_configuration(&mut codec::Input::new(bytes));
+            let taken = codec::take_configuration(&mut codec::Input(bytes));
             taken.map_err(|_| StoreError::BadRecord {
                 key: CONFIGURATION_KEY.to_vec(),
                 source: Malformed("a configuration"),

@@ -19,7 +19,7 @@ const LOOKS_PER_LIMIT: u64 = 16;
 
 /// Watches the log's size and the store's flushed index.
 #[derive(Debug)]
-pub struct Compaction {
+pub(super) struct Compaction {
     limit: u64,
     bytes: u64,
     /// Bytes at the last look.
@@ -29,69 +29,53 @@ pub struct Compaction {
     looked_flushed: Index,
     /// The store was asked to flush up to here.
     asked: Index,
-    forced: bool,
 }
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Cut {
+pub(super) struct Cut {
     /// The log may forget everything up to here.
-    pub through: Option<Index>,
+    pub(super) through: Option<Index>,
     /// The store is to flush.
-    pub flush: bool,
+    pub(super) flush: bool,
 }
 
 impl Compaction {
     /// Keeps the log near so many bytes.
-    pub fn new(limit: u64) -> Compaction {
-        Compaction {
-            limit,
-            bytes: 0,
-            looked_at: 0,
-            flushed: 0,
-            looked_flushed: 0,
-            asked: 0,
-            forced: false,
-        }
+    pub(super) fn new(limit: u64) -> Compaction {
+        Compaction { limit, bytes: 0, looked_at: 0, flushed: 0, looked_flushed: 0, asked: 0 }
     }
 
     /// So many bytes of log are in use.
-    pub fn log_bytes(&mut self, bytes: u64) {
+    pub(super) fn log_bytes(&mut self, bytes: u64) {
         self.bytes = bytes;
     }
 
     /// The store holds everything up to here durably.
-    pub fn flushed(&mut self, index: Index) {
+    pub(super) fn flushed(&mut self, index: Index) {
         self.flushed = self.flushed.max(index);
-    }
-
-    /// A person wants it now.
-    pub fn force(&mut self) {
-        self.forced = true;
     }
 
     /// What is to be done now. `first` is the log's first index, `shared` what every member has,
     /// `applied` what the store holds, durably or not.
-    pub fn look(&mut self, first: Index, shared: Index, applied: Index) -> Cut {
+    pub(super) fn look(&mut self, first: Index, shared: Index, applied: Index) -> Cut {
         let step = (self.limit / LOOKS_PER_LIMIT).max(1);
         let news = self.flushed > self.looked_flushed || self.bytes >= self.looked_at + step;
-        if !self.forced && (!news || self.bytes <= self.limit / 2) {
+        if !news || self.bytes <= self.limit / 2 {
             return Cut::default();
         }
         (self.looked_at, self.looked_flushed) = (self.bytes, self.flushed);
-        let pinned = self.bytes <= self.limit && !self.forced;
+        let pinned = self.bytes <= self.limit;
         let through = if pinned { self.flushed.min(shared) } else { self.flushed };
         let flush = self.flushed < applied && self.asked <= self.flushed;
         if flush {
             self.asked = applied;
-        } else if self.flushed >= self.asked {
-            self.forced = false;
         }
         Cut { through: (through >= first).then_some(through), flush }
     }
 
     /// The log was cut: from here on it has so many bytes.
-    pub fn cut(&mut self, bytes: u64) {
+    pub(super) fn cut(&mut self, bytes: u64) {
         self.bytes = bytes;
         self.looked_at = bytes;
     }

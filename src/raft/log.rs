@@ -122,7 +122,9 @@ impl Log {
             }
             index = first - 1;
         }
-        (self.base.min(index), self.base_term)
+        let base = self.base.min(index);
+        // Where not even the base agrees, the place lies in front of it: that takes a snapshot.
+        if self.base_term <= term { (base, self.base_term) } else { (base.saturating_sub(1), 0) }
     }
 
     /// The configuration in force: the latest in the log, committed or not (paper section 6).
@@ -211,7 +213,10 @@ impl Log {
         let behind = self.runs.partition_point(|run| run.0 <= through);
         let cut = self.runs.drain(..behind).next_back();
         let goes_on = self.runs.first().is_none_or(|run| run.0 > through + 1);
-        if through < self.last && goes_on && let Some((_, term)) = cut {
+        if through < self.last
+            && goes_on
+            && let Some((_, term)) = cut
+        {
             self.runs.insert(0, (through + 1, term));
         }
         let in_force = self.configurations.partition_point(|c| c.0 <= through);

@@ -18,7 +18,7 @@ pub(crate) fn run<S: Store>(
         match applier.handle(work) {
             Ok(applied) => {
                 deliver(shared, applied.answers);
-                shared.raft.applied(applied.index);
+                shared.raft.applied(applied.index, applied.flushed);
                 if applied.rest_us > 0 {
                     thread::sleep(Duration::from_micros(applied.rest_us));
                 }

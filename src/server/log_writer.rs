@@ -58,7 +58,8 @@ pub(crate) fn run(
         }
         match wal.write(&batch) {
             Ok(durable) => {
-                let persisted: Input<ClientHandle> = Input::Persisted { seq: durable.seq };
+                let (seq, log_bytes) = (durable.seq, wal.bytes());
+                let persisted: Input<ClientHandle> = Input::Persisted { seq, log_bytes };
                 if shared.raft.send(persisted).is_err() {
                     return;
                 }

@@ -54,6 +54,8 @@ pub struct ServerOptions {
     pub inflight_bytes_max: usize,
     /// What a client may ask.
     pub limits: Limits,
+    /// Bytes of log beyond which its front goes.
+    pub wal_limit_bytes: u64,
     /// Bytes of the newest writes that are kept in memory before they go to a table.
     pub memtable_bytes: usize,
     /// Bytes of table blocks that are kept in memory.
@@ -288,7 +290,7 @@ fn run(
     clock: Arc<dyn Clock>,
     seed: u64,
 ) -> Result<JoinHandle<()>, StartError> {
-    let Opened { wal, recovered, store, mut worker } = opened;
+    let Opened { wal, recovered, store, mut worker, .. } = opened;
     let machine = Machine::open(store).map_err(BootError::Store)?;
     let raft_options = raft::Options {
         election_timeout_us: options.election_timeout_ms * 1000,
@@ -299,6 +301,7 @@ fn run(
         inflight_bytes_max: options.inflight_bytes_max,
         batch_bytes_max: raft_options.append_bytes_max,
         identity: identity.identity,
+        wal_limit_bytes: options.wal_limit_bytes,
     };
     let restored = restored(identity, &recovered, machine.applied());
     let (raft_inbox, raft_events) = raft_inbox();

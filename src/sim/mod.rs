@@ -23,6 +23,7 @@ pub mod network;
 mod node;
 pub mod plans;
 mod run;
+mod snapshots;
 mod store;
 pub mod trace;
 mod traffic;
