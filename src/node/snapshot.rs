@@ -176,7 +176,8 @@ impl Fetch {
     ///
     /// # Errors
     /// The disk's.
-    pub fn discard(self) -> Result<(), StoreError> {
-        self.import.map_or(Ok(()), |import| import.discard().map_err(StoreError::from))
+    pub fn discard(&mut self) -> Result<(), StoreError> {
+        let import = self.import.take();
+        import.map_or(Ok(()), |import| import.discard().map_err(StoreError::from))
     }
 }

@@ -236,7 +236,7 @@ mod tests {
         while heard < last {
             let since = Instant::now();
             events.wait(&inbox, wants, 2 * LOST, |input| match input {
-                Input::Applied { index } => {
+                Input::Applied { index, .. } => {
                     assert!(index > heard);
                     heard = index;
                 }

@@ -305,7 +305,8 @@ impl Cluster {
                 let held = platter.term(*index);
                 // Released by one input and overtaken by the next of the same turn, it speaks of
                 // the log of its own term, which the core has left since but the platter has not.
-                let left = raft.term() > term;
+                // What has gone to a snapshot meanwhile is durable there.
+                let left = raft.term() > term || *index < raft.first_index();
                 if *index > 0 && (held.is_none() || (!left && held != raft.term_at(*index))) {
                     return violated("acknowledged entries are durable", detail());
                 }

@@ -60,6 +60,9 @@ impl World {
             Ok(Next::Done(snapshot)) => {
                 fetching.handed = true;
                 let index = snapshot.applied();
+                if let Err(e) = fetching.fetch.discard() {
+                    return self.store_failed(node, "disk error in fetching a snapshot", &e);
+                }
                 up.to_apply.push_back(crate::node::Work::Install { snapshot, index });
                 self.note(node, "snapshot fetched", [index, 0, 0, 0]);
                 self.start_applying(node, 0);
@@ -122,11 +125,7 @@ impl World {
             }
             Err(e) => return violated("a snapshot is installed", e.to_string()),
         };
-        if let Some(fetching) = up.fetching.take()
-            && let Err(e) = fetching.fetch.discard()
-        {
-            return self.store_failed(node, "disk error in fetching a snapshot", &e);
-        }
+        up.fetching = None;
         if let Some(mark) = mark {
             if self.cluster.committed_terms().get(mark.index as usize - 1) != Some(&mark.term) {
                 let detail = format!("node {node}: {} of term {}", mark.index, mark.term);

@@ -267,6 +267,17 @@ struct Failing {
 
 impl Store for Failing {
     type Reader = MemoryReader;
+    type Snapshot = std::convert::Infallible;
+
+    fn flushed(&self) -> u64 {
+        0
+    }
+
+    fn flush(&mut self) {}
+
+    fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError> {
+        match snapshot {}
+    }
 
     fn reader(&self) -> MemoryReader {
         self.inner.reader()
