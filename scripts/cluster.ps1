@@ -1,52 +1,67 @@
-# A cluster on this machine, for trying things out:
+# A cluster on this machine, for trying things out: scripts/cluster.sh for Windows.
 #
-#   scripts/cluster.ps1 start [N] | stop | status | kill ID | restart ID | add | clean
+#   scripts\cluster.ps1 start [N] | stop | status | kill ID | restart ID | add | clean
+#
+# Where scripts may not be run: powershell -ExecutionPolicy Bypass -File scripts\cluster.ps1 start
 #
 # Nodes listen on 127.0.0.1:7101 and the ports after it (KONTIKI_PORT changes the first one); data, logs and pid files
-# lie under ./.cluster (KONTIKI_DIR changes that). The number of nodes and the first port are remembered there.
+# lie under .\.cluster (KONTIKI_DIR changes that). The number of nodes and the first port are remembered there.
 # KONTIKI_BIN names a binary to use instead of building one. Written for PowerShell 5.1; needs cargo, nothing else.
-# The log of a node's earlier lives is appended to nI.old.log, because a redirected process always starts a new file.
-param([string]$Verb = '', [string]$Word = '', [Parameter(ValueFromRemainingArguments = $true)][string[]]$Rest = @())
-
+#
+# Two things differ from cluster.sh. A redirected process always begins a new file, so the log of a node's earlier lives is
+# appended to nI.old.log. And nodes inherit what this script prints to: whoever reads that through a pipe sees its end only
+# when the nodes have ended; print to a console or a file.
 Set-StrictMode -Version 2
 $ErrorActionPreference = 'Stop'
+$PSNativeCommandUseErrorActionPreference = $false  # PowerShell 7 can take an exit code for an error; they are looked at here
 
 $HostName = '127.0.0.1'
 $NodesDefault = 3
 $NodesMax = 15           # more voters than this help nobody, least of all on one machine
 $WaitReadySeconds = 30   # a first start has to create files and elect a leader; a slow disk takes its time
 $WaitGoneSeconds = 5     # a process that was told to end needs milliseconds
-$ReplyMs = 2000          # a node that takes longer to answer /health is not serving
+$ReplySeconds = 2        # a node that takes longer to answer /health is not serving
 $LogTailLines = 15
-$Self = 'scripts/cluster.ps1'
-$Top = Split-Path -Parent $PSScriptRoot
-$OnWindows = $env:OS -eq 'Windows_NT'
 
+$Self = 'scripts\cluster.ps1'
+$Top = Split-Path -Parent $PSScriptRoot
+$MarkerName = '.kontiki-cluster'  # says that the directory is ours, and holds what has to be remembered
+
+function Write-Complaint([string]$Message) { [Console]::Error.WriteLine($Message) }
 function Fail([string]$Message, [int]$Code = 1) {
-    [Console]::Error.WriteLine("${Self}: $Message")
+    Write-Complaint "${Self}: $Message"
     exit $Code
 }
 function Fail-Usage([string]$Message) {
     Fail "$Message; usage: $Self start [N] | stop | status | kill ID | restart ID | add | clean" 2
 }
+function Confirm-NoMoreWords { if ($Words.Count -gt 0) { Fail-Usage "$Verb takes no further words" } }
+trap { Fail "$_" }  # whatever is not foreseen below
+
+# The number, -1 when it is none.
 function Get-Number([string]$Text) {
     if ($Text -match '^[0-9]{1,5}$') { return [int]$Text }
     return -1
 }
+# Relative paths begin where the shell is, which is not where .NET believes the process to be.
+function Get-FullPath([string]$Path) {
+    return [IO.Path]::GetFullPath($ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($Path)).TrimEnd('\')
+}
+# As a word that can be pasted into PowerShell.
+function Get-Quoted([string]$Text) { return "'" + $Text.Replace("'", "''") + "'" }
 
 # --- the directory and what it remembers ---
 
 $Directory = $env:KONTIKI_DIR
-if (-not $Directory) { $Directory = Join-Path '.' '.cluster' }
-$Directory = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($Directory)
-$Marker = Join-Path $Directory '.kontiki-cluster'  # says that the directory is ours, and holds what is remembered
+if (-not $Directory) { $Directory = '.\.cluster' }
+$Directory = Get-FullPath $Directory
+$Marker = Join-Path $Directory $MarkerName
 $script:First = 0  # members the cluster began with
 $script:Nodes = 0  # nodes now, those that were added included
 $script:Port = 0
-$script:Started = @()
 
 function Read-Cluster {
-    if (-not (Test-Path -LiteralPath $Marker)) { return $false }
+    if (-not (Test-Path -LiteralPath $Marker -PathType Leaf)) { return $false }
     $found = @{ port = -1; first = -1; nodes = -1 }
     foreach ($line in @(Get-Content -LiteralPath $Marker)) {
         if ($line -match '^(port|first|nodes)=([0-9]{1,5})$') { $found[$Matches[1]] = [int]$Matches[2] }
@@ -54,148 +69,166 @@ function Read-Cluster {
     $script:Port = $found['port']
     $script:First = $found['first']
     $script:Nodes = $found['nodes']
-    if ($script:Port -lt 1 -or $script:First -lt 1 -or $script:Nodes -lt $script:First) {
+    if ($script:Port -lt 0 -or $script:First -lt 1 -or $script:Nodes -lt $script:First) {
         Fail "$Marker is damaged: it should hold port=, first= and nodes="
     }
     return $true
 }
+
+# Written beside and renamed, so that an interrupted script leaves the old numbers or the new ones.
 function Write-Cluster {
-    $text = "port=$script:Port`nfirst=$script:First`nnodes=$script:Nodes`n"
-    [IO.File]::WriteAllText("$Marker.new", $text)
-    Move-Item -LiteralPath "$Marker.new" -Destination $Marker -Force
+    try {
+        [IO.File]::WriteAllText("$Marker.new", "port=$script:Port`nfirst=$script:First`nnodes=$script:Nodes`n")
+        if (Test-Path -LiteralPath $Marker) {
+            [IO.File]::Replace("$Marker.new", $Marker, [NullString]::Value)
+        } else {
+            [IO.File]::Move("$Marker.new", $Marker)
+        }
+    } catch {
+        Fail "cannot write ${Marker}: $_"
+    }
 }
+
 function Confirm-Cluster {
     if (-not (Read-Cluster)) { Fail "no cluster in $Directory; begin one with: $Self start" }
 }
-function Confirm-Id {
-    if ($Word -eq '') { Fail-Usage "$Verb takes one ID" }
+
+function Confirm-Id([string[]]$Words) {
+    if ($Words.Count -ne 1) { Fail-Usage "$Verb takes one ID" }
     Confirm-Cluster
-    $id = Get-Number $Word
-    if ($id -lt 1 -or $id -gt $script:Nodes) { Fail "no node '$Word': ids are 1..$script:Nodes" 2 }
+    $id = Get-Number $Words[0]
+    if ($id -lt 1 -or $id -gt $script:Nodes) { Fail "no node '$($Words[0])': ids are 1..$script:Nodes" 2 }
     return $id
 }
+
 function Get-Address([int]$Id) { return "${HostName}:$($script:Port + $Id - 1)" }
+# The addresses of nodes 1..$Count, with commas.
 function Get-Addresses([int]$Count) { return (@(1..$Count | ForEach-Object { Get-Address $_ }) -join ',') }
 function Get-NodePath([int]$Id, [string]$Suffix) { return (Join-Path $Directory "n$Id$Suffix") }
 
 # --- processes ---
 
-function Get-CommandLine([int]$ProcessId) {
-    if ($OnWindows) {
-        $found = Get-CimInstance Win32_Process -Filter "ProcessId = $ProcessId" -ErrorAction SilentlyContinue
-        if ($found -and $found.CommandLine) { return [string]$found.CommandLine }
-        return ''
-    }
-    return [string](@(& ps -ww -o args= -p $ProcessId) -join ' ')
-}
+$script:Started = @()    # ids of the nodes that this script has started
+$script:Processes = @{}  # by id, of the nodes that it has started or found
 
 # The process of a node when it runs, or nothing. A pid may have been given to another program since it was written down:
 # only a process whose command line names the node's data directory is the node.
 function Get-Node([int]$Id) {
     $file = Get-NodePath $Id '.pid'
-    if (-not (Test-Path -LiteralPath $file)) { return $null }
+    if (-not (Test-Path -LiteralPath $file -PathType Leaf)) { return }
     $text = [string](Get-Content -LiteralPath $file -TotalCount 1)
-    if ($text -notmatch '^[0-9]{1,9}$') { return $null }
-    $line = (Get-CommandLine ([int]$text)).Replace('"', '') + ' '
-    if (-not $line.Contains(' --data ' + (Get-NodePath $Id '') + ' ')) { return $null }
-    return Get-Process -Id ([int]$text) -ErrorAction SilentlyContinue
+    if ($text -notmatch '^[0-9]{1,9}$') { return }
+    $process = Get-Process -Id ([int]$text) -ErrorAction SilentlyContinue
+    $shown = Get-CimInstance Win32_Process -Filter "ProcessId = $text"
+    if (-not $process -or -not $shown) { return }
+    if (-not $shown.CommandLine) {
+        if ($shown.Name -notlike 'kontiki*') { return }
+        Fail "process $text may be node $Id, but does not show its command line; do this as the administrator who started it, or remove $file"
+    }
+    $line = $shown.CommandLine.Replace('"', '') + ' '
+    if ($line.IndexOf(' --data ' + (Get-NodePath $Id '') + ' ', [StringComparison]::OrdinalIgnoreCase) -lt 0) { return }
+    return $process
 }
 
-# Kills a node and waits until it is gone. There is no gentler way on Windows, and none is needed: the process is crash-only.
-function Stop-Node([int]$Id) {
-    $process = Get-Node $Id
-    if ($process) {
-        Stop-Process -InputObject $process -Force -ErrorAction SilentlyContinue
-        if (-not $process.WaitForExit($WaitGoneSeconds * 1000)) { Fail "process $($process.Id) of node $Id does not end" }
+# Ends the nodes named. There is no gentler way on Windows, and none is needed: the process holds nothing that needs a farewell.
+function Stop-Nodes([int[]]$Ids) {
+    $running = @(foreach ($id in $Ids) { Get-Node $id })
+    foreach ($process in $running) { Stop-Process -InputObject $process -Force -ErrorAction SilentlyContinue }
+    foreach ($process in $running) {
+        if (-not $process.WaitForExit($WaitGoneSeconds * 1000)) { Fail "process $($process.Id) does not end; see $Directory\n*.pid" }
     }
-    Remove-Item -LiteralPath (Get-NodePath $Id '.pid') -Force -ErrorAction SilentlyContinue
-    return [bool]$process
+    foreach ($id in $Ids) { Remove-Item -LiteralPath (Get-NodePath $id '.pid') -Force -ErrorAction SilentlyContinue }
 }
 
 function Find-Binary([bool]$Build) {
     if ($env:KONTIKI_BIN) {
-        $binary = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($env:KONTIKI_BIN)
-        if (-not (Test-Path -LiteralPath $binary)) { Fail "KONTIKI_BIN: $binary is not there" }
+        $binary = Get-FullPath $env:KONTIKI_BIN
+        if (-not (Test-Path -LiteralPath $binary -PathType Leaf)) { Fail "KONTIKI_BIN: $binary is not a program" }
         return $binary
     }
-    $target = $env:CARGO_TARGET_DIR
-    if (-not $target) { $target = Join-Path $Top 'target' }
-    $target = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($target)
-    $name = 'kontiki'
-    if ($OnWindows) { $name = 'kontiki.exe' }
-    $binary = Join-Path (Join-Path $target 'release') $name
-    $there = Test-Path -LiteralPath $binary
+    $target = Join-Path $Top 'target'
+    if ($env:CARGO_TARGET_DIR) { $target = Get-FullPath $env:CARGO_TARGET_DIR }
+    $binary = Join-Path $target 'release\kontiki.exe'
+    $there = Test-Path -LiteralPath $binary -PathType Leaf
     # `start` asks cargo, who knows whether the binary is up to date; the other verbs build only what is missing.
     if ($Build -or -not $there) {
-        if (Get-Command cargo -ErrorAction SilentlyContinue) {
+        if (Get-Command cargo -CommandType Application -ErrorAction SilentlyContinue) {
             & cargo build --release --quiet --manifest-path (Join-Path $Top 'Cargo.toml') --bin kontiki --target-dir $target | Out-Host
             if ($LASTEXITCODE -ne 0) { Fail 'cargo build --release failed' }
         } elseif (-not $there) {
             Fail "cargo is not installed (see https://rustup.rs), and there is no $binary"
         }
     }
-    if (-not (Test-Path -LiteralPath $binary)) { Fail "cargo build left no $binary" }
+    if (-not (Test-Path -LiteralPath $binary -PathType Leaf)) { Fail "cargo build left no $binary" }
     return $binary
 }
 
-function Test-Port([int]$Id) {
-    $client = New-Object Net.Sockets.TcpClient
-    try {
-        $client.Connect($HostName, $script:Port + $Id - 1)
-        return $true
-    } catch {
-        return $false
-    } finally {
-        $client.Close()
-    }
+# Whether somebody listens at a node's address. Asked of the system: Windows tries a refused connection again for a while.
+function Test-Listener([int]$Id) {
+    $port = $script:Port + $Id - 1
+    $listeners = [Net.NetworkInformation.IPGlobalProperties]::GetIPGlobalProperties().GetActiveTcpListeners()
+    return @($listeners | Where-Object { $_.Port -eq $port -and "$($_.Address)" -in $HostName, '0.0.0.0', '::' }).Count -gt 0
 }
 
 # Starts a node unless it runs. KONTIKI_* variables are settings of `serve` and are passed on, except the script's own and
 # those that would contradict the command line.
 function Start-Node([int]$Id, [string]$Binary) {
-    if (Get-Node $Id) { return }
+    $process = Get-Node $Id
+    if ($process) {
+        $script:Processes[$Id] = $process
+        return
+    }
     $address = Get-Address $Id
-    if (Test-Port $Id) {
-        Fail "node ${Id}: $address is taken by another process; end it, or choose other ports: $Self clean, then KONTIKI_PORT"
+    if (Test-Listener $Id) {
+        if ($script:Started.Count -gt 0) {
+            Write-Complaint "${Self}: node(s) $($script:Started -join ' ') were started and are left running; end them with: $Self stop"
+        }
+        $other = "$Self clean, then `$env:KONTIKI_PORT = N; $Self start"
+        Fail "node ${Id}: $address is taken by another process; end it, or choose other ports: $other"
     }
     $log = Get-NodePath $Id '.log'
-    if (Test-Path -LiteralPath $log) {
-        Get-Content -LiteralPath $log | Add-Content -LiteralPath (Get-NodePath $Id '.old.log') -Encoding UTF8
-    }
+    if (Test-Path -LiteralPath $log) { [IO.File]::AppendAllText((Get-NodePath $Id '.old.log'), [IO.File]::ReadAllText($log)) }
     $nothing = Join-Path $Directory 'empty'
     [IO.File]::WriteAllText($nothing, '')
     $how = '--join'
     if ($Id -le $script:First) { $how = '--peers' }
-    $line = 'serve --data "{0}" --listen {1} {2} {3}' -f (Get-NodePath $Id ''), $address, $how, (Get-Addresses $script:First)
     $options = @{
-        FilePath = $Binary; ArgumentList = $line; PassThru = $true; RedirectStandardInput = $nothing
-        RedirectStandardError = $log; RedirectStandardOutput = (Get-NodePath $Id '.out')
+        FilePath = $Binary
+        ArgumentList = 'serve --data "{0}" --listen {1} {2} {3}' -f (Get-NodePath $Id ''), $address, $how, (Get-Addresses $script:First)
+        RedirectStandardInput = $nothing
+        RedirectStandardOutput = Get-NodePath $Id '.out'  # a file of its own is demanded; `serve` prints nothing there
+        RedirectStandardError = $log
+        WindowStyle = 'Hidden'  # a console of its own, which Ctrl-C here and closing this one do not reach
+        PassThru = $true
     }
-    if ($OnWindows) { $options['WindowStyle'] = 'Hidden' }
     $kept = @{}
     foreach ($name in 'KONTIKI_PORT', 'KONTIKI_DIR', 'KONTIKI_BIN', 'KONTIKI_ADVERTISE', 'KONTIKI_PEERS', 'KONTIKI_JOIN') {
-        $kept[$name] = [Environment]::GetEnvironmentVariable($name)
-        [Environment]::SetEnvironmentVariable($name, $null)
+        if (Test-Path "Env:$name") {
+            $kept[$name] = (Get-Item "Env:$name").Value
+            Remove-Item "Env:$name"
+        }
     }
     try {
         $process = Start-Process @options
     } finally {
-        foreach ($name in $kept.Keys) { [Environment]::SetEnvironmentVariable($name, $kept[$name]) }
+        foreach ($name in $kept.Keys) { Set-Item "Env:$name" $kept[$name] }
     }
+    $script:Processes[$Id] = $process
+    $script:Started += $Id
     [IO.File]::WriteAllText((Get-NodePath $Id '.pid'), "$($process.Id)`n")
-    $script:Started += @{ Id = $Id; Process = $process }
 }
 
 # --- waiting ---
 
 # The status code of GET $Path at a node, 0 when there is no answer.
 function Get-Status([int]$Id, [string]$Path) {
+    if (-not (Test-Listener $Id)) { return 0 }
     $client = New-Object Net.Sockets.TcpClient
     try {
         $client.Connect($HostName, $script:Port + $Id - 1)
         $stream = $client.GetStream()
-        $stream.ReadTimeout = $ReplyMs
-        $request = [Text.Encoding]::ASCII.GetBytes("GET $Path HTTP/1.1`r`nHost: $HostName`r`nConnection: close`r`n`r`n")
+        $stream.ReadTimeout = $ReplySeconds * 1000
+        $request = [Text.Encoding]::ASCII.GetBytes("GET $Path HTTP/1.1`r`nHost: $(Get-Address $Id)`r`nConnection: close`r`n`r`n")
         $stream.Write($request, 0, $request.Length)
         $reader = New-Object IO.StreamReader($stream)
         $parts = ([string]$reader.ReadLine()).Split(' ')
@@ -211,89 +244,106 @@ function Get-Status([int]$Id, [string]$Path) {
 function Show-Log([int]$Id) {
     $log = Get-NodePath $Id '.log'
     if (-not (Test-Path -LiteralPath $log)) { return }
-    foreach ($line in @(Get-Content -LiteralPath $log -Tail $LogTailLines)) { [Console]::Error.WriteLine("  n$Id.log: $line") }
+    foreach ($line in @(Get-Content -LiteralPath $log -Tail $LogTailLines -Encoding UTF8)) { Write-Complaint "  n$Id.log: $line" }
 }
 
-# Waits until $Check answers true; the nodes just started must stay alive meanwhile, else their log says why they did not.
-function Wait-Until([scriptblock]$Check) {
+# A node that was just started and is gone has said why in its log.
+function Confirm-Alive([int[]]$Ids) {
+    foreach ($id in $Ids) {
+        if (-not $script:Processes[$id].HasExited) { continue }
+        Remove-Item -LiteralPath (Get-NodePath $id '.pid') -Force -ErrorAction SilentlyContinue
+        Show-Log $id
+        Fail "node $id ($(Get-Address $id)) ended; the last lines of $(Get-NodePath $id '.log') are above"
+    }
+}
+
+# Waits until $Check answers true; $Alive are the nodes that must stay alive meanwhile. $Check sees the variables of whoever
+# calls this, so those here have names of their own.
+function Wait-Until([scriptblock]$Check, [int[]]$Alive) {
     $clock = [Diagnostics.Stopwatch]::StartNew()
     while ($true) {
-        foreach ($node in $script:Started) {
-            if ($node.Process.HasExited) {
-                Show-Log $node.Id
-                Remove-Item -LiteralPath (Get-NodePath $node.Id '.pid') -Force -ErrorAction SilentlyContinue
-                Fail "node $($node.Id) ($(Get-Address $node.Id)) ended; the last lines of its log are above"
-            }
-        }
+        Confirm-Alive $Alive
         if (& $Check) { return $true }
         if ($clock.Elapsed.TotalSeconds -ge $WaitReadySeconds) {
-            foreach ($node in $script:Started) { Show-Log $node.Id }
+            foreach ($quiet in $Alive) { Show-Log $quiet }
             return $false
         }
         Start-Sleep -Milliseconds 50
     }
 }
 
-# The id of a leader that serves, 0 while there is none or a node that was just started does not answer yet.
-function Get-Leader {
-    foreach ($node in $script:Started) { if ((Get-Status $node.Id '/health') -eq 0) { return 0 } }
+# Every node that was just started answers, and one that leads serves.
+$script:Leader = ''
+function Test-LeaderServes {
+    foreach ($id in $script:Started) { if ((Get-Status $id '/health') -eq 0) { return $false } }
     foreach ($id in 1..$script:Nodes) {
-        if ((Get-Status $id '/health/leader') -eq 200 -and (Get-Status $id '/health') -eq 200) { return $id }
+        if ((Get-Status $id '/health/leader') -eq 200 -and (Get-Status $id '/health') -eq 200) {
+            $script:Leader = Get-Address $id
+            return $true
+        }
     }
-    return 0
+    return $false
 }
 
 # --- verbs ---
 
-function Invoke-Start {
-    $count = -1
-    if ($Word -ne '') {
-        $count = Get-Number $Word
-        if ($count -lt 1 -or $count -gt $NodesMax) { Fail-Usage "'$Word' is not a number of nodes from 1 to $NodesMax" }
+function Invoke-Start([string[]]$Words) {
+    if ($Words.Count -gt 1) { Fail-Usage 'start takes one number at most' }
+    $count = 0
+    if ($Words.Count -eq 1 -and $Words[0] -ne '') {
+        $count = Get-Number $Words[0]
+        if ($count -lt 1 -or $count -gt $NodesMax) { Fail-Usage "'$($Words[0])' is not a number of nodes from 1 to $NodesMax" }
     }
-    $port = -1
+    $port = 0
     if ($env:KONTIKI_PORT) {
         $port = Get-Number $env:KONTIKI_PORT
         $most = 65536 - $NodesMax
         if ($port -lt 1 -or $port -gt $most) { Fail "KONTIKI_PORT: '$env:KONTIKI_PORT' is not a port from 1 to $most" 2 }
     }
     if (Read-Cluster) {
-        if ($count -ge 0 -and $count -ne $script:First -and $count -ne $script:Nodes) {
-            Fail "$Directory holds a cluster of $script:Nodes nodes, not $count; add a node with: $Self add, or begin anew with: $Self clean" 2
+        if ($count -ne 0 -and $count -ne $script:First -and $count -ne $script:Nodes) {
+            $hint = "add a node with: $Self add, or begin anew with: $Self clean"
+            Fail "$Directory holds a cluster of $script:Nodes nodes, not $count; $hint" 2
         }
-        if ($port -ge 0 -and $port -ne $script:Port) { Fail "$Directory holds a cluster that begins at port $script:Port, not $port" 2 }
+        if ($port -ne 0 -and $port -ne $script:Port) { Fail "$Directory holds a cluster that begins at port $script:Port, not $port" 2 }
         $binary = Find-Binary $true
     } else {
         if ((Test-Path -LiteralPath $Directory) -and @(Get-ChildItem -LiteralPath $Directory -Force).Count -gt 0) {
-            Fail "$Directory is not empty and not ours (it has no .kontiki-cluster); choose another KONTIKI_DIR"
+            Fail "$Directory is not empty and not ours (it has no $MarkerName); choose another KONTIKI_DIR"
         }
         $binary = Find-Binary $true
-        [void][IO.Directory]::CreateDirectory($Directory)
-        $script:Nodes = $NodesDefault
-        if ($count -ge 0) { $script:Nodes = $count }
-        $script:First = $script:Nodes
+        try { [void][IO.Directory]::CreateDirectory($Directory) } catch { Fail "cannot make the directory ${Directory}: $_" }
+        $script:First = $NodesDefault
+        if ($count -ne 0) { $script:First = $count }
+        $script:Nodes = $script:First
         $script:Port = 7101
-        if ($port -ge 0) { $script:Port = $port }
+        if ($port -ne 0) { $script:Port = $port }
         Write-Cluster
     }
     foreach ($id in 1..$script:Nodes) { Start-Node $id $binary }
-    if (-not (Wait-Until { (Get-Leader) -ne 0 })) { Fail "no leader serves after $WaitReadySeconds s; the logs are in $Directory" }
+    if (-not (Wait-Until { Test-LeaderServes } $script:Started)) {
+        Fail "no leader serves after $WaitReadySeconds s; the logs are $Directory\n*.log"
+    }
     $all = Get-Addresses $script:Nodes
-    $leader = Get-Leader
-    $led = ''
-    if ($leader -ne 0) { $led = ", led by $(Get-Address $leader)" }
-    Write-Output "$script:Nodes node(s) on $all$led; data and logs in $Directory"
-    Write-Output ''
-    Write-Output "  & '$binary' cli -a '$all' put city Oslo"
-    Write-Output "  redis-cli -p $script:Port GET city"
-    Write-Output "  http://${HostName}:$script:Port/health in a browser"
-    Write-Output ''
-    Write-Output "  $Self status | kill ID | restart ID | add | stop | clean"
+    $token = ''
+    if ($env:KONTIKI_TOKEN_FILE) { $token = "--token-file $(Get-Quoted $env:KONTIKI_TOKEN_FILE) " }
+    Write-Output @"
+$script:Nodes node(s) on $all, led by $script:Leader; data and logs in $Directory
+
+  & $(Get-Quoted $binary) cli -a '$all' ${token}put city Oslo
+  redis-cli -p $script:Port GET city
+  http://${HostName}:$script:Port/health in a browser
+
+  $Self status | kill ID | restart ID | add | stop | clean
+"@
 }
 
 function Invoke-Stop {
-    if (-not (Read-Cluster)) { Write-Output "no cluster in $Directory"; return }
-    foreach ($id in 1..$script:Nodes) { [void](Stop-Node $id) }
+    if (-not (Read-Cluster)) {
+        Write-Output "no cluster in $Directory"
+        return
+    }
+    Stop-Nodes (1..$script:Nodes)
     Write-Output "stopped; the data stay in $Directory"
 }
 
@@ -301,37 +351,41 @@ function Invoke-Status {
     Confirm-Cluster
     $binary = Find-Binary $false
     foreach ($id in 1..$script:Nodes) {
-        if (-not (Get-Node $id)) { [Console]::Error.WriteLine("node $id ($(Get-Address $id)) is not running") }
+        if (-not (Get-Node $id)) { Write-Complaint "node $id ($(Get-Address $id)) is not running" }
     }
-    & $binary cli -a (Get-Addresses $script:Nodes) status
+    $line = @('cli', '-a', (Get-Addresses $script:Nodes))
+    if ($env:KONTIKI_TOKEN_FILE) { $line += '--token-file', $env:KONTIKI_TOKEN_FILE }
+    & $binary @line status
     exit $LASTEXITCODE
 }
 
-function Invoke-Kill {
-    $id = Confirm-Id
-    if (-not (Stop-Node $id)) { Fail "node $id is not running" }
+function Invoke-Kill([string[]]$Words) {
+    $id = Confirm-Id $Words
+    if (-not (Get-Node $id)) { Fail "node $id is not running" }
+    Stop-Nodes $id
     Write-Output "killed node $id ($(Get-Address $id))"
 }
 
 # Waits for an answer only, not for a quorum: after a lost majority the first node back cannot have one.
-function Invoke-Restart {
-    $id = Confirm-Id
+function Invoke-Restart([string[]]$Words) {
+    $id = Confirm-Id $Words
     $binary = Find-Binary $false
-    [void](Stop-Node $id)
+    Stop-Nodes $id
     Start-Node $id $binary
-    if (-not (Wait-Until { (Get-Status $id '/health') -ne 0 })) { Fail "node $id does not answer after $WaitReadySeconds s" }
+    if (-not (Wait-Until { (Get-Status $id '/health') -ne 0 } $id)) { Fail "node $id does not answer after $WaitReadySeconds s" }
     Write-Output "restarted node $id ($(Get-Address $id))"
 }
 
-# The new node counts from the moment it serves; until then the same command again continues a failed attempt.
+# The new node counts from the moment it serves; until then a failed attempt leaves nothing but its logs and directory, and
+# the same command again continues there.
 function Invoke-Add {
     Confirm-Cluster
     if ($script:Nodes -ge $NodesMax) { Fail "$NodesMax nodes are the most that $Self runs" }
     $binary = Find-Binary $false
     $id = $script:Nodes + 1
     Start-Node $id $binary
-    if (-not (Wait-Until { (Get-Status $id '/health') -eq 200 })) {
-        [void](Stop-Node $id)
+    if (-not (Wait-Until { (Get-Status $id '/health') -eq 200 } $id)) {
+        Stop-Nodes $id
         Fail "node $id did not join within $WaitReadySeconds s"
     }
     $script:Nodes = $id
@@ -339,27 +393,45 @@ function Invoke-Add {
     Write-Output "added node $id ($(Get-Address $id))"
 }
 
+# The marker goes last: Windows removes no file that a program has open, and what is left must still be known to be ours.
+function Remove-Cluster {
+    Get-ChildItem -LiteralPath $Directory -Force | Where-Object { $_.Name -ne $MarkerName } | Remove-Item -Recurse -Force
+    Remove-Item -LiteralPath $Directory -Recurse -Force
+}
+
 function Invoke-Clean {
     if (-not (Read-Cluster)) {
-        if (Test-Path -LiteralPath $Directory) { Fail "$Directory is not ours (it has no .kontiki-cluster): not removed" }
+        if (Test-Path -LiteralPath $Directory) { Fail "$Directory is not ours (it has no $MarkerName): not removed" }
         Write-Output "no cluster in $Directory"
         return
     }
-    foreach ($id in 1..$script:Nodes) { [void](Stop-Node $id) }
-    Remove-Item -LiteralPath $Directory -Recurse -Force
+    Stop-Nodes (1..$script:Nodes)
+    $clock = [Diagnostics.Stopwatch]::StartNew()
+    while (Test-Path -LiteralPath $Directory) {
+        try {
+            Remove-Cluster
+        } catch {
+            # What scans new files has them open for a moment.
+            if ($clock.Elapsed.TotalSeconds -ge $WaitGoneSeconds) { Fail "cannot remove ${Directory}: $_" }
+            Start-Sleep -Milliseconds 50
+        }
+    }
     Write-Output "removed $Directory"
 }
 
-if ($Rest.Count -gt 0) { Fail-Usage "$Verb does not take so many words" }
-if ($Word -ne '' -and $Verb -in 'stop', 'status', 'add', 'clean') { Fail-Usage "$Verb takes no further words" }
+if ($env:OS -ne 'Windows_NT') { Fail 'this is for Windows; elsewhere use scripts/cluster.sh' }
+$Words = @($args | ForEach-Object { [string]$_ })
+if ($Words.Count -eq 0) { Fail-Usage 'no verb given' }
+$Verb = $Words[0]
+$Words = @($Words | Select-Object -Skip 1)
 switch -CaseSensitive ($Verb) {
-    'start' { Invoke-Start }
-    'stop' { Invoke-Stop }
-    'status' { Invoke-Status }
-    'kill' { Invoke-Kill }
-    'restart' { Invoke-Restart }
-    'add' { Invoke-Add }
-    'clean' { Invoke-Clean }
-    '' { Fail-Usage 'no verb given' }
+    'start' { Invoke-Start $Words }
+    'stop' { Confirm-NoMoreWords; Invoke-Stop }
+    'status' { Confirm-NoMoreWords; Invoke-Status }
+    'kill' { Invoke-Kill $Words }
+    'restart' { Invoke-Restart $Words }
+    'add' { Confirm-NoMoreWords; Invoke-Add }
+    'clean' { Confirm-NoMoreWords; Invoke-Clean }
     default { Fail-Usage "unknown verb '$Verb'" }
 }
+exit 0

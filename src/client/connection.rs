@@ -5,6 +5,7 @@
 //! Left out: which node to dial and what to send again, which is the client's business.
 
 use super::error::{Cause, Error};
+use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use crate::wire::client::{Class, Request, Response, put_request, take_response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{Hello, PROTOCOL_VERSION, Role, Welcome, put_hello, take_answer};
@@ -143,7 +144,7 @@ impl Connection {
         self.sent.elapsed()
     }
 
-    /// Position in the stream up to which the network has taken what was sent.
+    /// Position in the stream up to which the network has taken, or may have taken, what was sent.
     pub fn handed(&self) -> u64 {
         self.handed
     }
@@ -172,11 +173,11 @@ impl Connection {
     pub fn flush(&mut self, until: Instant) -> Result<(), Error> {
         let mut at = 0;
         self.sent = Instant::now();
-        while at < self.out.len() {
+        while let Some(piece) = self.out[at..].chunks(WRITE_AT_ONCE).next() {
             let result = self
                 .stream
                 .set_write_timeout(Some(remaining(until)))
-                .and_then(|()| self.stream.write(&self.out[at..]));
+                .and_then(|()| self.stream.write(piece));
             match result {
                 Ok(0) => {
                     let source = ErrorKind::WriteZero.into();
@@ -187,7 +188,12 @@ impl Connection {
                     self.handed += n as u64;
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(Error::io(Class::Unknown, &self.address, "send", e)),
+                Err(e) => {
+                    if !FAILED_WRITE_TAKES_NOTHING {
+                        self.handed += piece.len() as u64;
+                    }
+                    return Err(Error::io(Class::Unknown, &self.address, "send", e));
+                }
             }
         }
         self.out.clear();

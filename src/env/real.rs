@@ -130,6 +130,16 @@ impl DiskFile for RealFile {
     }
 }
 
+/// Whether a timed write to a socket that fails has surely taken nothing. Windows promises nothing
+/// about how much a send that ran out of time has sent (Winsock, "Details on SO_SNDTIMEO and
+/// SO_RCVTIMEO"): the connection is of no further use then, and what was being sent is in doubt.
+/// It also takes any shorter time for half a second.
+pub const FAILED_WRITE_TAKES_NOTHING: bool = cfg!(unix);
+
+/// Bytes that one timed write to a socket is given: everything, unless it says nothing of a part
+/// that was taken. Then a piece that anybody who reads at all takes before the time is up.
+pub const WRITE_AT_ONCE: usize = if FAILED_WRITE_TAKES_NOTHING { usize::MAX } else { 64 << 10 };
+
 /// Time since the clock was made.
 #[derive(Clone, Copy, Debug)]
 pub struct RealClock(Instant);

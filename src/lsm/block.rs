@@ -8,8 +8,10 @@ use super::bytes::{Input, Malformed, put_varint};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Entries between two keys that are written whole: less costs space, more costs search.
-pub(super) const RESTART_EVERY: usize = 16;
+/// A key is written whole after so many entries, or so many bytes: less costs space, more costs
+/// search. The bytes count where values are large: each entry that is passed is memory far away.
+const RESTART_ENTRIES: usize = 16;
+const RESTART_BYTES: usize = 512;
 
 /// A table's filter spends this on a key: one in a hundred absent keys gets past.
 pub(super) const FILTER_BITS_PER_KEY: usize = 10;
@@ -92,7 +94,9 @@ pub(super) struct BlockBuilder {
 impl BlockBuilder {
     pub(super) fn add(&mut self, key: &[u8], item: Item<'_>) {
         debug_assert!(self.restarts.is_empty() || self.last.as_slice() < key);
-        let shared = if self.restarts.is_empty() || self.since == RESTART_EVERY {
+        let far = |restart: &u32| self.out.len() - *restart as usize >= RESTART_BYTES;
+        let due = self.since == RESTART_ENTRIES || self.restarts.last().is_none_or(far);
+        let shared = if due {
             self.restarts.push(self.out.len() as u32);
             self.since = 0;
             0

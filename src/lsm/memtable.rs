@@ -20,9 +20,11 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Insertions under one hold of the lock.
 const WRITE_CHUNK: usize = 32;
-/// Keys that a walk takes under one hold of the lock; it begins with few, since most end early.
+/// Keys that a walk takes under one hold of the lock. It begins with one, since most end early and
+/// each costs a look at memory far away, and takes more each time.
 const READ_CHUNK_MAX: usize = 64;
-const READ_CHUNK_FIRST: usize = 8;
+const READ_CHUNK_FIRST: usize = 1;
+const READ_CHUNK_GROWTH: usize = 4;
 /// Versions that a walk looks at under one hold of the lock: those that an old cut does not show may
 /// be many in a row.
 const LOOKS_MAX: usize = 256;
@@ -236,7 +238,7 @@ impl MemCursor {
     pub(super) fn advance(&mut self) {
         let Some(last) = self.taken.pop_front() else { return };
         if self.taken.is_empty() && !self.done {
-            self.chunk = (2 * self.chunk).min(READ_CHUNK_MAX);
+            self.chunk = (READ_CHUNK_GROWTH * self.chunk).min(READ_CHUNK_MAX);
             self.take_chunk(Start::Behind(last.key()));
         }
     }

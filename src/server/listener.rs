@@ -1,7 +1,7 @@
 //! Accepting connections and finding out which dialect each speaks.
 
 use super::logging::warning;
-use super::sockets::{PATIENCE, read_by, write_patiently};
+use super::sockets::{SEND_TIMEOUT, read_by, write_patiently};
 use super::{Shared, http, native, text};
 use crate::wire::sniff::{Dialect, sniff};
 use std::io::{self, Write as _};
@@ -75,7 +75,7 @@ impl Shared {
 fn serve(stream: TcpStream, place: &Place) -> io::Result<()> {
     let Place { shared, over_cap } = place;
     stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(SEND_TIMEOUT))?;
     let timeout = if *over_cap { OVER_CAP_TIMEOUT } else { FIRST_BYTES_TIMEOUT };
     let until = Instant::now() + timeout;
     let mut first = Vec::new();

@@ -7,6 +7,7 @@
 //! not take them costs the writer one [`super::sockets::PATIENCE`], once: a thread of its own then writes the rest.
 
 use super::sockets::{is_timeout, write_patiently};
+use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
 use crate::node::Answer;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -77,7 +78,7 @@ impl Mailbox {
         };
         state.writing = true;
         let answers = state.answers.drain(..).flatten().collect();
-        let slow = state.slow;
+        let slow = state.slow || !FAILED_WRITE_TAKES_NOTHING;
         drop(state);
         let bytes = encode(answers);
         let written = if slow { Ok(0) } else { write_once(&stream, &bytes) };
@@ -135,7 +136,7 @@ fn write_once(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::sockets::{PATIENCE, read};
+    use super::super::sockets::{SEND_TIMEOUT, read};
     use super::super::tests::parts::socket_pair;
     use super::*;
     use crate::node::{Refusal, Verdict};
@@ -204,7 +205,7 @@ mod tests {
     #[test]
     fn directly_written_answers_come_whole_and_in_order() {
         let (ours, theirs) = socket_pair();
-        ours.set_write_timeout(Some(PATIENCE)).unwrap();
+        ours.set_write_timeout(Some(SEND_TIMEOUT)).unwrap();
         let ours = Arc::new(ours);
         let client = thread::spawn(move || {
             let mut all = Vec::new();
@@ -238,7 +239,7 @@ mod tests {
     #[test]
     fn a_client_that_does_not_read_delays_nobody_twice() {
         let (ours, theirs) = socket_pair();
-        ours.set_write_timeout(Some(PATIENCE)).unwrap();
+        ours.set_write_timeout(Some(SEND_TIMEOUT)).unwrap();
         let ours = Arc::new(ours);
         let mailbox: Arc<Mailbox> = Arc::default();
         // More than any buffers of two sockets hold.

@@ -1,5 +1,5 @@
 //! `GET /metrics`: what a node counts, as text in the form of Prometheus
-//! (https://prometheus.io/docs/instrumenting/exposition_formats/).
+//! (<https://prometheus.io/docs/instrumenting/exposition_formats/>).
 //!
 //! So far what the store does and holds, its three amplifications among it, and the log's size.
 

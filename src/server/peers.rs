@@ -7,6 +7,7 @@
 use super::logging::{debug, info, warning};
 use super::pulse::{Pulse, handshake_reader};
 use super::{ClientHandle, Shared, fatal, native};
+use crate::env::real::WRITE_AT_ONCE;
 use crate::kv::codec::put_outcome;
 use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
 use crate::raft::{Configuration, LogRead, Message, NodeId};
@@ -212,7 +213,7 @@ impl Link {
     }
 
     fn flush(&mut self, stream: &mut TcpStream) -> io::Result<()> {
-        stream.write_all(&self.buffer)?;
+        self.buffer.chunks(WRITE_AT_ONCE).try_for_each(|piece| stream.write_all(piece))?;
         self.buffer.clear();
         if self.buffer.capacity() > 4 * WRITE_BYTES {
             self.buffer = Vec::new();

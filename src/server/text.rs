@@ -6,6 +6,7 @@
 use super::Shared;
 use super::connection::{OUT_BYTES_MAX, Session};
 use super::sockets::{ClientInput, NO_ROOM, read_by, write_patiently};
+use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
 use crate::kv::{Found, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::{Answer, Request, Verdict};
 use crate::wire::client::{Class, Failure};
@@ -148,8 +149,10 @@ impl Client {
                 }
             }
         }
+        // Only where whoever answers can see at once that a client does not take it.
+        let direct = last && FAILED_WRITE_TAKES_NOTHING;
         let few = (1..=DIRECT_MAX).contains(&self.group.writes.len());
-        if last && few && self.out.is_empty() && self.group.writes.iter().all(Result::is_ok) {
+        if direct && few && self.out.is_empty() && self.group.writes.iter().all(Result::is_ok) {
             let writes = std::mem::take(&mut self.group).writes;
             let shared = Arc::clone(&self.session.shared);
             let encode = move |answers: Vec<Answer>| {

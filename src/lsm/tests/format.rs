@@ -8,7 +8,10 @@ use crate::lsm::memtable::{Entry, MemCursor, Memtable};
 use crate::lsm::table::{Start, TableBuilder, TableMeta, TableOptions};
 use std::sync::Arc;
 
-/// A table of three entries; store 7, file 1.
+/// A block of three entries.
+const BLOCK: &str = "00060403016170706c65726564050100790105010262657272790000000001000000";
+
+/// A table of the same; store 7, file 1.
 const TABLE: &str = "\
     00060403016170706c65726564050100790105010262657272790000000001000000dd2029c9\
     00060300016265727279002200000000010000004c01254010107f04080000002d4a3b50\
@@ -44,12 +47,33 @@ fn table_of(entries: &[(&[u8], Item<'_>)]) -> (TestDisk, TableMeta) {
     (disk, meta)
 }
 
+const EXAMPLE: [(&[u8], Item<'static>); 3] = [
+    (b"\x01apple", Item::Put { revision: 3, value: b"red" }),
+    (b"\x01apply", Item::Tombstone),
+    (b"\x01berry", Item::Put { revision: 2, value: b"" }),
+];
+
 fn example() -> (TestDisk, TableMeta) {
-    table_of(&[
-        (b"\x01apple", Item::Put { revision: 3, value: b"red" }),
-        (b"\x01apply", Item::Tombstone),
-        (b"\x01berry", Item::Put { revision: 2, value: b"" }),
-    ])
+    table_of(&EXAMPLE)
+}
+
+#[test]
+fn a_block_of_version_1_stays_as_it_is() {
+    // Written and read back.
+    let mut builder = BlockBuilder::default();
+    for (key, item) in EXAMPLE {
+        builder.add(key, item);
+    }
+    let mut bytes = Vec::new();
+    builder.finish(&mut bytes);
+    assert_eq!(hex(&bytes), BLOCK);
+    let mut cursor = BlockCursor::new(Arc::new(Block::new(bytes.into()).unwrap()));
+    cursor.seek_first().unwrap();
+    for (key, item) in EXAMPLE {
+        assert_eq!((cursor.key(), cursor.item()), (key, item));
+        cursor.next().unwrap();
+    }
+    assert!(!cursor.is_valid());
 }
 
 #[test]
