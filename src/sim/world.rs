@@ -411,7 +411,7 @@ impl World {
                 }
                 Err(_) => {
                     n.torn = Some(batch);
-                    self.disk_failed(node, "disk error in compacting the log");
+                    self.disk_failed(node, "disk error in the log writer");
                     return Ok(());
                 }
             }
