@@ -96,9 +96,9 @@ impl Random {
                     return Some(Fault::FlipIdentity { node: down, both: false, at: dice.roll() });
                 }
                 self.flips -= 1;
-                match dice.below(5) {
+                match dice.below(6) {
                     0 => Fault::BitFlip { node: down, at: dice.roll() },
-                    3.. => Fault::FlipStore { node: down, at: dice.roll() },
+                    2 => Fault::FlipStore { node: down, at: dice.roll() },
                     1 => Fault::Misdirect { node: down, from: dice.roll(), to: dice.roll() },
                     _ => Fault::FlipIdentity { node: down, both: true, at: dice.roll() },
                 }

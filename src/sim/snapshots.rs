@@ -139,6 +139,15 @@ impl World {
             if !self.compare(node)? {
                 return Ok(());
             }
+            // The one moment at which the store is ahead of the log.
+            if !self.quiet && self.dice.chance(1, 6) {
+                self.count("stopped right after an install");
+                let power_lost = self.dice.chance(1, 2);
+                self.stop(node, power_lost);
+                let delay_us = self.dice.log_between(10_000, 1_000_000);
+                self.start_in(delay_us, node);
+                return Ok(());
+            }
             let delay_us = self.hop_us();
             self.schedule(delay_us, node, life, Event::Input(Input::Installed { mark }));
         } else {

@@ -53,6 +53,7 @@ const MUST_HAPPEN: &[&str] = &[
     "snapshot pieces",
     "snapshot pieces gone",
     "snapshots installed",
+    "stopped right after an install",
     // The store.
     "memtables flushed",
     "tables compacted",
