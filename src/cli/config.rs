@@ -31,6 +31,8 @@ pub const CONNECTIONS_MAX: u64 = 65_536;
 pub const BATCH_BYTES_MAX: u64 = MAX_BATCH_BYTES_CEILING as u64;
 /// Most unanswered writes a setting may allow, bytes: they lie in memory.
 pub const INFLIGHT_BYTES_MAX: u64 = 1 << 30;
+/// Least log: less would be spent on its segments.
+pub const WAL_LIMIT_BYTES_MIN: u64 = 1 << 20;
 /// Largest memtable and cache, bytes each: beyond it a slip of the pen is likelier than such a
 /// machine.
 pub const STORE_MEMORY_BYTES_MAX: u64 = 1 << 40;
@@ -67,6 +69,8 @@ pub struct ServeConfig {
     pub limits: Limits,
     /// Writes that are taken and not answered yet, bytes.
     pub inflight_bytes: usize,
+    /// Log beyond which its front goes, bytes.
+    pub wal_limit_bytes: u64,
     /// Newest writes kept in memory, bytes.
     pub memtable_bytes: usize,
     /// Table blocks kept in memory, bytes.
@@ -291,6 +295,7 @@ pub fn resolve(
         max_connections: settings.required("max-connections", connections)?,
         limits: settings.limits()?,
         inflight_bytes: settings.required("inflight-bytes", |t| sized(t, INFLIGHT_BYTES_MAX))?,
+        wal_limit_bytes: settings.required("wal-limit", wal_limit)?,
         memtable_bytes: settings.required("memtable", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
         cache_bytes: settings.required("cache", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
         log_level: settings.required("log-level", LogLevel::from_str)?,
@@ -422,6 +427,15 @@ fn milliseconds(text: &str) -> Result<u64, String> {
 
 fn connections(text: &str) -> Result<usize, String> {
     to_usize(parse_integer(text, 1, CONNECTIONS_MAX)?)
+}
+
+fn wal_limit(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if !(WAL_LIMIT_BYTES_MIN..=STORE_MEMORY_BYTES_MAX).contains(&bytes) {
+        let (min, max) = (WAL_LIMIT_BYTES_MIN, STORE_MEMORY_BYTES_MAX);
+        return Err(format!("'{text}' is not from {min} to {max} bytes"));
+    }
+    Ok(bytes)
 }
 
 fn sized(text: &str, max: u64) -> Result<usize, String> {

@@ -56,6 +56,7 @@ fn options_of(config: &ServeConfig) -> Result<ServerOptions, String> {
         connections_max: config.max_connections,
         inflight_bytes_max: config.inflight_bytes,
         limits: config.limits,
+        wal_limit_bytes: config.wal_limit_bytes,
         memtable_bytes: config.memtable_bytes,
         cache_bytes: config.cache_bytes,
         log_level: match config.log_level {

@@ -39,6 +39,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "max-value", value: "SIZE", default: "1MiB", help: "largest value; fits --max-batch with its key" },
     Setting { name: "max-batch", value: "SIZE", default: "4MiB", help: "largest atomic write, keys and values together" },
     Setting { name: "inflight-bytes", value: "SIZE", default: "64MiB", help: "writes that are taken and not answered yet; further ones are busy" },
+    Setting { name: "wal-limit", value: "SIZE", default: "256MiB", help: "log beyond which its front goes, from 1MiB; a member that lags further gets a snapshot" },
     Setting { name: "memtable", value: "SIZE", default: "32MiB", help: "newest writes kept in memory before they go to a table; two to four of these at a peak" },
     Setting { name: "cache", value: "SIZE", default: "64MiB", help: "table blocks kept in memory for reads" },
     Setting { name: "log-level", value: "error|warn|info|debug", default: "info", help: "how much is written to standard error" },

@@ -4,6 +4,7 @@
 //! offset. It drives nothing: whoever opens the store gets the engine's worker and runs it, on a
 //! thread or step by step.
 
+use super::machine::INSTALLED_KEY;
 use super::store::{Change, Reader, Row, Scan, Space, Store, StoreError, View};
 use super::types::{Found, Revision};
 use crate::env::Disk;
@@ -64,16 +65,6 @@ impl LsmStore {
         Ok((LsmStore { engine }, worker))
     }
 
-    /// Asks the worker to flush what was written until now.
-    pub fn flush(&mut self) {
-        self.engine.flush();
-    }
-
-    /// Every write up to this index is durable here; the log in front is not needed.
-    pub fn flushed(&self) -> Revision {
-        self.engine.flushed()
-    }
-
     /// Index of the last batch; after opening, of the last one that was flushed.
     pub fn applied(&self) -> Revision {
         self.engine.applied()
@@ -96,12 +87,53 @@ impl Store for LsmStore {
         Ok(self.engine.write(applied, changes)?)
     }
 
+    type Snapshot = lsm::Staged;
+
+    fn flushed(&self) -> Revision {
+        self.engine.flushed()
+    }
+
+    fn flush(&mut self) {
+        self.engine.flush();
+    }
+
+    fn install(&mut self, snapshot: lsm::Staged) -> Result<(), StoreError> {
+        Ok(self.engine.install(snapshot)?)
+    }
+
     fn rest_us(&self, bytes: u64) -> u64 {
         self.engine.delay_us(bytes)
     }
 }
 
 impl LsmReader {
+    /// What is durable now, for another node.
+    pub fn export(&self) -> lsm::Export {
+        self.reader.export()
+    }
+
+    /// Begins or resumes to take in what another node's [`LsmReader::export`] says it is made of.
+    ///
+    /// # Errors
+    /// As [`lsm::Reader::import`].
+    pub fn import(
+        &self,
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        manifest: &[u8],
+    ) -> Result<lsm::Import, StoreError> {
+        Ok(self.reader.import(disk, dir, manifest)?)
+    }
+
+    /// Does a piece of [`lsm::Import::seal`], with the mark that says that a snapshot was installed.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn seal(import: &mut lsm::Import) -> Result<lsm::Sealed, StoreError> {
+        let index = import.applied();
+        Ok(import.seal((byte(Space::Meta), INSTALLED_KEY, index, b""))?)
+    }
+
     /// What the engine did and holds.
     pub fn stats(&self) -> lsm::Stats {
         self.reader.stats()

@@ -9,6 +9,7 @@
 //! looks at a flag; what must be bounded in apply ([`RESULT_BYTES_MAX`], the sessions' bounds) is a
 //! constant of the replicated state. Left out: when to apply, and whom to answer.
 
+use super::bytes::Malformed;
 use super::codec::{CommandRef, OpRef, WriteRef};
 use super::sessions::{SessionBounds, Sessions};
 use super::store::{Change, Reader, Space, Store, StoreError, View};
@@ -24,6 +25,15 @@ pub const RESULT_BYTES_MAX: usize = 4 << 20;
 /// it.
 pub const CONFIGURATION_KEY: &[u8] = b"c";
 
+/// Key in [`Space::Meta`] of the term of the last applied entry, eight bytes little-endian. Its
+/// revision is the first index of that term.
+pub const TERM_KEY: &[u8] = b"t";
+
+/// Key in [`Space::Meta`] that says that the store's contents came as a snapshot and nothing was
+/// applied since: the log may not have been told yet. It concerns one node, and is no part of what
+/// replicas have in common.
+pub const INSTALLED_KEY: &[u8] = b"i";
+
 /// Longest decimal `i64`: nineteen digits and a sign.
 const NUMBER_BYTES_MAX: usize = 20;
 
@@ -34,8 +44,39 @@ pub enum Committed<'a> {
     Command(&'a [u8]),
     /// A configuration; its bytes are kept with the data, not looked into.
     Configuration(&'a [u8]),
-    /// Nothing for the state machine.
-    Nothing,
+    /// The entry that opens a term, and the term. Nothing for the keys; it is remembered so that the
+    /// store alone says which place in the log it stands for.
+    Term(u64),
+}
+
+/// Which place in the log a store stands for: what a snapshot of it says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the last applied entry.
+    pub index: Revision,
+    /// Its term; 0 when nothing is applied.
+    pub term: u64,
+    /// The last applied configuration in its byte form, none when there was none.
+    pub configuration: Option<Vec<u8>>,
+    /// The contents came as a snapshot, and nothing was applied since.
+    pub installed: bool,
+}
+
+/// The place that a view stands for.
+///
+/// # Errors
+/// The store's; [`StoreError::BadRecord`] when the term is not eight bytes.
+pub fn place(view: &impl View) -> Result<Place, StoreError> {
+    let term = match view.get(Space::Meta, TERM_KEY)? {
+        None => 0,
+        Some(found) => u64::from_le_bytes(found.value.try_into().map_err(|_| {
+            let source = Malformed("a term");
+            StoreError::BadRecord { key: TERM_KEY.to_vec(), source }
+        })?),
+    };
+    let configuration = view.get(Space::Meta, CONFIGURATION_KEY)?.map(|found| found.value);
+    let installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
+    Ok(Place { index: view.applied(), term, configuration, installed })
 }
 
 /// The replicated state machine on a store.
@@ -48,6 +89,8 @@ pub struct Machine<S: Store> {
     reader: S::Reader,
     sessions: Sessions,
     applied: Revision,
+    /// The store says [`INSTALLED_KEY`].
+    installed: bool,
     failed: bool,
 }
 
@@ -62,8 +105,9 @@ impl<S: Store> Machine<S> {
         let view = reader.view();
         let sessions = Sessions::load(&view, bounds)?;
         let applied = view.applied();
+        let installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
         drop(view);
-        Ok(Machine { store, reader, sessions, applied, failed: false })
+        Ok(Machine { store, reader, sessions, applied, installed, failed: false })
     }
 
     /// Index of the last applied entry.
@@ -79,6 +123,29 @@ impl<S: Store> Machine<S> {
     /// How many client sessions there are.
     pub fn session_count(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Takes a snapshot in place of everything (see [`Store::install`]), unless it is no newer.
+    /// Whether it was taken.
+    ///
+    /// # Errors
+    /// The store's; nothing more is applied after one.
+    pub fn install(&mut self, snapshot: S::Snapshot, index: Revision) -> Result<bool, StoreError> {
+        if self.failed {
+            return Err(StoreError::Failed);
+        }
+        if index <= self.applied {
+            return Ok(false);
+        }
+        self.failed = true;
+        self.store.install(snapshot)?;
+        let view = self.reader.view();
+        self.sessions = Sessions::load(&view, self.sessions.bounds())?;
+        self.applied = view.applied();
+        self.installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
+        drop(view);
+        self.failed = false;
+        Ok(true)
     }
 
     /// How long the writer should rest after so many bytes (see [`Store::rest_us`]).
@@ -128,12 +195,13 @@ impl<S: Store> Machine<S> {
         let mut overlay = Overlay { view: &view, changed: BTreeMap::new(), undo: Vec::new() };
         let mut outcomes = Vec::new();
         let mut configuration = None;
+        let mut term = None;
         let mut applied = self.applied;
         for (index, committed) in entries {
             assert_eq!(index, applied + 1, "entries are applied in order and without a gap");
             applied = index;
             match committed {
-                Committed::Nothing => {}
+                Committed::Term(number) => term = Some((index, number.to_le_bytes())),
                 Committed::Configuration(bytes) => configuration = Some((index, bytes)),
                 Committed::Command(bytes) => {
                     let outcome = match CommandRef::decode(bytes) {
@@ -157,7 +225,21 @@ impl<S: Store> Machine<S> {
                 value: Some((index, Cow::Borrowed(bytes))),
             });
         }
+        if self.installed {
+            changes.push(Change {
+                space: Space::Meta,
+                key: Cow::Borrowed(INSTALLED_KEY),
+                value: None,
+            });
+        }
         self.sessions.take_changes(&mut changes);
+        if let Some((index, bytes)) = &term {
+            changes.push(Change {
+                space: Space::Meta,
+                key: Cow::Borrowed(TERM_KEY),
+                value: Some((*index, Cow::Borrowed(bytes))),
+            });
+        }
         changes.extend(changed.into_iter().map(|(key, value)| Change {
             space: Space::User,
             key: Cow::Borrowed(key),
@@ -165,6 +247,7 @@ impl<S: Store> Machine<S> {
         }));
         self.store.write(applied, changes)?;
         self.applied = applied;
+        self.installed = false;
         Ok(outcomes)
     }
 }

@@ -57,6 +57,18 @@ impl Tables {
 
 impl Store for MemoryStore {
     type Reader = MemoryReader;
+    type Snapshot = std::convert::Infallible;
+
+    /// Nothing here is durable.
+    fn flushed(&self) -> Revision {
+        0
+    }
+
+    fn flush(&mut self) {}
+
+    fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError> {
+        match snapshot {}
+    }
 
     fn reader(&self) -> MemoryReader {
         MemoryReader { shared: Arc::clone(&self.shared) }

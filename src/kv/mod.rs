@@ -22,13 +22,14 @@ mod tests;
 mod types;
 
 pub use crate::lsm::{
-    Options as StoreOptions, STORE_DIR, Stats as StoreStats, Worker as StoreWorker,
+    Export, INCOMING_DIR, Import, LsmError, Options as StoreOptions, Piece, STORE_DIR, Sealed,
+    Staged, Stats as StoreStats, Worker as StoreWorker,
 };
 pub use bytes::Malformed;
 pub use codec::{CommandRef, decode_command, encode_command};
 pub use limits::{BadLimits, Limits, TooLarge};
 pub use lsm_store::{LsmReader, LsmStore, LsmView};
-pub use machine::{Committed, Machine};
+pub use machine::{Committed, Machine, Place, place};
 pub use memory::{MemoryReader, MemoryStore};
 pub use query::answer;
 pub use store::{Change, Reader, Row, Scan, Space, Store, StoreError, View, fingerprint};

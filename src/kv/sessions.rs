@@ -169,6 +169,11 @@ fn record_key(session: u64) -> Vec<u8> {
 
 impl Sessions {
     /// Reads the sessions that a store holds.
+    /// The bounds it keeps to.
+    pub(super) fn bounds(&self) -> SessionBounds {
+        self.bounds
+    }
+
     pub(super) fn load(view: &impl View, bounds: SessionBounds) -> Result<Sessions, StoreError> {
         let mut sessions = Sessions {
             bounds,

@@ -16,6 +16,7 @@
 //! lends keys and values without copies whatever the engine looks like inside.
 
 use super::bytes::Malformed;
+use super::machine::INSTALLED_KEY;
 use super::types::{Found, Revision};
 use std::borrow::Cow;
 use std::fmt;
@@ -54,6 +55,20 @@ pub trait Store: Send + 'static {
     /// Makes a batch of changes, at most one per key, sorted by (space, key), and moves the applied
     /// index, all at once. An error leaves the store unusable until it is opened again.
     fn write(&mut self, applied: Revision, changes: Vec<Change<'_>>) -> Result<(), StoreError>;
+
+    /// A snapshot of another store of this kind, fetched and checked, ready to take this one's place.
+    type Snapshot: Send + 'static;
+
+    /// Everything up to this index is durable here.
+    fn flushed(&self) -> Revision;
+
+    /// Begins to make everything durable that was written until now; [`Store::flushed`] shows when
+    /// it is.
+    fn flush(&mut self);
+
+    /// Takes the snapshot's contents and applied index in place of its own, durably and all at
+    /// once. After an error, as after a crash, it is the old contents or the new ones.
+    fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError>;
 
     /// How long the writer should rest after a batch of so many bytes, in microseconds, so that the
     /// store's own work keeps up: nothing at most times, smoothly more as that piles up.
@@ -199,13 +214,16 @@ impl std::error::Error for StoreError {
 
 /// A number that is equal for equal states: FNV-1a (64 bits) over the applied index and every key,
 /// revision and value of both spaces in order, each with its length in front, integers as eight
-/// little-endian bytes. A full scan: for tests and for comparing replicas, not for every day.
+/// little-endian bytes; [`INSTALLED_KEY`] is left out, which concerns one node. A full scan: for tests and for comparing replicas, not for every day.
 pub fn fingerprint(view: &impl View) -> Result<u64, StoreError> {
     let mut hash = Fnv::new();
     hash.number(view.applied());
     for space in [Space::Meta, Space::User] {
         let mut rows = 0;
         view.scan(&Scan::all(space), &mut |row| {
+            if (space, row.key) == (Space::Meta, INSTALLED_KEY) {
+                return ControlFlow::Continue(());
+            }
             hash.number(row.key.len() as u64);
             hash.bytes(row.key);
             hash.number(row.revision);

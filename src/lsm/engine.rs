@@ -8,6 +8,7 @@ use super::files::Files;
 use super::manifest::{LEVELS, Manifest};
 use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
+use super::snapshot::Staged;
 use super::table::{Lookup, Shelf, Start, Table, TableCursor, table_number};
 use super::version::{Version, bytes_of};
 use super::{KEY_BYTES_MAX, LsmError, Options, VALUE_BYTES_MAX, Worker};
@@ -16,7 +17,7 @@ use std::fmt;
 use std::ops::{Bound, ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// Longest wait that is ever asked for, in microseconds: a writer must not seem to hang.
 const DELAY_MAX_US: u64 = 50_000;
@@ -78,10 +79,39 @@ pub(super) struct Shared {
     pub(super) flushed: AtomicU64,
     /// Bytes above the levels' sizes.
     debt: AtomicU64,
+    /// No table has this number yet, or a higher one.
+    next_file: AtomicU64,
+    /// Whoever changes the version holds it: the worker at the end of a job, or whoever installs a
+    /// snapshot.
+    manifest: Mutex<Writing>,
     pub(super) failed: AtomicBool,
 }
 
+/// What goes with the writing of the manifest.
+#[derive(Debug)]
+pub(super) struct Writing {
+    pub(super) slots: Manifest,
+    /// Snapshots installed since the store was opened.
+    pub(super) epoch: u64,
+}
+
 impl Shared {
+    /// A number for a new table.
+    pub(super) fn next_file(&self) -> u64 {
+        self.next_file.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// No table has this number yet, or a higher one.
+    pub(super) fn next_file_now(&self) -> u64 {
+        self.next_file.load(Ordering::Relaxed)
+    }
+
+    /// The right to change the version.
+    pub(super) fn manifest(&self) -> MutexGuard<'_, Writing> {
+        // Whoever panicked under it wrote a state or none: the slots are whole.
+        self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn current(&self) -> (Arc<Sources>, u64) {
         // Under the lock nothing happens but assignments.
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
@@ -118,7 +148,7 @@ impl Shared {
 /// The store, for its one writer. Dropping it ends the worker, and loses what was not flushed.
 #[derive(Debug)]
 pub struct Engine {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     active: Arc<Memtable>,
     applied: u64,
     scratch: Vec<u8>,
@@ -145,7 +175,7 @@ impl Engine {
             bell: Bell::default(),
         });
         shelf.counters.manifest_repairs.add(repairs);
-        let mut version = Version::default();
+        let mut version = Version { applied: state.applied, ..Version::default() };
         for (tables, metas) in version.levels.iter_mut().zip(state.levels) {
             for meta in metas {
                 let table = Table::open(dir, options.identity, meta, &shelf)?;
@@ -170,10 +200,11 @@ impl Engine {
             current: RwLock::new(Current { sources: Arc::new(sources), applied: state.applied }),
             flushed: AtomicU64::new(state.applied),
             debt,
+            next_file: AtomicU64::new(state.next_file),
+            manifest: Mutex::new(Writing { slots: manifest, epoch: 0 }),
             failed: AtomicBool::new(false),
         });
-        let worker =
-            Worker::new(Arc::clone(&shared), disk, manifest, state.next_file, state.pointers);
+        let worker = Worker::new(Arc::clone(&shared), disk, state.pointers);
         let engine = Engine { shared, active, applied: state.applied, scratch: Vec::new() };
         Ok((engine, worker))
     }
@@ -279,6 +310,42 @@ impl Engine {
         self.shared.shelf.bell.wait_for_silence();
     }
 
+    /// Puts a snapshot in the place of everything, durably and all at once; what was not flushed is
+    /// gone with the rest. Views made before go on showing what they showed.
+    ///
+    /// # Errors
+    /// The disk's. The store is then to be opened again, and holds the old contents or the new.
+    pub fn install(&mut self, staged: Staged) -> Result<(), LsmError> {
+        let shared = Arc::clone(&self.shared);
+        let mut manifest = shared.manifest();
+        if shared.failed.load(Ordering::Acquire) {
+            return Err(LsmError::Failed);
+        }
+        let version = staged.version(&shared)?;
+        let applied = version.applied;
+        let state = version.state(shared.next_file_now(), Default::default());
+        let written = manifest.slots.write(&state);
+        if written.is_err() {
+            shared.failed.store(true, Ordering::Release);
+        }
+        written?;
+        manifest.epoch += 1;
+        shared.debt.store(version.debt(shared.options.level1_bytes), Ordering::Relaxed);
+        shared.flushed.store(applied, Ordering::Release);
+        self.active = Arc::new(Memtable::default());
+        self.applied = applied;
+        let (active, version) = (Arc::clone(&self.active), Arc::new(version));
+        let new = Arc::new(Sources { active, frozen: Vec::new(), version });
+        let mut current = shared.current.write().unwrap_or_else(PoisonError::into_inner);
+        let old = std::mem::replace(&mut current.sources, new);
+        current.applied = applied;
+        drop(current);
+        old.version.tables().for_each(|table| table.doom());
+        drop(manifest);
+        shared.shelf.bell.ring();
+        Ok(())
+    }
+
     /// What the engine did and holds.
     pub fn stats(&self) -> Stats {
         self.reader().stats()
@@ -294,7 +361,7 @@ impl Drop for Engine {
 /// A handle from which any thread takes views.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Reader {

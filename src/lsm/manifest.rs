@@ -70,6 +70,13 @@ pub(super) fn encode(state: &State, identity: u64, slot: usize, sequence: u64) -
     out
 }
 
+/// The identity of the store that a manifest says it is of; nothing of it is checked.
+pub(super) fn identity_of(bytes: &[u8]) -> Result<u64, Malformed> {
+    let mut input = Input::new(bytes, 0);
+    input.take(MAGIC.len() + 4)?;
+    input.u64()
+}
+
 /// Reads a slot: its sequence number and what it says.
 pub(super) fn decode(bytes: &[u8], identity: u64, slot: usize) -> Result<(u64, State), Malformed> {
     let mut input = Input::new(bytes, 0);

@@ -15,6 +15,7 @@
 //! | `version`    | the tables at one time; what to compact next                      |
 //! | `merge`      | walks over all of it                                              |
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
+//! | `snapshot`   | [`Export`] gives a version away, [`Import`] takes one in          |
 //! | `worker`     | [`Worker`] flushes and compacts, a step at a time                 |
 //!
 //! What holds:
@@ -44,6 +45,7 @@ mod files;
 mod manifest;
 mod memtable;
 mod merge;
+mod snapshot;
 mod table;
 mod version;
 mod worker;
@@ -54,6 +56,7 @@ mod tests;
 pub use counters::Stats;
 pub use engine::{Change, Engine, Found, Reader, Row, Scan, View};
 pub use error::{Class, LsmError};
+pub use snapshot::{Export, Extra, INCOMING_DIR, Import, PIECE_BYTES_MAX, Piece, Sealed, Staged};
 pub use worker::{Step, Worker};
 
 /// Directory of the store within a data directory.

@@ -137,6 +137,11 @@ impl TableBuilder {
         Ok(())
     }
 
+    /// The table's number.
+    pub(super) fn number(&self) -> u64 {
+        self.seed.number
+    }
+
     /// Length of the file if it ended now, nearly.
     pub(super) fn bytes(&self) -> u64 {
         self.offset + (self.buffer.len() + self.data.len()) as u64
@@ -387,7 +392,8 @@ impl Table {
         Ok(block)
     }
 
-    fn fill(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
+    /// The file's bytes as they are.
+    pub(super) fn fill(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
         let file = self.shelf.files.get(self.meta.number, &self.path);
         let file = file.map_err(|e| LsmError::io(&self.path, 0, e))?;
         file.read_exact_at(bytes, offset).map_err(|e| LsmError::read(&self.path, offset, e))

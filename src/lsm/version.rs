@@ -20,6 +20,8 @@ pub(super) type Level = Arc<Vec<Arc<Table>>>;
 /// the others.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Version {
+    /// Every write up to this index is in the tables, none after.
+    pub(super) applied: u64,
     pub(super) levels: [Level; LEVELS],
 }
 
@@ -165,8 +167,13 @@ impl Version {
     }
 
     /// As the manifest says it.
-    pub(super) fn state(&self, applied: u64, next_file: u64, pointers: [Vec<u8>; LEVELS]) -> State {
+    pub(super) fn state(&self, next_file: u64, pointers: [Vec<u8>; LEVELS]) -> State {
         let metas = |tables: &Level| tables.iter().map(|t| t.meta.clone()).collect();
-        State { applied, next_file, pointers, levels: self.levels.each_ref().map(metas) }
+        State {
+            applied: self.applied,
+            next_file,
+            pointers,
+            levels: self.levels.each_ref().map(metas),
+        }
     }
 }

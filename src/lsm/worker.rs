@@ -7,10 +7,10 @@
 use super::LsmError;
 use super::block::{Item, Seed};
 use super::engine::{Frozen, Shared};
-use super::manifest::{LEVELS, Manifest};
+use super::manifest::LEVELS;
 use super::memtable::MemCursor;
 use super::merge::{LevelCursor, Merge, Source};
-use super::table::{Start, Table, TableBuilder, TableCursor, TableMeta, TableOptions};
+use super::table::{Start, Table, TableBuilder, TableCursor, TableMeta, TableOptions, table_name};
 use super::version::{Pick, Version};
 use crate::env::Disk;
 use std::io;
@@ -32,9 +32,9 @@ pub enum Step {
 pub struct Worker {
     shared: Arc<Shared>,
     disk: Arc<dyn Disk>,
-    manifest: Manifest,
-    next_file: u64,
     pointers: [Vec<u8>; LEVELS],
+    /// Snapshots that had been installed when the jobs were begun: of an older state they are void.
+    epoch: u64,
     flush: Option<Flush>,
     compaction: Option<Compaction>,
 }
@@ -62,14 +62,12 @@ struct Compaction {
 struct Bench<'w> {
     shared: &'w Shared,
     disk: &'w dyn Disk,
-    next_file: &'w mut u64,
 }
 
 impl Bench<'_> {
     fn builder(&mut self) -> Result<TableBuilder, LsmError> {
         let options = &self.shared.options;
-        let seed = Seed { identity: options.identity, number: *self.next_file };
-        *self.next_file += 1;
+        let seed = Seed { identity: options.identity, number: self.shared.next_file() };
         let table =
             TableOptions { block_bytes: options.block_bytes, sync_bytes: options.sync_bytes };
         TableBuilder::create(self.disk, &self.shared.dir, seed, table)
@@ -167,12 +165,9 @@ impl Worker {
     pub(super) fn new(
         shared: Arc<Shared>,
         disk: Arc<dyn Disk>,
-        manifest: Manifest,
-        next_file: u64,
         pointers: [Vec<u8>; LEVELS],
     ) -> Worker {
-        let (flush, compaction) = (None, None);
-        Worker { shared, disk, manifest, next_file, pointers, flush, compaction }
+        Worker { shared, disk, pointers, epoch: 0, flush: None, compaction: None }
     }
 
     /// Does a piece of work: a flush first, since memory waits for it, then compaction.
@@ -208,11 +203,10 @@ impl Worker {
 
     fn piece(&mut self) -> Result<Step, LsmError> {
         self.take_out_trash()?;
-        let mut bench = Bench {
-            shared: &self.shared,
-            disk: self.disk.as_ref(),
-            next_file: &mut self.next_file,
-        };
+        if self.epoch != self.shared.manifest().epoch {
+            self.begin_anew()?;
+        }
+        let mut bench = Bench { shared: &self.shared, disk: self.disk.as_ref() };
         if self.flush.is_none() {
             let sources = self.shared.sources();
             self.flush = sources.frozen.last().map(|frozen| Flush::new(Arc::clone(frozen)));
@@ -242,6 +236,24 @@ impl Worker {
         Ok(Step::Worked)
     }
 
+    /// A snapshot took the place of what the jobs work on: what they wrote is of no use.
+    fn begin_anew(&mut self) -> Result<(), LsmError> {
+        let flushing = self.flush.take().and_then(|flush| flush.builder);
+        let (compacting, outputs) =
+            self.compaction.take().map_or((None, Vec::new()), |c| (c.builder, c.outputs));
+        let unfinished = flushing.iter().chain(&compacting).map(TableBuilder::number);
+        let numbers = unfinished.chain(outputs.iter().map(|meta| meta.number));
+        let paths = numbers.map(|number| self.shared.dir.join(table_name(number)));
+        let paths: Vec<_> = paths.collect();
+        drop((flushing, compacting));
+        for path in paths {
+            self.disk.remove(&path).map_err(|e| LsmError::io(&path, 0, e))?;
+        }
+        self.pointers = Default::default();
+        self.epoch = self.shared.manifest().epoch;
+        Ok(())
+    }
+
     fn take_out_trash(&self) -> Result<(), LsmError> {
         let trash = std::mem::take(
             &mut *self.shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner),
@@ -269,6 +281,11 @@ impl Worker {
     }
 
     fn end_flush(&mut self) -> Result<(), LsmError> {
+        let shared = Arc::clone(&self.shared);
+        let mut manifest = shared.manifest();
+        if manifest.epoch != self.epoch {
+            return Ok(());
+        }
         let Some(Flush { frozen, builder, .. }) = self.flush.take() else { return Ok(()) };
         let mut version = self.shared.sources().version.as_ref().clone();
         if let Some(builder) = builder {
@@ -277,14 +294,18 @@ impl Worker {
             self.sync_names()?;
             version = version.flushed(self.open_table(meta)?);
         }
-        let state = version.state(frozen.applied, self.next_file, self.pointers.clone());
-        self.manifest.write(&state)?;
+        version.applied = frozen.applied;
+        let state = version.state(shared.next_file_now(), self.pointers.clone());
+        manifest.slots.write(&state)?;
         self.shared.flushed.store(frozen.applied, Ordering::Release);
         self.shared.install(version, true);
         Ok(())
     }
 
     fn end_compaction(&mut self) -> Result<(), LsmError> {
+        if self.shared.manifest().epoch != self.epoch {
+            return Ok(());
+        }
         let Some(Compaction { pick, outputs, .. }) = self.compaction.take() else {
             return Ok(());
         };
@@ -293,23 +314,30 @@ impl Worker {
         counters.compaction_read.add(pick.tables().map(|t| t.meta.bytes).sum());
         self.sync_names()?;
         let outputs: Result<Vec<_>, _> = outputs.into_iter().map(|m| self.open_table(m)).collect();
-        self.replace(&pick, &outputs?)?;
-        for table in pick.tables() {
-            table.doom();
+        let outputs = outputs?;
+        if self.replace(&pick, &outputs)? {
+            pick.tables().for_each(|table| table.doom());
+        } else {
+            outputs.iter().for_each(|table| table.doom());
         }
         Ok(())
     }
 
-    /// Makes the version with the outputs of a compaction durable, then current.
-    fn replace(&mut self, pick: &Pick, outputs: &[Arc<Table>]) -> Result<(), LsmError> {
+    /// Makes the version with the outputs of a compaction durable, then current; false when a
+    /// snapshot came before.
+    fn replace(&mut self, pick: &Pick, outputs: &[Arc<Table>]) -> Result<bool, LsmError> {
+        let shared = Arc::clone(&self.shared);
+        let mut manifest = shared.manifest();
+        if manifest.epoch != self.epoch {
+            return Ok(false);
+        }
         if let Some(last) = pick.inputs[0].last().filter(|_| pick.level > 0) {
             self.pointers[pick.level].clone_from(&last.meta.largest);
         }
         let version = self.shared.sources().version.replaced(pick, outputs);
-        let applied = self.shared.flushed.load(Ordering::Acquire);
-        let state = version.state(applied, self.next_file, self.pointers.clone());
-        self.manifest.write(&state)?;
+        let state = version.state(shared.next_file_now(), self.pointers.clone());
+        manifest.slots.write(&state)?;
         self.shared.install(version, false);
-        Ok(())
+        Ok(true)
     }
 }

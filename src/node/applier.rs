@@ -7,10 +7,14 @@
 
 use super::replica::Apply;
 use super::words::{Answer, ReplyTo, Verdict};
-use crate::kv::{Committed, Machine, Outcome, Store, StoreError};
-use crate::raft::{Entry, Index, Payload, codec};
+use crate::kv::machine::CONFIGURATION_KEY;
+use crate::kv::{
+    Committed, Machine, Malformed, Outcome, Reader as _, Store, StoreError, View, place,
+};
+use crate::raft::{Configuration, Entry, Index, Payload, SnapshotMark, codec};
 use crate::wal::{LogReader, ReadError};
 use std::fmt;
+use std::sync::Arc;
 
 /// Bytes of entries read from the log at once.
 const REPLAY_BYTES_MAX: usize = 4 << 20;
@@ -27,6 +31,22 @@ impl<S: Store> fmt::Debug for Applier<S> {
     }
 }
 
+/// What an applier is to do; in order.
+#[derive(Debug)]
+pub enum Work<C, Snapshot> {
+    /// Committed entries.
+    Apply(Apply<C>),
+    /// The store is to flush.
+    Flush,
+    /// A snapshot is to take the place of the state.
+    Install {
+        /// The snapshot.
+        snapshot: Snapshot,
+        /// Index that it reaches to.
+        index: Index,
+    },
+}
+
 /// What came of one piece of work.
 #[derive(Debug)]
 pub struct Applied<C> {
@@ -36,6 +56,8 @@ pub struct Applied<C> {
     pub answers: Vec<(ReplyTo<C>, Answer)>,
     /// How long to rest before the next piece of work, in microseconds, so that the store keeps up.
     pub rest_us: u64,
+    /// The store holds everything up to here durably.
+    pub flushed: Index,
 }
 
 /// Why the applier cannot go on. The node stops: a gap would be worse.
@@ -80,6 +102,9 @@ impl<S: Store> Applier<S> {
     /// down with the applier, as no more than a few batches may wait for it.
     pub fn handle<C>(&mut self, apply: Apply<C>) -> Result<Applied<C>, ApplyError> {
         let Apply { committed, waiters } = apply;
+        if committed.first <= self.machine.applied() {
+            return self.behind_a_snapshot(Apply { committed, waiters });
+        }
         assert!(waiters.is_sorted_by(|a, b| a.0 < b.0), "one waiter an index, ascending");
         let mut waiters = waiters.into_iter().peekable();
         let mut answers = Vec::with_capacity(waiters.len());
@@ -107,7 +132,50 @@ impl<S: Store> Applier<S> {
         }
         // Each waits for a command, and each command has an outcome: nobody is forgotten.
         assert!(waiters.next().is_none(), "every waiter is answered");
-        Ok(Applied { index: committed.last, answers, rest_us })
+        let flushed = self.machine.store().flushed();
+        Ok(Applied { index: committed.last, answers, rest_us, flushed })
+    }
+
+    /// Entries that were handed over before a snapshot was known to have taken their place. What is
+    /// in it is not applied again, and whoever waited for that cannot be told what came of it.
+    fn behind_a_snapshot<C>(&mut self, apply: Apply<C>) -> Result<Applied<C>, ApplyError> {
+        let Apply { mut committed, mut waiters } = apply;
+        let applied = self.machine.applied();
+        let rest = waiters.partition_point(|waiter| waiter.0 <= applied);
+        let rest = waiters.split_off(rest);
+        let why = Verdict::Unknown("a snapshot took the place of its log entry");
+        let told = waiters.into_iter().map(|(_, to)| (to, Answer::Write(why.clone()))).collect();
+        if committed.last <= applied {
+            let flushed = self.machine.store().flushed();
+            return Ok(Applied { index: committed.last, answers: told, rest_us: 0, flushed });
+        }
+        committed.entries.retain(|entry| entry.index > applied);
+        committed.first = applied + 1;
+        let mut done = self.handle(Apply { committed, waiters: rest })?;
+        done.answers.extend(told);
+        Ok(done)
+    }
+
+    /// Begins to make what was applied durable.
+    pub fn flush(&mut self) {
+        self.machine.store_mut().flush();
+    }
+
+    /// Puts a snapshot in the place of the state. Gives where it ends, or none when this node was
+    /// that far already and nothing was done. `first` is the configuration the cluster began with.
+    ///
+    /// # Errors
+    /// The store's; the node stops. What is on disk is the old state or the new one.
+    pub fn install(
+        &mut self,
+        snapshot: S::Snapshot,
+        index: Index,
+        first: &Configuration,
+    ) -> Result<Option<SnapshotMark>, ApplyError> {
+        if !self.machine.install(snapshot, index).map_err(ApplyError::Store)? {
+            return Ok(None);
+        }
+        mark_of(&self.machine.reader().view(), first).map(Some).map_err(ApplyError::Store)
     }
 
     fn apply(
@@ -130,11 +198,11 @@ impl<S: Store> Applier<S> {
         let mut configurations = configurations.iter();
         let work = entries.iter().map(|entry| {
             let what = match &entry.payload {
-                Payload::Noop => Committed::Nothing,
+                Payload::Noop => Committed::Term(entry.term),
                 Payload::Command(bytes) => Committed::Command(bytes),
                 Payload::Configuration(_) => configurations
                     .next()
-                    .map_or(Committed::Nothing, |b| Committed::Configuration(b)),
+                    .map_or(Committed::Configuration(&[]), |b| Committed::Configuration(b)),
             };
             (entry.index, what)
         });
@@ -143,4 +211,25 @@ impl<S: Store> Applier<S> {
         }
         Ok(self.machine.rest_us(bytes))
     }
+}
+
+/// Where a store's contents end, for the log that goes on behind them. `first` is the configuration
+/// the cluster began with, in force until another one was applied.
+///
+/// # Errors
+/// The store's, and [`StoreError::BadRecord`] for a configuration that does not decode.
+pub fn mark_of(view: &impl View, first: &Configuration) -> Result<SnapshotMark, StoreError> {
+    let place = place(view)?;
+    let configuration = match &place.configuration {
+        None => first.clone(),
+        Some(bytes) => {
+            let taken = codec::take_configuration(&mut codec::Input(bytes));
+            taken.map_err(|_| StoreError::BadRecord {
+                key: CONFIGURATION_KEY.to_vec(),
+                source: Malformed("a configuration"),
+            })?
+        }
+    };
+    let configuration = Arc::new(configuration);
+    Ok(SnapshotMark { index: place.index, term: place.term, configuration })
 }

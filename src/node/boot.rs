@@ -5,11 +5,17 @@
 //!
 //! The store remembers how far it holds everything durably; the log is replayed from there. So the
 //! log must reach back to that index, and reach that index: only what is durable in the log is
-//! applied (see `raft/follower.rs`), hence the store is never ahead of it.
+//! applied (see `raft/follower.rs`), hence the store is never ahead of it. One exception: a crash
+//! right after a snapshot was installed leaves a store that says so and a log that was not told
+//! yet; then the log begins anew here.
 
+use super::applier::mark_of;
 use crate::env::Disk;
-use crate::kv::{LsmStore, STORE_DIR, StoreError, StoreOptions, StoreWorker};
-use crate::raft::{Configuration, Index, Restored, RestoredLog};
+use crate::kv::{
+    LsmStore, Reader as _, STORE_DIR, Store as _, StoreError, StoreOptions, StoreWorker, View,
+    place,
+};
+use crate::raft::{Configuration, HardState, Index, Persist, Restored, RestoredLog};
 use crate::wal::{self, Identity, LOG_DIR, Recovered, Wal, WalError};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -26,6 +32,8 @@ pub struct Opened {
     pub store: LsmStore,
     /// Does the store's background work.
     pub worker: StoreWorker,
+    /// A snapshot that a crash had kept from the log: what the log was told now.
+    pub completed: Option<Persist>,
 }
 
 /// Why a node cannot begin with what is on its disk. Nothing was cut, skipped or made up. Class:
@@ -105,7 +113,7 @@ pub fn open(
 ) -> Result<Opened, BootError> {
     let (own, must_exist) = (identity.identity, identity.created);
     let log = wal::Options { segment_bytes, identity: own, must_exist };
-    let (wal, recovered) = Wal::open(Arc::clone(disk), &data.join(LOG_DIR), log)?;
+    let (mut wal, mut recovered) = Wal::open(Arc::clone(disk), &data.join(LOG_DIR), log)?;
     let dir = data.join(STORE_DIR);
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -117,6 +125,7 @@ pub fn open(
     }
     let options = StoreOptions { identity: own, must_exist, ..store };
     let (store, worker) = LsmStore::open(Arc::clone(disk), &dir, options)?;
+    let completed = complete(identity, &store.reader().view(), &mut wal, &mut recovered)?;
     let (applied, first, last) = (store.applied(), recovered.first_index, recovered.last_index);
     if applied + 1 < first || applied > last {
         return Err(BootError::Apart { data: data.to_path_buf(), applied, first, last });
@@ -124,12 +133,51 @@ pub fn open(
     if !must_exist {
         Identity { created: true, ..identity.clone() }.store(&**disk, data)?;
     }
-    Ok(Opened { wal, recovered, store, worker })
+    Ok(Opened { wal, recovered, store, worker, completed })
+}
+
+/// Tells the log of a snapshot that was installed just before a crash.
+fn complete(
+    identity: &Identity,
+    view: &impl View,
+    wal: &mut Wal,
+    recovered: &mut Recovered,
+) -> Result<Option<Persist>, BootError> {
+    if !place(view)?.installed {
+        return Ok(None);
+    }
+    let mark = mark_of(view, &first_configuration(identity))?;
+    let (index, term) = (mark.index, mark.term);
+    let known = match recovered.terms.iter().rev().find(|run| run.0 <= index) {
+        Some(run) if index <= recovered.last_index => Some(run.1),
+        _ => (index + 1 == recovered.first_index).then_some(recovered.prev_term),
+    };
+    // In front of the log: it was told, and was compacted since.
+    if known == Some(term) || index + 1 < recovered.first_index {
+        return Ok(None);
+    }
+    // A term that was never seen here: nobody got a vote in it.
+    let raised = recovered.hard_state.term < term;
+    let hard_state = raised.then_some(HardState { term, vote: None });
+    let configuration = Arc::clone(&mark.configuration);
+    let told = Persist { seq: 0, hard_state, reset: Some(mark), entries: Vec::new() };
+    wal.write(std::slice::from_ref(&told))?;
+    recovered.hard_state = hard_state.unwrap_or(recovered.hard_state);
+    (recovered.first_index, recovered.last_index, recovered.prev_term) = (index + 1, index, term);
+    recovered.terms.clear();
+    recovered.configurations.clear();
+    recovered.configuration_before = Some((index, configuration));
+    Ok(Some(told))
+}
+
+/// The configuration the cluster began with.
+pub fn first_configuration(identity: &Identity) -> Configuration {
+    Configuration::of_voters(identity.cluster, identity.members.clone())
 }
 
 /// What the consensus core begins with. `applied` is the store's applied index.
 pub fn restored(identity: &Identity, recovered: &Recovered, applied: u64) -> Restored {
-    let first = Configuration::of_voters(identity.cluster, identity.members.clone());
+    let first = first_configuration(identity);
     let before = recovered.configuration_before.clone();
     let mut configurations = vec![before.unwrap_or_else(|| (0, Arc::new(first)))];
     configurations.extend(recovered.configurations.iter().cloned());

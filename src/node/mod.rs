@@ -15,17 +15,20 @@
 
 mod applier;
 mod boot;
+mod compaction;
 mod link;
 mod replica;
+mod snapshot;
 mod words;
 
 #[cfg(test)]
 mod tests;
 
-pub use applier::{Applied, Applier, ApplyError};
-pub use boot::{BootError, Opened, open, restored};
+pub use applier::{Applied, Applier, ApplyError, Work, mark_of};
+pub use boot::{BootError, Opened, first_configuration, open, restored};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
 pub use replica::{
     Apply, DEADLINE_US, DEADLINE_US_MAX, Effects, Input, Replica, ReplicaOptions, Wants,
 };
+pub use snapshot::{Ask, Fetch, Next, Source, Told};
 pub use words::*;

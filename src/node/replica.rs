@@ -12,10 +12,11 @@
 //! Reads wait for a read index and then until that index is applied here; only then is the client
 //! told to read, so that one wake-up serves it.
 
+use super::compaction::Compaction;
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
 use crate::raft::{
-    Committed, Configuration, Index, LogRead, Message, NodeId, NotProposed, Persist, Raft, ReadId,
-    RoleName, Term,
+    Committed, Configuration, Index, LogRead, Message, NodeId, NotProposed, Offer, Persist, Raft,
+    ReadId, RoleName, SnapshotMark, Term,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -30,6 +31,8 @@ pub struct ReplicaOptions {
     pub batch_bytes_max: usize,
     /// Random identity of this node's data directory.
     pub identity: u64,
+    /// Bytes of log beyond which its front goes (`--wal-limit`).
+    pub wal_limit_bytes: u64,
 }
 
 /// What happens to a replica.
@@ -84,11 +87,25 @@ pub enum Input<C> {
     Persisted {
         /// Number of the request.
         seq: u64,
+        /// Bytes in use in the log.
+        log_bytes: u64,
+    },
+    /// The log writer has cut the log.
+    Compacted {
+        /// Bytes in use in the log.
+        log_bytes: u64,
     },
     /// The applier has applied everything up to this index.
     Applied {
         /// The index.
         index: Index,
+        /// The store holds everything up to here durably.
+        flushed: Index,
+    },
+    /// The store holds a snapshot that ends there, durably; the log is to go on behind it.
+    Installed {
+        /// Where it ends.
+        mark: SnapshotMark,
     },
 }
 
@@ -103,6 +120,12 @@ pub struct Effects<C> {
     pub from_log: Vec<LogRead>,
     /// For the applier.
     pub apply: Option<Apply<C>>,
+    /// For the applier: the store is to flush.
+    pub flush: bool,
+    /// For the log writer: the log up to here is not needed any more.
+    pub compact: Option<Index>,
+    /// The leader offers a snapshot that this node needs: it is to be fetched. It may be repeated.
+    pub offer: Option<Offer>,
     /// For the leader.
     pub forwards: Vec<(NodeId, Forward)>,
     /// For whoever waits.
@@ -120,6 +143,9 @@ impl<C> Default for Effects<C> {
             messages: Vec::new(),
             from_log: Vec::new(),
             apply: None,
+            flush: false,
+            compact: None,
+            offer: None,
             forwards: Vec::new(),
             answers: Vec::new(),
             configuration: None,
@@ -200,6 +226,7 @@ pub struct Replica<C> {
     told_role: Option<(Term, RoleName, Option<NodeId>)>,
     answers: Vec<(ReplyTo<C>, Answer)>,
     expire_at_us: u64,
+    compaction: Compaction,
 }
 
 /// How often deadlines are looked at, in microseconds.
@@ -230,6 +257,7 @@ impl<C: Clone> Replica<C> {
     pub fn new(raft: Raft, options: ReplicaOptions) -> Replica<C> {
         let identities = BTreeMap::from([(raft.id(), options.identity)]);
         let next_forward = raft.seed();
+        let compaction = Compaction::new(options.wal_limit_bytes);
         Replica {
             raft,
             options,
@@ -250,6 +278,7 @@ impl<C: Clone> Replica<C> {
             told_role: None,
             answers: Vec::new(),
             expire_at_us: 0,
+            compaction,
         }
     }
 
@@ -319,8 +348,34 @@ impl<C: Clone> Replica<C> {
                 self.raft.peer_lost(node, now_us);
                 self.fail_forwarded(|leader| leader == node);
             }
-            Input::Persisted { seq } => self.raft.persisted(seq, now_us),
-            Input::Applied { index } => self.raft.applied(index),
+            Input::Persisted { seq, log_bytes } => {
+                self.compaction.log_bytes(log_bytes);
+                self.raft.persisted(seq, now_us);
+            }
+            Input::Compacted { log_bytes } => self.compaction.cut(log_bytes),
+            Input::Applied { index, flushed } => {
+                self.compaction.flushed(flushed);
+                self.raft.applied(index);
+            }
+            Input::Installed { mark } => {
+                self.compaction.flushed(mark.index);
+                if self.raft.install(mark, now_us) {
+                    self.settle_installed();
+                }
+            }
+        }
+    }
+
+    /// A snapshot took the place of entries that somebody waited for: they may be in it or not.
+    fn settle_installed(&mut self) {
+        let applied = self.raft.applied_index();
+        let behind = self.proposed.split_off(&(applied + 1, 0));
+        for (_, waiter) in std::mem::replace(&mut self.proposed, behind) {
+            self.inflight_bytes -= waiter.bytes;
+            if !waiter.answered {
+                let verdict = Verdict::Unknown("a snapshot took the place of its log entry");
+                self.answers.push((waiter.reply_to, Answer::Write(verdict)));
+            }
         }
     }
 
@@ -375,6 +430,15 @@ impl<C: Clone> Replica<C> {
         self.release_reads();
         effects.apply = ready.committed.map(|committed| self.attach_waiters(committed));
         effects.answers = std::mem::take(&mut self.answers);
+        effects.offer = ready.offer;
+        let raft = &self.raft;
+        let (first, shared) = (raft.first_index(), raft.shared_index());
+        let cut = self.compaction.look(first, shared, raft.applied_index());
+        effects.flush = cut.flush;
+        if let Some(through) = cut.through {
+            self.raft.compact(through);
+            effects.compact = Some(through);
+        }
         self.tell_changes(&mut effects);
         effects
     }

@@ -175,6 +175,8 @@ impl Raft {
             reads_waiting,
             forwarded,
             next_forward,
+            // Snapshots are not explored.
+            wanted: _,
         } = self;
         let since = |seq: u64| seq.saturating_sub(*durable_seq);
         words.extend([names.of(options.id), hard.term, names.of_vote(hard.vote)]);
@@ -223,6 +225,7 @@ fn log_words(log: &Log, since: impl Fn(u64) -> u64, words: &mut Vec<u64>) {
         configurations,
         durable,
         persist_from,
+        reset: _,
         pending,
     } = log;
     words.extend([*base, *base_term, *last, *durable, *persist_from]);
@@ -419,7 +422,7 @@ fn configuration_words(c: &Configuration, names: Names<'_>, words: &mut Vec<u64>
 
 /// A request to the log writer, without its number: requests are kept in order.
 pub(crate) fn persist_words(persist: &Persist, names: Names<'_>, words: &mut Vec<u64>) {
-    let Persist { seq: _, hard_state, entries } = persist;
+    let Persist { seq: _, hard_state, reset: _, entries } = persist;
     match hard_state {
         None => words.push(0),
         Some(hard) => {

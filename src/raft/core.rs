@@ -8,6 +8,7 @@ use super::follower::Forwarded;
 use super::leader::Leader;
 use super::log::{Log, RestoredLog};
 use super::reads::ReadRequest;
+use super::snapshot::Offer;
 use super::types::{
     Body, Configuration, HardState, Index, Message, NodeId, Payload, Persist, Term,
 };
@@ -79,6 +80,8 @@ pub struct Raft {
     pub(super) reads_waiting: Vec<ReadId>,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) next_forward: u64,
+    /// The leader offers a snapshot that this node needs.
+    pub(super) wanted: Option<Offer>,
 }
 
 /// What a node begins with: what it kept on disk.
@@ -126,6 +129,7 @@ impl Raft {
             reads_waiting: Vec::new(),
             forwarded: None,
             next_forward,
+            wanted: None,
         };
         raft.reset_election_timer();
         if raft.is_alone() {
@@ -284,9 +288,8 @@ impl Raft {
             Body::AppendResponse { result, round } => self.on_append_response(from, result, round),
             Body::HeartbeatResponse { round } => self.on_heartbeat_response(from, round),
             Body::InstallSnapshot { last_index, .. } => {
-                // The offer is refused: whoever wires snapshots takes it before it gets here.
                 if self.follow(from) {
-                    self.send(from, Body::SnapshotResponse { last_index, installed: false });
+                    self.on_snapshot_offer(from, last_index);
                 }
             }
             Body::SnapshotResponse { last_index, installed } => {
@@ -384,8 +387,9 @@ impl Raft {
 
     /// The applier has applied everything up to `index`.
     pub fn applied(&mut self, index: Index) {
-        assert!(self.applied <= index && index <= self.handed, "applied in order, once handed");
-        self.applied = index;
+        assert!(index <= self.handed, "applied once handed");
+        // A snapshot may have gone beyond it meanwhile.
+        self.applied = self.applied.max(index);
         while self.applying.front().is_some_and(|batch| batch.0 <= index) {
             self.applying.pop_front();
         }
@@ -406,6 +410,7 @@ impl Raft {
             ready.persist = Some(Persist {
                 seq: self.asked_seq,
                 hard_state: self.hard_changed.then_some(self.hard),
+                reset: self.log.reset.take(),
                 entries: self.log.take_unpersisted(self.asked_seq),
             });
             self.hard_changed = false;
@@ -413,6 +418,7 @@ impl Raft {
         ready.messages = std::mem::take(&mut self.outbox);
         ready.from_log = std::mem::take(&mut self.from_log);
         ready.reads = std::mem::take(&mut self.read_answers);
+        ready.offer = self.wanted.take();
         ready.committed = self.take_committed();
         self.log.trim_cache();
         ready

@@ -72,7 +72,8 @@ fn check_state(raft: &Raft) -> Result<(), String> {
         ensure(raft.hard.vote == Some(raft.id()), "leader voted for itself", raft)?;
         ensure(leader.term_start <= last, "leader has its no-op", raft)?;
         ensure(
-            raft.term_at(leader.term_start) == Some(raft.term()),
+            leader.term_start < raft.first_index()
+                || raft.term_at(leader.term_start) == Some(raft.term()),
             "no-op is of the leader's term",
             raft,
         )?;
@@ -97,7 +98,8 @@ fn check_transition(raft: &Raft, before: &Observed, now: &Observed) -> Result<()
     ensure(before.applied <= now.applied, "applied monotonic", raft)?;
     ensure(now.durable >= before.durable.min(before.commit), "committed stays durable", raft)?;
     if same_term && before.leads && now.leads {
-        ensure(raft.term_at(before.last.0) == Some(before.last.1), "leader append-only", raft)?;
+        let kept = raft.term_at(before.last.0) == Some(before.last.1);
+        ensure(before.last.0 < raft.first_index() || kept, "leader append-only", raft)?;
     }
     Ok(())
 }

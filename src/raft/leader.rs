@@ -291,14 +291,10 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(p) = leader.progress.get_mut(&from) else { return };
         p.contact_us = now_us;
-        if let ProgressState::Snapshot { index: waited } = p.state
-            && index == waited
-            && index <= last
-        {
-            // One that is refused is announced again with a heartbeat, not at once.
-            if installed {
-                p.matched(index, now_us);
-            }
+        // Up to a snapshot's end everything is committed, and so equal here. One that is refused is
+        // announced again with a heartbeat, not at once.
+        if installed && index <= last && p.matched(index, now_us) {
+            self.advance_commit();
         }
     }
 

@@ -11,7 +11,7 @@
 //! - `cache` is contiguous and ends at `last`; everything behind `persist_from` is in it;
 //! - `configurations` is ascending, never empty, its first element at or below `base`.
 
-use super::types::{Configuration, Entry, Index, Payload, Term};
+use super::types::{Configuration, Entry, Index, Payload, SnapshotMark, Term};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ pub(super) struct Log {
     pub(super) durable: Index,
     /// First index that was not yet given to the log writer.
     pub(super) persist_from: Index,
+    /// A snapshot that replaced the log, until the log writer is told.
+    pub(super) reset: Option<SnapshotMark>,
     /// Requests given to the log writer and not yet durable: each makes the log durable up to an
     /// index, of what was not truncated since.
     pub(super) pending: VecDeque<(u64, Index)>,
@@ -62,6 +64,7 @@ impl Log {
             configurations: restored.configurations,
             durable: restored.last,
             persist_from: restored.last + 1,
+            reset: None,
             pending: VecDeque::new(),
         };
         log.assert_invariants();
@@ -119,7 +122,9 @@ impl Log {
             }
             index = first - 1;
         }
-        (self.base.min(index), self.base_term)
+        let base = self.base.min(index);
+        // Where not even the base agrees, the place lies in front of it: that takes a snapshot.
+        if self.base_term <= term { (base, self.base_term) } else { (base.saturating_sub(1), 0) }
     }
 
     /// The configuration in force: the latest in the log, committed or not (paper section 6).
@@ -195,9 +200,47 @@ impl Log {
         self.last + 1 - self.cache.len() as Index
     }
 
-    /// Whether there are entries that the log writer was not given yet.
+    /// Whether there is something that the log writer was not given yet.
     pub(super) fn has_unpersisted(&self) -> bool {
-        self.persist_from <= self.last
+        self.persist_from <= self.last || self.reset.is_some()
+    }
+
+    /// Forgets the entries up to `through`, which the store holds durably; who needs them gets a
+    /// snapshot.
+    pub(super) fn compact(&mut self, through: Index) {
+        let Some(term) = self.term_at(through).filter(|_| through > self.base) else { return };
+        assert!(through <= self.durable, "what goes is in the store, so it was durable here");
+        let behind = self.runs.partition_point(|run| run.0 <= through);
+        let cut = self.runs.drain(..behind).next_back();
+        let goes_on = self.runs.first().is_none_or(|run| run.0 > through + 1);
+        if through < self.last
+            && goes_on
+            && let Some((_, term)) = cut
+        {
+            self.runs.insert(0, (through + 1, term));
+        }
+        let in_force = self.configurations.partition_point(|c| c.0 <= through);
+        self.configurations.drain(..in_force.saturating_sub(1));
+        (self.base, self.base_term) = (through, term);
+        while self.cache.front().is_some_and(|e| e.index <= through) {
+            if let Some(entry) = self.cache.pop_front() {
+                self.cache_bytes -= entry.weight();
+            }
+        }
+    }
+
+    /// Becomes the empty log behind a snapshot. What older requests write is void with the rest.
+    pub(super) fn reset(&mut self, mark: SnapshotMark) {
+        (self.base, self.base_term) = (mark.index, mark.term);
+        self.runs.clear();
+        self.last = mark.index;
+        self.cache.clear();
+        self.cache_bytes = 0;
+        self.configurations = vec![(mark.index, Arc::clone(&mark.configuration))];
+        self.durable = mark.index;
+        self.persist_from = mark.index + 1;
+        self.pending.clear();
+        self.reset = Some(mark);
     }
 
     /// Hands the new entries to request `seq` of the log writer.

@@ -29,8 +29,9 @@
 //! PreVote, CheckQuorum and leader stickiness; randomised timeouts, shortened when the leader's
 //! connection is seen to break; conflict hints that skip a term per round trip; a window in bytes
 //! per follower; batched ReadIndex on leader and followers; leadership transfer. Majorities are
-//! asked of each half of a joint configuration, configurations roll back with the log; *changing*
-//! voters and *sending* snapshots are not here yet (the messages and states are). There is no
+//! asked of each half of a joint configuration, configurations roll back with the log. Snapshots are
+//! offered, and the log begins anew behind one; their data never come here (`snapshot.rs`).
+//! *Changing* voters is not here yet (the messages and states are). There is no
 //! lease: no safety property depends on a clock.
 //!
 //! Differences from the paper are listed in docs/architecture.md.
@@ -44,6 +45,7 @@ mod leader;
 mod log;
 mod progress;
 mod reads;
+mod snapshot;
 mod types;
 
 #[cfg(test)]
@@ -52,6 +54,7 @@ mod tests;
 pub use self::core::{Raft, Restored, RoleName};
 pub use self::log::RestoredLog;
 pub use self::progress::ProgressState;
+pub use self::snapshot::Offer;
 pub use self::types::*;
 
 use std::fmt;
@@ -118,6 +121,8 @@ pub struct Ready {
     pub committed: Option<Committed>,
     /// Answers to [`Raft::read`].
     pub reads: Vec<ReadAnswer>,
+    /// A snapshot to fetch; [`Raft::install`] goes on from there. It may be repeated.
+    pub offer: Option<Offer>,
 }
 
 impl Ready {
@@ -128,6 +133,7 @@ impl Ready {
             && self.from_log.is_empty()
             && self.committed.is_none()
             && self.reads.is_empty()
+            && self.offer.is_none()
     }
 }
 

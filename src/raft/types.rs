@@ -72,8 +72,21 @@ pub struct Persist {
     pub seq: u64,
     /// New hard state, when it changed.
     pub hard_state: Option<HardState>,
+    /// The log in front is void: the store holds a snapshot, and the entries below go on behind it.
+    pub reset: Option<SnapshotMark>,
     /// Entries to append; contiguous.
     pub entries: Vec<Entry>,
+}
+
+/// Where a snapshot ends: it stands for the whole log up to there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotMark {
+    /// Last index it covers.
+    pub index: Index,
+    /// Term of that entry.
+    pub term: Term,
+    /// The configuration in force there.
+    pub configuration: Arc<Configuration>,
 }
 
 /// One machine of the cluster.

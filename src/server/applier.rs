@@ -1,24 +1,47 @@
 //! The applier's thread, and the way of an answer to whoever waits for it.
 
+use super::logging::info;
 use super::peers::Outgoing;
 use super::{ClientHandle, Shared, fatal};
-use crate::kv::Store;
-use crate::node::{Answer, Applier, Apply, ReplyTo};
+use crate::kv::{LsmStore, Staged};
+use crate::node::{Answer, Applier, Input, ReplyTo, Work};
+use crate::raft::Configuration;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-pub(crate) fn run<S: Store>(
-    mut applier: Applier<S>,
-    inbox: &Receiver<Apply<ClientHandle>>,
+pub(crate) fn run(
+    mut applier: Applier<LsmStore>,
+    inbox: &Receiver<Work<ClientHandle, Staged>>,
+    first: &Configuration,
     shared: &Arc<Shared>,
 ) {
     while let Ok(work) = inbox.recv() {
-        match applier.handle(work) {
+        let applied = match work {
+            Work::Apply(work) => applier.handle(work),
+            Work::Flush => {
+                applier.flush();
+                continue;
+            }
+            Work::Install { snapshot, index } => {
+                match applier.install(snapshot, index, first) {
+                    Ok(Some(mark)) => {
+                        info!("installed a snapshot index={} term={}", mark.index, mark.term);
+                        let _ = shared.raft.send(Input::Installed { mark });
+                    }
+                    Ok(None) => info!("a snapshot came too late: its index is applied already"),
+                    Err(e) => fatal(format_args!("cannot install a snapshot, the node stops: {e}")),
+                }
+                shared.fetching.store(false, Ordering::Release);
+                continue;
+            }
+        };
+        match applied {
             Ok(applied) => {
                 deliver(shared, applied.answers);
-                shared.raft.applied(applied.index);
+                shared.raft.applied(applied.index, applied.flushed);
                 if applied.rest_us > 0 {
                     thread::sleep(Duration::from_micros(applied.rest_us));
                 }

@@ -95,12 +95,10 @@ impl Session {
         }
         match answer_query(&self.shared.reader.view(), query, &self.shared.limits) {
             Ok(reply) => Ok(reply),
-            Err(e @ (StoreError::Damaged { .. } | StoreError::BadRecord { .. })) => {
-                self.shared.damage_met(&e);
+            Err(e) => {
+                self.shared.store_unreadable(&e);
                 Err(failure(Class::Unavailable, format!("{DAMAGED}; ask another one: {e}")))
             }
-            // Not an end of a file, and not to be waited for (a disk that cannot be read).
-            Err(e) => fatal(format_args!("the store cannot be read, the node stops: {e}")),
         }
     }
 }
@@ -109,8 +107,13 @@ impl Session {
 pub(crate) const DAMAGED: &str = "this node's store is damaged and needs repair";
 
 impl Shared {
-    /// A read has met a damaged block, and gives nothing of it. The node is not healthy any more.
-    pub(crate) fn damage_met(&self, e: &StoreError) {
+    /// The store could not be read. Damage concerns what it hides: it is never served, and the node
+    /// is not healthy any more. Anything else, which is no end of a file and not to be waited for,
+    /// stops the node.
+    pub(crate) fn store_unreadable(&self, e: &StoreError) {
+        if !matches!(e, StoreError::Damaged { .. } | StoreError::BadRecord { .. }) {
+            fatal(format_args!("the store cannot be read, the node stops: {e}"));
+        }
         if !self.damaged.swap(true, Ordering::Relaxed) {
             log(Level::Error, format_args!("{DAMAGED}; the damage is never served: {e}"));
         }

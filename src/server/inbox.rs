@@ -23,6 +23,7 @@ pub(crate) struct RaftInbox {
     events: Sender<Option<Event>>,
     requests: Sender<Event>,
     applied: AtomicU64,
+    flushed: AtomicU64,
     wants_writes: AtomicBool,
     wants_reads: AtomicBool,
     wants_applied: AtomicBool,
@@ -46,6 +47,7 @@ pub(crate) fn raft_inbox() -> (RaftInbox, RaftEvents) {
         events,
         requests,
         applied: AtomicU64::new(0),
+        flushed: AtomicU64::new(0),
         wants_writes: AtomicBool::new(true),
         wants_reads: AtomicBool::new(true),
         wants_applied: AtomicBool::new(true),
@@ -76,8 +78,9 @@ impl RaftInbox {
         Ok(())
     }
 
-    /// Everything up to `index` is applied.
-    pub(crate) fn applied(&self, index: u64) {
+    /// Everything up to `index` is applied, and up to `flushed` durable in the store.
+    pub(crate) fn applied(&self, index: u64, flushed: u64) {
+        self.flushed.store(flushed, Ordering::SeqCst);
         self.applied.store(index, Ordering::SeqCst);
         if self.wants_applied.swap(false, Ordering::SeqCst) {
             let _ = self.events.send(None);
@@ -124,7 +127,8 @@ impl RaftEvents {
         let applied = inbox.applied.load(Ordering::SeqCst);
         if applied > self.applied {
             self.applied = applied;
-            handle(Input::Applied { index: applied });
+            let flushed = inbox.flushed.load(Ordering::SeqCst);
+            handle(Input::Applied { index: applied, flushed });
             any = true;
         }
         for _ in 0..INPUTS_MAX {
@@ -226,13 +230,13 @@ mod tests {
         let inbox = Arc::new(inbox);
         let theirs = Arc::clone(&inbox);
         let last = 200_000;
-        let applier = thread::spawn(move || (1..=last).for_each(|index| theirs.applied(index)));
+        let applier = thread::spawn(move || (1..=last).for_each(|index| theirs.applied(index, 0)));
         let wants = Wants { applied: true, ..Wants::default() };
         let mut heard = 0;
         while heard < last {
             let since = Instant::now();
             events.wait(&inbox, wants, 2 * LOST, |input| match input {
-                Input::Applied { index } => {
+                Input::Applied { index, .. } => {
                     assert!(index > heard);
                     heard = index;
                 }

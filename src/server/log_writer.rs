@@ -3,10 +3,10 @@
 //! While it syncs, the next batch accumulates in its inbox. Spare segments are made by a thread
 //! beside it.
 
-use super::logging::warning;
+use super::logging::{debug, warning};
 use super::{ClientHandle, Shared, fatal};
 use crate::node::Input;
-use crate::raft::Persist;
+use crate::raft::{Index, Persist};
 use crate::wal::{Preparer, Spare, Wal, WalError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +18,8 @@ use std::thread;
 pub(crate) enum LogWork {
     /// Make this durable.
     Persist(Persist),
+    /// The log up to there is not needed any more.
+    Compact(Index),
     /// A spare segment is ready, or could not be made.
     Spare(Result<Spare, WalError>),
 }
@@ -41,9 +43,11 @@ pub(crate) fn run(
     let mut batch: Vec<Persist> = Vec::new();
     while let Ok(first) = inbox.recv() {
         let mut next = Some(first);
+        let mut through = None;
         while let Some(work) = next {
             match work {
                 LogWork::Persist(persist) => batch.push(persist),
+                LogWork::Compact(index) => through = Some(index),
                 LogWork::Spare(spare) => {
                     if let Err(e) = &spare {
                         warning!("no spare log segment, the next one is tried later: {e}");
@@ -53,12 +57,17 @@ pub(crate) fn run(
             }
             next = if batch.len() < BATCH_REQUESTS_MAX { inbox.try_recv().ok() } else { None };
         }
+        if let Some(index) = through {
+            compact(&mut wal, index, shared);
+            order_spare(&mut wal, &spares);
+        }
         if batch.is_empty() {
             continue;
         }
         match wal.write(&batch) {
             Ok(durable) => {
-                let persisted: Input<ClientHandle> = Input::Persisted { seq: durable.seq };
+                let (seq, log_bytes) = (durable.seq, wal.bytes());
+                let persisted: Input<ClientHandle> = Input::Persisted { seq, log_bytes };
                 if shared.raft.send(persisted).is_err() {
                     return;
                 }
@@ -70,6 +79,20 @@ pub(crate) fn run(
         batch.clear();
         shared.log_bytes.store(wal.bytes(), Ordering::Relaxed);
         order_spare(&mut wal, &spares);
+    }
+}
+
+fn compact(wal: &mut Wal, through: Index, shared: &Shared) {
+    match wal.compact(through) {
+        Ok(segments) => {
+            let log_bytes = wal.bytes();
+            if segments > 0 {
+                debug!("cut the log through={through} segments={segments} bytes={log_bytes}");
+            }
+            shared.log_bytes.store(log_bytes, Ordering::Relaxed);
+            let _ = shared.raft.send(Input::Compacted { log_bytes });
+        }
+        Err(e) => fatal(format_args!("the log cannot be cut, nothing more is promised: {e}")),
     }
 }
 

@@ -10,6 +10,7 @@
 //! | spare maker   | `log_writer`            | spares to make                                 |
 //! | peer sender   | `peers`                 | what is to be sent                             |
 //! | applier       | `applier`               | `Apply`                                        |
+//! | snapshot      | `snapshots`             | a connection of its own, while one is fetched  |
 //! | store         | `lsm::Worker::run`      | a bell: something to flush or to compact       |
 //!
 //! A thread that cannot go on (a failed fsync, a damaged log) ends the process: the node is
@@ -28,6 +29,7 @@ mod native;
 mod peers;
 mod pulse;
 mod raft_loop;
+mod snapshots;
 mod sockets;
 mod start;
 #[cfg(test)]
@@ -36,12 +38,13 @@ mod text;
 
 pub use start::{ServerOptions, StartError, start};
 
-use crate::env::{Clock, DirLock};
-use crate::kv::{Limits, LsmReader};
-use crate::node::Apply;
+use crate::env::{Clock, DirLock, Disk};
+use crate::kv::{Limits, LsmReader, Staged};
+use crate::node::Work;
 use crate::raft::{Configuration, NodeId};
 use crate::wal::LogReader;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -71,6 +74,11 @@ pub(crate) struct Shared {
     pub(crate) leader: AtomicU64,
     pub(crate) connections: AtomicUsize,
     pub(crate) log_bytes: AtomicU64,
+    pub(crate) disk: Arc<dyn Disk>,
+    /// The data directory.
+    pub(crate) data: PathBuf,
+    /// A snapshot is being fetched or installed.
+    pub(crate) fetching: AtomicBool,
     /// A read has met damage in the store.
     pub(crate) damaged: AtomicBool,
     pub(crate) partial: sockets::PartialBytes,
@@ -86,7 +94,7 @@ impl Shared {
 }
 
 /// The applier's inbox.
-pub(crate) type ApplyQueue = Sender<Apply<ClientHandle>>;
+pub(crate) type ApplyQueue = Sender<Work<ClientHandle, Staged>>;
 
 /// Locks that guard plain data stay usable whatever thread died.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

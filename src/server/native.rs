@@ -5,7 +5,7 @@ use super::logging::{debug, info, warning};
 use super::peers::Outgoing;
 use super::pulse::SILENCE_MAX;
 use super::sockets::{ClientInput, NO_ROOM, is_timeout, read, read_by, write_patiently};
-use super::{ClientHandle, Shared, lock};
+use super::{ClientHandle, Shared, lock, snapshots};
 use crate::kv::bytes::Input as KvInput;
 use crate::kv::codec::take_outcome;
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
@@ -92,7 +92,7 @@ pub(crate) fn serve(
         let reject = Reject { code: RejectCode::TooManyConnections, message: shared.full() };
         return send_reject(stream, &reject);
     }
-    if hello.role == Role::Peer && configuration.member(hello.from).is_none() {
+    if hello.role.is_node() && configuration.member(hello.from).is_none() {
         let message = format!("node {} is no member of the cluster", hello.from);
         log_refused(shared, stream, Some(&hello), &message);
         return send_reject(stream, &Reject { code: RejectCode::WrongNode, message });
@@ -115,6 +115,7 @@ pub(crate) fn serve(
             reader.set_limit(CLIENT_FRAME_MAX);
             serve_client(stream, reader, shared)
         }
+        Role::Snapshot => snapshots::serve(stream, reader, hello.from, shared),
         Role::Peer => {
             stream.set_read_timeout(Some(SILENCE_MAX))?;
             reader.set_limit(PEER_FRAME_MAX);
@@ -127,7 +128,7 @@ pub(crate) fn serve(
 fn log_refused(shared: &Shared, stream: &TcpStream, hello: Option<&Hello>, why: &str) {
     let Some(held_back) = shared.refusals.pass(Instant::now()) else { return };
     let who = match hello {
-        Some(Hello { role: Role::Peer, from, .. }) => format!("node={from}"),
+        Some(Hello { role: Role::Peer | Role::Snapshot, from, .. }) => format!("node={from}"),
         Some(_) => "a client".to_string(),
         None => "a stranger".to_string(),
     };

@@ -5,8 +5,8 @@ use super::inbox::RaftEvents;
 use super::log_writer::LogWork;
 use super::logging::info;
 use super::peers::{self, Outgoing};
-use super::{ApplyQueue, ClientHandle, Shared};
-use crate::node::{Effects, Replica};
+use super::{ApplyQueue, ClientHandle, Shared, snapshots};
+use crate::node::{Effects, Replica, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -68,8 +68,17 @@ fn act(
             send(to, Outgoing::Forward(forward));
         }
     }
+    if effects.flush {
+        let _ = applier.send(Work::Flush);
+    }
     if let Some(apply) = effects.apply {
-        let _ = applier.send(apply);
+        let _ = applier.send(Work::Apply(apply));
+    }
+    if let Some(through) = effects.compact {
+        let _ = log_writer.send(LogWork::Compact(through));
+    }
+    if let Some(offer) = effects.offer {
+        snapshots::offered(shared, offer, applier);
     }
     deliver(shared, effects.answers);
     if let Some((term, role, leader)) = effects.role {

@@ -10,7 +10,9 @@ use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Limits, Machine, StoreOptions};
-use crate::node::{Applier, BootError, Opened, Replica, ReplicaOptions, open, restored};
+use crate::node::{
+    Applier, BootError, Opened, Replica, ReplicaOptions, first_configuration, open, restored,
+};
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
 use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
@@ -54,6 +56,8 @@ pub struct ServerOptions {
     pub inflight_bytes_max: usize,
     /// What a client may ask.
     pub limits: Limits,
+    /// Bytes of log beyond which its front goes.
+    pub wal_limit_bytes: u64,
     /// Bytes of the newest writes that are kept in memory before they go to a table.
     pub memtable_bytes: usize,
     /// Bytes of table blocks that are kept in memory.
@@ -164,9 +168,18 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         cache_bytes: options.cache_bytes,
         ..StoreOptions::new(identity.identity)
     };
-    let opened = open(&disk, &options.data, &identity, wal::SEGMENT_BYTES_DEFAULT, store)?;
+    let segment_bytes = segment_bytes(options.wal_limit_bytes, options.limits.max_batch_bytes);
+    let opened = open(&disk, &options.data, &identity, segment_bytes, store)?;
     report(&opened, clock.now_us() - started_us);
-    run(options, &identity, opened, listener, lock, clock, random.next_u64())
+    run(options, &identity, opened, listener, lock, clock, disk, random.next_u64())
+}
+
+/// Segments are an eighth of the log's limit, so that its front goes in small steps; but each holds
+/// the largest write twice over.
+fn segment_bytes(wal_limit_bytes: u64, max_batch_bytes: usize) -> u64 {
+    let least = (2 * max_batch_bytes as u64).max(wal::SEGMENT_BYTES_MIN);
+    let bytes = (wal_limit_bytes / 8).clamp(least, wal::SEGMENT_BYTES_DEFAULT.max(least));
+    bytes.next_multiple_of(wal::SEGMENT_BYTES_MIN)
 }
 
 /// What was found on disk.
@@ -286,9 +299,10 @@ fn run(
     listener: TcpListener,
     lock: DirLock,
     clock: Arc<dyn Clock>,
+    disk: Arc<dyn Disk>,
     seed: u64,
 ) -> Result<JoinHandle<()>, StartError> {
-    let Opened { wal, recovered, store, mut worker } = opened;
+    let Opened { wal, recovered, store, mut worker, .. } = opened;
     let machine = Machine::open(store).map_err(BootError::Store)?;
     let raft_options = raft::Options {
         election_timeout_us: options.election_timeout_ms * 1000,
@@ -299,6 +313,7 @@ fn run(
         inflight_bytes_max: options.inflight_bytes_max,
         batch_bytes_max: raft_options.append_bytes_max,
         identity: identity.identity,
+        wal_limit_bytes: options.wal_limit_bytes,
     };
     let restored = restored(identity, &recovered, machine.applied());
     let (raft_inbox, raft_events) = raft_inbox();
@@ -326,6 +341,9 @@ fn run(
         leader: AtomicU64::new(0),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),
+        disk,
+        data: options.data,
+        fetching: AtomicBool::new(false),
         damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
         refusals: Rate::default(),
@@ -333,6 +351,7 @@ fn run(
     });
     let replica: Replica<ClientHandle> = Replica::new(raft, replica_options);
     let work = Applier::new(machine, wal.reader());
+    let first = first_configuration(identity);
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
         let builder = Builder::new().name(name.into());
         let what = format!("cannot start thread {name}");
@@ -348,7 +367,7 @@ fn run(
     };
     spawn("store", Box::new(background))?;
     let theirs = Arc::clone(&shared);
-    spawn("applier", Box::new(move || applier::run(work, &apply_work, &theirs)))?;
+    spawn("applier", Box::new(move || applier::run(work, &apply_work, &first, &theirs)))?;
     let theirs = Arc::clone(&shared);
     let body = move || raft_loop::run(replica, raft_events, &log_inbox, &apply_inbox, &theirs);
     spawn("raft", Box::new(body))?;

@@ -4,7 +4,7 @@
 
 use crate::raft::{
     AppendResult, Body, Configuration, Entry, HardState, Index, Message, NodeId, Payload, Persist,
-    Raft, RoleName, Term, codec,
+    Raft, RoleName, SnapshotMark, Term, codec,
 };
 use std::collections::BTreeMap;
 
@@ -27,8 +27,11 @@ pub fn violated<T>(invariant: &'static str, detail: String) -> Result<T, Violati
 pub struct Platter {
     /// Term and vote.
     pub hard: HardState,
-    /// Term of each index from 1.
+    /// Term of each index from 1; up to a snapshot's end, what is committed.
     pub terms: Vec<Term>,
+    /// A snapshot is in the store and the log was not told yet: what is written to it meanwhile is
+    /// void.
+    pub awaits_reset: bool,
 }
 
 impl Platter {
@@ -38,10 +41,23 @@ impl Platter {
             if let Some(hard) = request.hard_state {
                 self.hard = hard;
             }
-            for entry in &request.entries {
+            if let Some(mark) = &request.reset {
+                self.terms.truncate(mark.index as usize);
+                self.awaits_reset = false;
+            }
+            for entry in request.entries.iter().filter(|_| !self.awaits_reset) {
                 self.terms.truncate(entry.index as usize - 1);
                 self.terms.push(entry.term);
             }
+        }
+    }
+
+    /// A snapshot is durable in the store: the node holds everything up to there, whatever is in its
+    /// log.
+    pub fn installed(&mut self, mark: &SnapshotMark, committed: &[Term]) {
+        if self.term(mark.index) != Some(mark.term) {
+            self.terms = committed[..mark.index as usize].to_vec();
+            self.awaits_reset = true;
         }
     }
 
@@ -76,7 +92,7 @@ impl Platter {
         if found.terms.len() < kept || found.terms[..kept] != self.terms[..kept] {
             return violated("durable log survives", detail());
         }
-        if torn.is_empty() && found.terms.len() != self.terms.len() {
+        if torn.is_empty() && !self.awaits_reset && found.terms.len() != self.terms.len() {
             return violated("nothing appears in the log", detail());
         }
         Ok(())
@@ -108,6 +124,11 @@ impl Cluster {
     /// Index of the last entry known to be committed.
     pub fn committed(&self) -> Index {
         self.committed.len() as Index
+    }
+
+    /// Term of each committed index, from 1.
+    pub fn committed_terms(&self) -> &[Term] {
+        &self.committed
     }
 
     /// A core has made a step.
@@ -190,7 +211,8 @@ impl Cluster {
         let known = self.committed.iter().zip(&self.committed_in).take_while(before);
         for (index, (&term, _)) in (1..).zip(known) {
             let found = raft.term_at(index);
-            if found != Some(term) {
+            // In front of its log it has a snapshot of it.
+            if index >= raft.first_index() && found != Some(term) {
                 let (id, now) = (raft.id(), raft.term());
                 let detail = format!(
                     "node {id} leads term {now} with {found:?} at index {index}, committed {term}"
@@ -269,6 +291,11 @@ impl Cluster {
             {
                 return violated("vote is durable", detail());
             }
+            Body::SnapshotResponse { last_index, installed: true }
+                if *last_index > platter.terms.len() as Index =>
+            {
+                return violated("an installed snapshot is durable", detail());
+            }
             Body::RequestVote { .. }
                 if platter.hard != (HardState { term, vote: Some(raft.id()) }) =>
             {
@@ -278,7 +305,8 @@ impl Cluster {
                 let held = platter.term(*index);
                 // Released by one input and overtaken by the next of the same turn, it speaks of
                 // the log of its own term, which the core has left since but the platter has not.
-                let left = raft.term() > term;
+                // What has gone to a snapshot meanwhile is durable there.
+                let left = raft.term() > term || *index < raft.first_index();
                 if *index > 0 && (held.is_none() || (!left && held != raft.term_at(*index))) {
                     return violated("acknowledged entries are durable", detail());
                 }

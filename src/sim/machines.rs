@@ -28,18 +28,34 @@ impl World {
         }
     }
 
-    pub(super) fn arrive(&mut self, node: NodeId, from: NodeId, connection: u64, packet: Packet) {
+    pub(super) fn arrive(
+        &mut self,
+        node: NodeId,
+        from: NodeId,
+        connection: u64,
+        packet: Packet,
+    ) -> Result<(), Violation> {
         let now = self.network.line(from, node).connection;
         if self.nodes.get(&node).is_none_or(|n| n.up.is_none()) {
-            return;
+            return Ok(());
         }
         let input = match packet {
             Packet::Message(message) => Input::Peer(self.over_the_wire(message)),
-            Packet::Forward(_) | Packet::ForwardAnswer { .. } if now != connection => return,
+            Packet::Forward(_)
+            | Packet::ForwardAnswer { .. }
+            | Packet::Ask(_)
+            | Packet::Told(_)
+                if now != connection =>
+            {
+                return Ok(());
+            }
+            Packet::Ask(ask) => return self.asked(node, from, ask),
+            Packet::Told(told) => return self.told(node, from, told),
             Packet::Forward(forward) => Input::Forwarded { from, forward },
             Packet::ForwardAnswer { id, verdict } => Input::ForwardAnswered { from, id, verdict },
         };
         self.input(node, input);
+        Ok(())
     }
 
     /// Now and then a message takes the way through its byte form.
@@ -134,7 +150,7 @@ impl World {
             return Ok(());
         }
         let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
-        match n.start(now_us, platter)? {
+        match n.start(now_us, platter, self.cluster.committed_terms())? {
             Start::Running => {
                 let (life, last) = (n.life, self.platters[&node].terms.len() as u64);
                 self.note(node, "started", [life, last, 0, 0]);

@@ -9,7 +9,7 @@
 //! leader in time, every call answered, replicas equal. At the end the history of the clients must
 //! be linearizable ([`linearizability`]). docs/simulation.md says what is modelled and what is not.
 //!
-//! Left out so far: snapshots, compaction and membership, which the nodes do not have yet.
+//! Left out so far: changes of membership, which the nodes do not have yet.
 
 pub mod checks;
 mod clients;
@@ -23,6 +23,7 @@ pub mod network;
 mod node;
 pub mod plans;
 mod run;
+mod snapshots;
 mod store;
 pub mod trace;
 mod traffic;

@@ -5,7 +5,7 @@
 //! order, once, and lost together when the connection breaks.
 
 use super::dice::Dice;
-use crate::node::{Forward, Verdict};
+use crate::node::{Ask, Forward, Told, Verdict};
 use crate::raft::{Message, NodeId};
 use std::collections::BTreeMap;
 
@@ -23,6 +23,10 @@ pub enum Packet {
         /// What became of it.
         verdict: Verdict,
     },
+    /// A follower fetches a snapshot.
+    Ask(Ask),
+    /// It is told.
+    Told(Told),
 }
 
 /// One direction between two nodes.
@@ -125,7 +129,10 @@ impl Network {
                 }
                 (line.connection, arrivals)
             }
-            Packet::Forward(_) | Packet::ForwardAnswer { .. } => {
+            Packet::Forward(_)
+            | Packet::ForwardAnswer { .. }
+            | Packet::Ask(_)
+            | Packet::Told(_) => {
                 line.ordered_until_us = first.max(line.ordered_until_us + 1);
                 (line.connection, vec![line.ordered_until_us])
             }

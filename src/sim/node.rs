@@ -5,14 +5,15 @@ use super::dice::Dice;
 use super::disk::SimDisk;
 use super::store::store_options;
 use crate::env::Disk;
-use crate::kv::{LsmReader, LsmStore, Machine, StoreError, StoreWorker};
+use crate::kv::{LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, Apply, BootError, Input, Opened, Replica, ReplicaOptions, open, restored,
+    Applier, BootError, Fetch, Input, Opened, Replica, ReplicaOptions, Source, Work,
+    first_configuration, open, restored,
 };
 use crate::raft::invariants::Watch;
-use crate::raft::{self, Index, Member, NodeId, Persist, Raft, Restored};
+use crate::raft::{self, Configuration, Index, Member, NodeId, Persist, Raft, Restored, Term};
 use crate::wal::{Identity, LogReader, Preparer, Wal, WalError};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,9 @@ pub(super) const DATA: &str = "data";
 
 /// Small segments, so that a run rolls over several.
 const SEGMENT_BYTES: u64 = 16 << 10;
+
+/// Log beyond which its front goes: a few segments.
+const WAL_LIMIT_BYTES: u64 = 64 << 10;
 
 /// A node.
 #[derive(Debug)]
@@ -88,7 +92,7 @@ pub(super) struct Up {
     /// The applier's component.
     pub(super) applier: Applier<LsmStore>,
     /// Its inbox.
-    pub(super) to_apply: VecDeque<Apply<ClientId>>,
+    pub(super) to_apply: VecDeque<Work<ClientId, Staged>>,
     /// It is busy.
     pub(super) applying: bool,
     /// Reads the store.
@@ -97,6 +101,27 @@ pub(super) struct Up {
     pub(super) worker: StoreWorker,
     /// It is busy.
     pub(super) storing: bool,
+    /// The log up to here is to go.
+    pub(super) to_compact: Option<Index>,
+    /// A snapshot that is being fetched.
+    pub(super) fetching: Option<Fetching>,
+    /// What others fetch here.
+    pub(super) sources: BTreeMap<NodeId, Source>,
+    /// The configuration the cluster began with.
+    pub(super) first: Configuration,
+}
+
+/// A snapshot on its way to a node.
+#[derive(Debug)]
+pub(super) struct Fetching {
+    /// This end.
+    pub(super) fetch: Fetch,
+    /// The other end.
+    pub(super) from: NodeId,
+    /// Number of the present question; grows also when one is given up.
+    pub(super) turn: u64,
+    /// It was handed to the applier.
+    pub(super) handed: bool,
 }
 
 /// What came of starting a process.
@@ -149,6 +174,7 @@ impl SimNode {
         &mut self,
         now_us: u64,
         promised: &mut Platter,
+        committed: &[Term],
     ) -> Result<Start, Violation> {
         self.life += 1;
         self.started_us = now_us;
@@ -157,10 +183,10 @@ impl SimNode {
         let data = Path::new(DATA);
         let opened = self.identity(&*disk, data).and_then(|identity| {
             let opened = open(&disk, data, &identity, SEGMENT_BYTES, store_options())?;
-            let Opened { wal, recovered, store, worker } = opened;
-            Ok((identity, wal, recovered, Machine::open(store)?, worker))
+            let Opened { wal, recovered, store, worker, completed } = opened;
+            Ok((identity, wal, recovered, Machine::open(store)?, worker, completed))
         });
-        let (identity, wal, recovered, machine, worker) = match opened {
+        let (identity, wal, recovered, machine, worker, completed) = match opened {
             Ok(opened) => opened,
             Err(e) if is_damage(&e) && self.flipped => {
                 self.refuses = true;
@@ -182,13 +208,16 @@ impl SimNode {
             return violated("what was flushed survives", detail);
         }
         let restored = restored(&identity, &recovered, machine.applied());
-        let found = platter_of(&restored);
-        promised.survived(self.id, &found, torn.as_deref())?;
+        let found = platter_of(&restored, committed);
+        if completed.is_none() {
+            promised.survived(self.id, &found, torn.as_deref())?;
+        }
         *promised = found;
         let options = ReplicaOptions {
             inflight_bytes_max: 64 << 10,
             batch_bytes_max: 8 << 10,
             identity: identity.identity,
+            wal_limit_bytes: WAL_LIMIT_BYTES,
         };
         let core = raft::Options {
             append_bytes_max: 4 << 10,
@@ -213,6 +242,10 @@ impl SimNode {
             reader: machine.reader(),
             worker,
             storing: false,
+            to_compact: None,
+            fetching: None,
+            sources: BTreeMap::new(),
+            first: first_configuration(&identity),
             applier: Applier::new(machine, wal.reader()),
             wal,
             to_apply: VecDeque::new(),
@@ -263,12 +296,14 @@ fn is_damage(e: &BootError) -> bool {
     }
 }
 
-fn platter_of(restored: &Restored) -> Platter {
-    let mut terms = Vec::new();
+/// In front of the log stands a snapshot: what everybody has committed.
+fn platter_of(restored: &Restored, committed: &[Term]) -> Platter {
+    let base = restored.log.base as usize;
+    let mut terms = committed[..base.min(committed.len())].to_vec();
     let runs = &restored.log.runs;
     for (at, &(first, term)) in runs.iter().enumerate() {
         let end = runs.get(at + 1).map_or(restored.log.last + 1, |next| next.0);
         terms.extend((first..end).map(|_| term));
     }
-    Platter { hard: restored.hard_state, terms }
+    Platter { hard: restored.hard_state, terms, awaits_reset: false }
 }

@@ -96,9 +96,9 @@ impl Random {
                     return Some(Fault::FlipIdentity { node: down, both: false, at: dice.roll() });
                 }
                 self.flips -= 1;
-                match dice.below(5) {
+                match dice.below(6) {
                     0 => Fault::BitFlip { node: down, at: dice.roll() },
-                    3.. => Fault::FlipStore { node: down, at: dice.roll() },
+                    2 => Fault::FlipStore { node: down, at: dice.roll() },
                     1 => Fault::Misdirect { node: down, from: dice.roll(), to: dice.roll() },
                     _ => Fault::FlipIdentity { node: down, both: true, at: dice.roll() },
                 }
@@ -136,7 +136,7 @@ impl Adversary {
         let follower = *dice.pick(&others);
         let short = |dice: &mut Dice| dice.log_between(100, 20_000);
         let mut script: Vec<(u64, Fault)> = Vec::new();
-        match dice.below(23) {
+        match dice.below(25) {
             // Swizzle: cut nodes off one by one, heal in another order.
             0 => {
                 for _ in 0..all.len() {
@@ -365,6 +365,26 @@ impl Adversary {
                     script.push((dice.log_between(10_000, 100_000), back));
                     script.push((dice.log_between(5_000, 50_000), burst));
                 }
+            }
+            // A follower is away until its place in the log is gone, and disks fail while it fetches.
+            23 | 24 => {
+                let down_us = dice.between(1_500_000, 4_000_000);
+                script.push((short(dice), Fault::Kill { node: follower, down_us }));
+                for _ in 0..8 {
+                    let burst = Fault::Burst { node: LEADER, writes: dice.between(20, 60) };
+                    script.push((down_us / 9, burst));
+                }
+                let after_us = dice.log_between(10_000, 400_000);
+                script.push((down_us / 9 + after_us, Fault::Reset { from: follower, to: leader }));
+                for _ in 0..dice.between(1, 3) {
+                    let troubles = [Trouble::Read, Trouble::Write, Trouble::Sync, Trouble::Full];
+                    let trouble = *dice.pick(&troubles);
+                    let node = if trouble == Trouble::Read { LEADER } else { follower };
+                    let trouble = Fault::DiskTrouble { node, trouble };
+                    script.push((dice.log_between(1_000, 300_000), trouble));
+                }
+                let (from, to) = (follower, LEADER);
+                script.push((short(dice), Fault::Reset { from, to }));
             }
             // Votes are torn: power fails around elections.
             _ => {

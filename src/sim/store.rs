@@ -8,10 +8,11 @@ use super::checks::{Violation, violated};
 use super::node::ClientId;
 use super::world::{Event, World};
 use crate::kv::{
-    Committed, Machine, MemoryStore, Reader as _, Scan, Space, StoreError, View, fingerprint,
+    Committed, Machine, MemoryStore, Reader as _, Scan, Space, Store as _, StoreError, View,
+    fingerprint,
 };
 use crate::lsm::{self, Step};
-use crate::node::{Applied, ApplyError, Input};
+use crate::node::{Applied, ApplyError, Input, Work};
 use crate::raft::{Entry, Index, NodeId, Payload, codec};
 use std::ops::ControlFlow;
 
@@ -70,7 +71,17 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
-        let Some(work) = up.to_apply.pop_front() else { return Ok(()) };
+        let work = match up.to_apply.pop_front() {
+            None => return Ok(()),
+            Some(Work::Apply(work)) => work,
+            Some(Work::Flush) => {
+                up.applier.flush();
+                self.applier_is_free(node);
+                self.start_storing(node);
+                return Ok(());
+            }
+            Some(Work::Install { snapshot, index }) => return self.install(node, snapshot, index),
+        };
         let committed = &work.committed;
         let mut read = Vec::new();
         if committed.entries.is_empty() {
@@ -108,12 +119,20 @@ impl World {
         }
     }
 
+    /// It goes on with what waits.
+    pub(super) fn applier_is_free(&mut self, node: NodeId) {
+        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+            up.applying = false;
+        }
+        self.start_applying(node, 0);
+    }
+
     pub(super) fn applied(&mut self, node: NodeId, applied: Applied<ClientId>) {
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
             up.applying = false;
         }
         self.deliver(node, applied.answers);
-        self.input(node, Input::Applied { index: applied.index });
+        self.input(node, Input::Applied { index: applied.index, flushed: applied.flushed });
         self.start_applying(node, applied.rest_us);
     }
 
@@ -239,7 +258,7 @@ fn follow(model: &mut Machine<MemoryStore>, entries: &[Entry]) -> Result<(), Vio
     for entry in entries.iter().filter(|e| e.index >= next) {
         let mut bytes = Vec::new();
         let what = match &entry.payload {
-            Payload::Noop => Committed::Nothing,
+            Payload::Noop => Committed::Term(entry.term),
             Payload::Command(bytes) => Committed::Command(bytes),
             Payload::Configuration(c) => {
                 codec::put_configuration(&mut bytes, c);

@@ -45,6 +45,15 @@ const MUST_HAPPEN: &[&str] = &[
     "disk error in a scan",
     "bit flip in the store",
     "damage met in the store",
+    "disk error in fetching a snapshot",
+    "disk error in giving a snapshot",
+    // Snapshots.
+    "log compacted",
+    "snapshots begun",
+    "snapshot pieces",
+    "snapshot pieces gone",
+    "snapshots installed",
+    "stopped right after an install",
     // The store.
     "memtables flushed",
     "tables compacted",

@@ -13,7 +13,7 @@ use super::node::{ClientId, SimNode};
 use super::store::empty_model;
 use super::trace::{Step, Trace};
 use crate::kv::{Machine, MemoryStore};
-use crate::node::{Answer, Applied, Effects, Input, LogMessages, ReplyTo};
+use crate::node::{Answer, Applied, Effects, Input, LogMessages, ReplyTo, Work};
 use crate::raft::{Index, Member, NodeId, RoleName};
 use crate::wal::ReadError;
 use std::cmp::Reverse;
@@ -24,11 +24,12 @@ use std::collections::{BTreeMap, BinaryHeap};
 pub(super) enum Event {
     Wake,
     Write,
-    Written { seq: u64 },
+    Written { seq: u64, log_bytes: u64 },
     Prepare,
     Apply,
     Applied(Applied<ClientId>),
     Store,
+    Fetch { turn: u64 },
     Arrive { from: NodeId, connection: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
@@ -216,11 +217,11 @@ impl World {
         match event {
             Event::Wake => self.wake(node),
             Event::Write => self.write(node),
-            Event::Written { seq } => {
+            Event::Written { seq, log_bytes } => {
                 if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
                     up.writing = false;
                 }
-                self.input(node, Input::Persisted { seq });
+                self.input(node, Input::Persisted { seq, log_bytes });
                 self.start_writing(node);
                 Ok(())
             }
@@ -235,9 +236,9 @@ impl World {
             }
             Event::Store => self.store(node),
             Event::Arrive { from, connection, packet } => {
-                self.arrive(node, from, connection, *packet);
-                Ok(())
+                self.arrive(node, from, connection, *packet)
             }
+            Event::Fetch { turn } => self.fetch(node, turn),
             Event::Input(input) => {
                 self.input(node, input);
                 Ok(())
@@ -320,9 +321,9 @@ impl World {
         let life = n.life;
         let Some(up) = &mut n.up else { return };
         up.to_write.extend(effects.persist);
-        if let Some(apply) = effects.apply {
-            up.to_apply.push_back(apply);
-        }
+        up.to_apply.extend(effects.flush.then_some(Work::Flush));
+        up.to_apply.extend(effects.apply.map(Work::Apply));
+        up.to_compact = effects.compact.or(up.to_compact);
         self.start_writing(node);
         self.start_applying(node, 0);
         for message in effects.messages {
@@ -338,6 +339,9 @@ impl World {
             self.send(node, to, Packet::Forward(forward));
         }
         self.deliver(node, effects.answers);
+        if let Some(offer) = effects.offer {
+            self.offered(node, offer);
+        }
     }
 
     /// The peer sender reads on its own, while the log may change.
@@ -383,7 +387,7 @@ impl World {
         let hop_us = self.hop_us();
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let Some(up) = &mut n.up else { return };
-        if !up.writing && !up.to_write.is_empty() {
+        if !up.writing && !(up.to_write.is_empty() && up.to_compact.is_none()) {
             up.writing = true;
             let life = n.life;
             self.schedule(hop_us, node, life, Event::Write);
@@ -395,9 +399,35 @@ impl World {
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
         let batch: Vec<_> = up.to_write.drain(..).collect();
+        if let Some(through) = up.to_compact.take() {
+            match up.wal.compact(through) {
+                Ok(segments) => {
+                    let log_bytes = up.wal.bytes();
+                    if segments > 0 {
+                        self.count("log compacted");
+                    }
+                    self.note(node, "log compacted", [through, segments as u64, log_bytes, 0]);
+                    self.input(node, Input::Compacted { log_bytes });
+                }
+                Err(_) => {
+                    n.torn = Some(batch);
+                    self.disk_failed(node, "disk error in the log writer");
+                    return Ok(());
+                }
+            }
+        }
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
+            return Ok(());
+        };
+        if batch.is_empty() {
+            up.writing = false;
+            self.start_writing(node);
+            return Ok(());
+        }
         let written = up.wal.write(&batch);
         match written {
             Ok(durable) => {
+                let log_bytes = up.wal.bytes();
                 if let Some(platter) = self.platters.get_mut(&node) {
                     platter.written(&batch);
                 }
@@ -410,10 +440,13 @@ impl World {
                 let slow_us = self.nodes[&node].sync_us_max;
                 let delay_us = self.dice.log_between(60, slow_us);
                 self.note(node, "log synced", [durable.seq, durable.bytes, delay_us, 0]);
-                self.schedule(delay_us, node, life, Event::Written { seq: durable.seq });
+                let written = Event::Written { seq: durable.seq, log_bytes };
+                self.schedule(delay_us, node, life, written);
             }
             Err(_) => {
-                n.torn = Some(batch);
+                if let Some(n) = self.nodes.get_mut(&node) {
+                    n.torn = Some(batch);
+                }
                 self.disk_failed(node, "disk error in the log writer");
             }
         }

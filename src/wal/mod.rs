@@ -54,7 +54,7 @@ pub use spare::{Preparer, Spare};
 
 use crate::env::{Disk, DiskFile};
 use crate::raft::codec::entry_len;
-use crate::raft::{Configuration, Entry, HardState, Index, Payload, Persist, Term};
+use crate::raft::{Configuration, Entry, HardState, Index, Payload, Persist, SnapshotMark, Term};
 use format::{BATCH_HEADER_BYTES, Header, Place, Start};
 use reader::lock;
 use shape::{Places, Segment, Shape, hard_state_follows};
@@ -198,6 +198,10 @@ impl Wal {
                 if let Some(hard_state) = request.hard_state {
                     bytes += wal.stage_hard_state(hard_state)?;
                 }
+                if let Some(SnapshotMark { index, term, configuration }) = &request.reset {
+                    bytes += wal.flush()?;
+                    wal.begin_anew(*index, *term, configuration)?;
+                }
                 for entry in &request.entries {
                     bytes += wal.stage_entry(entry)?;
                 }
@@ -248,15 +252,22 @@ impl Wal {
         term: Term,
         configuration: &Arc<Configuration>,
     ) -> Result<(), WalError> {
-        self.guarded(|wal| {
-            wal.roll(Start::Reset, (index, term), Some((index, Arc::clone(configuration))))?;
-            // A batch behind the header, before older segments go: from then on a header that
-            // cannot be read is known to be damage.
-            wal.stage_hard_state(wal.shape.hard_state)?;
-            wal.flush()?;
-            let freed = lock(&wal.places).drop_before(wal.current.number);
-            wal.recycle(freed)
-        })
+        self.guarded(|wal| wal.begin_anew(index, term, configuration))
+    }
+
+    fn begin_anew(
+        &mut self,
+        index: Index,
+        term: Term,
+        configuration: &Arc<Configuration>,
+    ) -> Result<(), WalError> {
+        self.roll(Start::Reset, (index, term), Some((index, Arc::clone(configuration))))?;
+        // A batch behind the header, before older segments go: from then on a header that
+        // cannot be read is known to be damage.
+        self.stage_hard_state(self.shape.hard_state)?;
+        self.flush()?;
+        let freed = lock(&self.places).drop_before(self.current.number);
+        self.recycle(freed)
     }
 
     /// A handle that reads what is durable, from any thread.

@@ -27,7 +27,7 @@ pub(super) fn configuration(index: Index) -> Arc<Configuration> {
 }
 
 pub(super) fn persist(hard_state: Option<HardState>, entries: Vec<Entry>) -> Persist {
-    Persist { seq: 1, hard_state, entries }
+    Persist { seq: 1, hard_state, reset: None, entries }
 }
 
 pub(super) fn voted(term: Term, vote: NodeId) -> Option<HardState> {
@@ -363,7 +363,12 @@ fn requests_that_do_not_follow_are_rejected() {
 fn a_group_is_one_write_and_one_sync() {
     let (disk, mut wal) = filled(1, 10);
     let requests: Vec<Persist> = (2..=12)
-        .map(|i| Persist { seq: i, hard_state: voted(i, 1), entries: vec![command(i, 1, 90)] })
+        .map(|i| Persist {
+            seq: i,
+            hard_state: voted(i, 1),
+            reset: None,
+            entries: vec![command(i, 1, 90)],
+        })
         .collect();
     let ops = disk.ops();
     assert_eq!(wal.write(&requests).unwrap().seq, 12);

@@ -30,6 +30,15 @@ pub enum Role {
     Client,
     /// A node; sends peer frames.
     Peer,
+    /// A node that fetches a snapshot.
+    Snapshot,
+}
+
+impl Role {
+    /// Whether the dialer is a node.
+    pub fn is_node(self) -> bool {
+        self != Role::Client
+    }
 }
 
 /// The dialer's first frame.
@@ -177,6 +186,7 @@ pub fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
         out.push(match hello.role {
             Role::Client => 1,
             Role::Peer => 2,
+            Role::Snapshot => 3,
         });
         for field in [hello.cluster, hello.from, hello.to, hello.identity, hello.to_identity] {
             out.extend_from_slice(&field.to_le_bytes());
@@ -200,6 +210,7 @@ pub fn take_hello(body: &[u8]) -> Result<Hello, Malformed> {
     let role = match input.u8("role")? {
         1 => Role::Client,
         2 => Role::Peer,
+        3 => Role::Snapshot,
         _ => return Err(Malformed("role")),
     };
     let mut number = |what| input.u64(what);
@@ -326,7 +337,7 @@ pub fn admit(hello: &Hello, local: &Local<'_>, recorded_identity: u64) -> Result
             format!("node {} has another identity than the dialer recorded", local.node),
         );
     }
-    if hello.role == Role::Peer {
+    if hello.role.is_node() {
         if hello.from != 0 && hello.from == local.node {
             return reject(RejectCode::WrongNode, format!("node {} is this node", hello.from));
         }

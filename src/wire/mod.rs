@@ -2,7 +2,7 @@
 //!
 //! One port speaks three dialects; [`sniff`] tells them apart by the first bytes. The native one is
 //! made of frames ([`frame`]) that open with a handshake ([`handshake`]) and then carry peer
-//! messages ([`peer`]) or client calls ([`client`], with the words of the store in [`kv`]).
+//! messages ([`peer`]), a [`snapshot`] or client calls ([`client`], with the words of the store in [`kv`]).
 //! [`text`] is RESP2 and typed lines, [`http`] a read-only page for people and load balancers.
 //! docs/protocol.md is the specification; its worked examples are test fixtures here.
 //!
@@ -19,6 +19,7 @@ pub mod handshake;
 pub mod http;
 pub mod kv;
 pub mod peer;
+pub mod snapshot;
 pub mod sniff;
 pub mod text;
 

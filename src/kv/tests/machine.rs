@@ -194,11 +194,11 @@ fn entries_without_a_command_move_the_applied_index_and_a_configuration_is_kept(
     let mut machine = open(SMALL);
     let command = [0x01];
     let entries = [
-        (1, Committed::Nothing),
+        (1, Committed::Term(1)),
         (2, Committed::Configuration(b"one")),
         (3, Committed::Command(&command)),
         (4, Committed::Configuration(b"two")),
-        (5, Committed::Nothing),
+        (5, Committed::Term(1)),
     ];
     let outcomes = machine.apply(entries).expect("no failure");
     assert_eq!(outcomes, [(3, Outcome::SessionOpened { session: 3 })]);
@@ -214,7 +214,7 @@ fn entries_without_a_command_move_the_applied_index_and_a_configuration_is_kept(
 #[should_panic(expected = "without a gap")]
 fn a_lost_entry_stops_the_node() {
     // The caller skipped index 1: going on would make this replica differ from all others.
-    let _ = open(SMALL).apply([(2, Committed::Nothing)]);
+    let _ = open(SMALL).apply([(2, Committed::Term(1))]);
 }
 
 #[test]
@@ -267,6 +267,17 @@ struct Failing {
 
 impl Store for Failing {
     type Reader = MemoryReader;
+    type Snapshot = std::convert::Infallible;
+
+    fn flushed(&self) -> u64 {
+        0
+    }
+
+    fn flush(&mut self) {}
+
+    fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError> {
+        match snapshot {}
+    }
 
     fn reader(&self) -> MemoryReader {
         self.inner.reader()

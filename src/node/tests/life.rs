@@ -145,7 +145,7 @@ fn a_replay_that_meets_a_truncation_is_continued() {
     };
     let persist = |seq, term, entries| {
         let hard_state = Some(HardState { term, vote: None });
-        Persist { seq, hard_state, entries }
+        Persist { seq, hard_state, reset: None, entries }
     };
     wal.write(&[persist(1, 1, (1..=10).map(|index| entry(index, 1)).collect())]).unwrap();
     let machine = Machine::open(MemoryStore::default()).unwrap();

@@ -140,6 +140,7 @@ impl Cluster {
             ..Options::new(id, self.lives * 0x9e37_79b9)
         };
         let replica_options = ReplicaOptions {
+            wal_limit_bytes: u64::MAX,
             inflight_bytes_max: self.inflight_bytes_max,
             batch_bytes_max: 4096,
             identity: identity_of(id),
@@ -239,7 +240,7 @@ impl Cluster {
             return false;
         }
         let seq = node.wal.write(&batch).unwrap().seq;
-        self.input(id, Input::Persisted { seq });
+        self.input(id, Input::Persisted { seq, log_bytes: 0 });
         true
     }
 
@@ -249,7 +250,7 @@ impl Cluster {
         let Some(work) = node.applies.pop_front() else { return false };
         let applied = node.applier.handle(work).unwrap();
         self.answered(id, applied.answers);
-        self.input(id, Input::Applied { index: applied.index });
+        self.input(id, Input::Applied { index: applied.index, flushed: 0 });
         true
     }
 
