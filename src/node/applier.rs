@@ -5,7 +5,7 @@
 //! bounded pieces. Nothing is answered before its write can be read: a client that was told of its
 //! write finds it.
 
-use super::replica::Apply;
+use super::events::Apply;
 use super::words::{Answer, ReplyTo, Verdict};
 use crate::kv::machine::CONFIGURATION_KEY;
 use crate::kv::{

@@ -16,6 +16,7 @@
 mod applier;
 mod boot;
 mod compaction;
+mod events;
 mod link;
 mod replica;
 mod snapshot;
@@ -26,9 +27,8 @@ mod tests;
 
 pub use applier::{Applied, Applier, ApplyError, Work, mark_of};
 pub use boot::{BootError, Opened, first_configuration, open, restored};
+pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
-pub use replica::{
-    Apply, DEADLINE_US, DEADLINE_US_MAX, Effects, Input, Replica, ReplicaOptions, Wants,
-};
+pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
 pub use snapshot::{Ask, Fetch, Next, Source, Told};
 pub use words::*;

@@ -132,7 +132,7 @@ impl Fetch {
     ///
     /// # Errors
     /// The disk's: the node stops.
-    pub fn next(&mut self) -> Result<Next, StoreError> {
+    pub fn go_on(&mut self) -> Result<Next, StoreError> {
         let Some(import) = &mut self.import else { return Ok(Next::Ask(self.begin())) };
         if let Some(piece) = import.missing() {
             return Ok(Next::Ask(Ask::Piece(piece)));

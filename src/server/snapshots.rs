@@ -152,7 +152,7 @@ fn attempt(
             Next::Again => {}
             Next::Done(snapshot) => return Ok(Some(snapshot)),
         }
-        next = stop_on_error(fetch.next());
+        next = stop_on_error(fetch.go_on());
     }
 }
 

@@ -48,7 +48,7 @@ impl World {
         };
         fetching.turn += 1;
         let (from, turn) = (fetching.from, fetching.turn);
-        match fetching.fetch.next() {
+        match fetching.fetch.go_on() {
             Ok(Next::Ask(ask)) => {
                 self.send(node, from, Packet::Ask(ask));
                 self.schedule(PATIENCE_US, node, life, Event::Fetch { turn });

@@ -387,7 +387,8 @@ impl World {
         let hop_us = self.hop_us();
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let Some(up) = &mut n.up else { return };
-        if !up.writing && !(up.to_write.is_empty() && up.to_compact.is_none()) {
+        let waits = !up.to_write.is_empty() || up.to_compact.is_some();
+        if !up.writing && waits {
             up.writing = true;
             let life = n.life;
             self.schedule(hop_us, node, life, Event::Write);

@@ -201,8 +201,8 @@ fn messages_that_are_removed_could_not_have_done_anything() {
 // --- planted bugs ---
 
 /// The bug is found, by this invariant, at the end of so many events.
-fn finds(plant: Plant, bounds: Bounds, invariant: &str, events: usize) {
-    let failed = explore(&Bounds { plant, ..bounds }, |_| {}).unwrap_err();
+fn finds(plant: Plant, bounds: &Bounds, invariant: &str, events: usize) {
+    let failed = explore(&Bounds { plant, ..bounds.clone() }, |_| {}).unwrap_err();
     let path = failed.path.join("\n");
     assert_eq!(failed.violation.invariant, invariant, "{path}");
     assert_eq!(failed.path.len(), events, "{path}");
@@ -211,23 +211,23 @@ fn finds(plant: Plant, bounds: Bounds, invariant: &str, events: usize) {
 #[test]
 fn a_vote_forgotten_on_restart_is_found() {
     // A candidate's timer runs out, its vote reaches the disk, the restart forgets it.
-    finds(Plant::ForgottenVotes, Bounds::default(), "vote durability", 3);
+    finds(Plant::ForgottenVotes, &Bounds::default(), "vote durability", 3);
 }
 
 #[test]
 fn an_entry_lost_on_restart_is_found() {
     // A follower acknowledges the first entry and loses it; the leader then counts it.
-    finds(Plant::LostEntry, Bounds::default(), "commit evidence", 10);
+    finds(Plant::LostEntry, &Bounds::default(), "commit evidence", 10);
 }
 
 #[test]
 fn a_disk_that_reports_too_early_is_found() {
     // The first request for a vote shows a term that its sender's platter does not hold.
-    finds(Plant::EarlyReports, Bounds::default(), "promise durability", 1);
+    finds(Plant::EarlyReports, &Bounds::default(), "promise durability", 1);
 }
 
 #[test]
 fn a_network_that_lies_about_terms_is_found() {
     // Votes and acknowledgements of one term pass for those of the next.
-    finds(Plant::ForgedTerms, Bounds::default(), "promise durability", 9);
+    finds(Plant::ForgedTerms, &Bounds::default(), "promise durability", 9);
 }

@@ -1,0 +1,148 @@
+//! What goes into a replica and what comes out: inputs, effects, and what is worth waking for.
+
+use super::words::{Answer, Forward, ReplyTo, Request, Verdict};
+use crate::raft::{
+    Committed, Configuration, Index, LogRead, Message, NodeId, Offer, Persist, RoleName,
+    SnapshotMark, Term,
+};
+use std::sync::Arc;
+
+/// What happens to a replica.
+#[derive(Debug)]
+pub enum Input<C> {
+    /// A client asks for something.
+    Client {
+        /// The client.
+        client: C,
+        /// Its requests, each with its number and the time by which it must be answered.
+        requests: Vec<(u64, u64, Request)>,
+    },
+    /// A message from a peer.
+    Peer(Message),
+    /// A follower forwards writes.
+    Forwarded {
+        /// The follower.
+        from: NodeId,
+        /// The write.
+        forward: Forward,
+    },
+    /// The leader says what became of a forwarded write.
+    ForwardAnswered {
+        /// Who says so.
+        from: NodeId,
+        /// This node's number for it.
+        id: u64,
+        /// What became of it.
+        verdict: Verdict,
+    },
+    /// A forwarded write never left this node.
+    ForwardUnsent {
+        /// This node's number for it.
+        id: u64,
+    },
+    /// A connection with a peer was made and its identity is known.
+    PeerConnected {
+        /// The peer.
+        node: NodeId,
+        /// Its identity.
+        identity: u64,
+    },
+    /// A connection with a peer was closed, whichever of the two. Answers to forwards come by the
+    /// peer's own connection: when that breaks they may be lost, and whoever waits is told that the
+    /// outcome is unknown. That is pessimistic for the few that the peer is yet to answer, but most
+    /// breaks are the end of the peer, and then waiting for the deadline would help nobody.
+    PeerLost {
+        /// The peer.
+        node: NodeId,
+    },
+    /// The log writer has made everything up to this request durable.
+    Persisted {
+        /// Number of the request.
+        seq: u64,
+        /// Bytes in use in the log.
+        log_bytes: u64,
+    },
+    /// The log writer has cut the log.
+    Compacted {
+        /// Bytes in use in the log.
+        log_bytes: u64,
+    },
+    /// The applier has applied everything up to this index.
+    Applied {
+        /// The index.
+        index: Index,
+        /// The store holds everything up to here durably.
+        flushed: Index,
+    },
+    /// The store holds a snapshot that ends there, durably; the log is to go on behind it.
+    Installed {
+        /// Where it ends.
+        mark: SnapshotMark,
+    },
+}
+
+/// What a replica wants done. Everything may be done at once.
+#[derive(Debug)]
+pub struct Effects<C> {
+    /// For the log writer.
+    pub persist: Option<Persist>,
+    /// For the peers.
+    pub messages: Vec<Message>,
+    /// For the peers, once read from the log file.
+    pub from_log: Vec<LogRead>,
+    /// For the applier.
+    pub apply: Option<Apply<C>>,
+    /// For the applier: the store is to flush.
+    pub flush: bool,
+    /// For the log writer: the log up to here is not needed any more.
+    pub compact: Option<Index>,
+    /// The leader offers a snapshot that this node needs: it is to be fetched. It may be repeated.
+    pub offer: Option<Offer>,
+    /// For the leader.
+    pub forwards: Vec<(NodeId, Forward)>,
+    /// For whoever waits.
+    pub answers: Vec<(ReplyTo<C>, Answer)>,
+    /// The configuration in force, when it changed.
+    pub configuration: Option<Arc<Configuration>>,
+    /// The role or the leader changed: term, role, leader.
+    pub role: Option<(Term, RoleName, Option<NodeId>)>,
+}
+
+impl<C> Default for Effects<C> {
+    fn default() -> Effects<C> {
+        Effects {
+            persist: None,
+            messages: Vec::new(),
+            from_log: Vec::new(),
+            apply: None,
+            flush: false,
+            compact: None,
+            offer: None,
+            forwards: Vec::new(),
+            answers: Vec::new(),
+            configuration: None,
+            role: None,
+        }
+    }
+}
+
+/// Committed entries and who waits for which of them.
+#[derive(Debug)]
+pub struct Apply<C> {
+    /// The entries.
+    pub committed: Committed,
+    /// Ascending by index.
+    pub waiters: Vec<(Index, ReplyTo<C>)>,
+}
+
+/// What would be acted on at once if it came now. Anything else may wait in a queue until the
+/// replica is next woken, which is certain to happen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// Writes of clients.
+    pub writes: bool,
+    /// Reads and other requests of clients.
+    pub reads: bool,
+    /// News of the applier.
+    pub applied: bool,
+}
