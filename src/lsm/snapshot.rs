@@ -72,7 +72,7 @@ impl Export {
         self.version.applied
     }
 
-    /// Which tables it is made of, for [`Import::begin`].
+    /// Which tables it is made of, for [`Engine::import`].
     pub fn manifest(&self) -> Vec<u8> {
         manifest::encode(
             &self.version.state(0, Default::default()),
@@ -332,8 +332,8 @@ impl Import {
             Err(LsmError::Damaged { path, .. }) if path.parent() == Some(&self.dir) => {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let number = table_number(&name);
-                let all = self.state.levels.iter().flatten();
-                let meta = all.filter(|t| Some(t.number) == number).cloned().next();
+                let mut all = self.state.levels.iter().flatten();
+                let meta = all.find(|t| Some(t.number) == number).cloned();
                 number.inspect(|&number| self.shelf.files.forget(number));
                 self.remove(&name)?;
                 self.missing.extend(meta);
