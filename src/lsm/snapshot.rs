@@ -30,8 +30,9 @@ use super::table::{
 };
 use super::version::{Version, bytes_of, target};
 use crate::env::{Disk, DiskFile, Open};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -195,6 +196,7 @@ impl Reader {
         let bad = |Malformed(what)| LsmError::damaged(dir, 0, what);
         let identity = manifest::identity_of(manifest).map_err(bad)?;
         let (_, state) = manifest::decode(manifest, identity, TRAVELLING_SLOT).map_err(bad)?;
+        plausible(&state).map_err(bad)?;
         disk.create_dir(dir).map_err(|e| LsmError::io(dir, 0, e))?;
         let shelf = Arc::new(Shelf {
             cache: Cache::new(0),
@@ -218,6 +220,19 @@ impl Reader {
         import.keep_what_is_whole()?;
         Ok(import)
     }
+}
+
+/// Whether the tables of a manifest from elsewhere can be fetched side by side and added up.
+fn plausible(state: &State) -> Result<(), Malformed> {
+    let (mut numbers, mut bytes) = (BTreeSet::new(), 0u64);
+    for table in state.levels.iter().flatten() {
+        if !numbers.insert(table.number) {
+            return Err(Malformed("the manifest names a table twice"));
+        }
+        let sum = bytes.checked_add(table.bytes);
+        bytes = sum.ok_or(Malformed("the manifest's tables are larger than any disk"))?;
+    }
+    Ok(())
 }
 
 impl Import {
@@ -258,7 +273,11 @@ impl Import {
 
     fn remove(&self, name: &str) -> Result<(), LsmError> {
         let path = self.dir.join(name);
-        self.disk.remove(&path).map_err(|e| LsmError::io(&path, 0, e))
+        match self.disk.remove(&path) {
+            // Lost, which is one of the reasons to remove a table.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            done => done.map_err(|e| LsmError::io(&path, 0, e)),
+        }
     }
 
     /// The next piece to fetch; none when all is here.
@@ -300,13 +319,17 @@ impl Import {
     /// `extra` is added to it.
     ///
     /// # Errors
-    /// The disk's.
+    /// [`LsmError::Rejected`] when a piece is missing; the disk's, after which it begins anew.
     pub fn seal(&mut self, extra: Extra<'_>) -> Result<Sealed, LsmError> {
+        if !self.missing.is_empty() {
+            return Err(LsmError::Rejected { what: "to seal what was not fetched" });
+        }
         let step = self.seal_step(extra);
+        if step.is_err() {
+            throw_away(&self.shared, std::mem::take(&mut self.made));
+        }
         match step {
             Err(LsmError::Damaged { path, .. }) if path.parent() == Some(&self.dir) => {
-                self.sealing = None;
-                throw_away(&self.shared, std::mem::take(&mut self.made));
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
                 let number = table_number(&name);
                 let mut all = self.state.levels.iter().flatten();
@@ -321,10 +344,6 @@ impl Import {
     }
 
     fn seal_step(&mut self, extra: Extra<'_>) -> Result<Sealed, LsmError> {
-        if let Some(piece) = self.missing() {
-            let path = self.dir.join(table_name(piece.table));
-            return Err(LsmError::damaged(&path, 0, "the file is missing"));
-        }
         let mut sealing = match self.sealing.take() {
             Some(sealing) => sealing,
             None => self.begin_sealing(extra)?,
@@ -445,7 +464,8 @@ impl Staged {
             Table::open(&shared.dir, shared.options.identity, meta, &shared.shelf).map(Arc::new)
         };
         let tables: Vec<Arc<Table>> =
-            std::mem::take(&mut self.tables).into_iter().map(open).collect::<Result<_, _>>()?;
+            self.tables.iter().cloned().map(open).collect::<Result<_, _>>()?;
+        self.tables.clear();
         let bytes = bytes_of(&tables);
         let fits = |level: &usize| bytes <= target(*level, shared.options.level1_bytes);
         let level = (1..LEVELS - 1).find(fits).unwrap_or(LEVELS - 1);

@@ -202,10 +202,11 @@ impl Worker {
     }
 
     fn piece(&mut self) -> Result<Step, LsmError> {
-        self.take_out_trash()?;
         if self.epoch != self.shared.manifest().epoch {
             self.begin_anew()?;
         }
+        // Behind that: jobs that were given up held tables of the old state.
+        self.take_out_trash()?;
         let mut bench = Bench { shared: &self.shared, disk: self.disk.as_ref() };
         if self.flush.is_none() {
             let sources = self.shared.sources();

@@ -31,7 +31,7 @@ fn history(seed: u64) -> (TestDisk, BTreeMap<u64, Model>, Vec<(usize, u64)>) {
 
 /// Every disk that a crash at operation `n` may leave: without anything that was not synced, with all
 /// of it, with some; and when it was a write, with that cut behind and in front of its sectors.
-fn images(disk: &TestDisk, n: usize) -> Vec<(String, TestDisk)> {
+pub(super) fn images(disk: &TestDisk, n: usize) -> Vec<(String, TestDisk)> {
     let mut images: Vec<_> = [("nothing unsynced", 0), ("all", 1), ("some", 2 + n as u64)]
         .map(|(what, seed)| (what.to_owned(), disk.crashed(n, seed)))
         .into();

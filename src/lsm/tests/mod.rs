@@ -6,6 +6,7 @@ mod damage;
 mod format;
 mod model;
 mod races;
+mod snapshot;
 
 use super::*;
 use crate::wal::testdisk::{Dice, TestDisk};
