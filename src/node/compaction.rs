@@ -49,6 +49,8 @@ impl Compaction {
     /// So many bytes of log are in use.
     pub(super) fn log_bytes(&mut self, bytes: u64) {
         self.bytes = bytes;
+        // It shrinks without a cut when a snapshot takes its place.
+        self.looked_at = self.looked_at.min(bytes);
     }
 
     /// The store holds everything up to here durably.
@@ -80,3 +82,7 @@ impl Compaction {
         self.looked_at = bytes;
     }
 }
+
+#[cfg(test)]
+#[path = "tests/compaction.rs"]
+mod tests;

@@ -229,6 +229,12 @@ impl Log {
         }
     }
 
+    /// The store holds durably what the log has up to `index`; the log writer may still be at it.
+    pub(super) fn hold(&mut self, index: Index) {
+        assert!(index <= self.last, "the log has it");
+        self.durable = self.durable.max(index);
+    }
+
     /// Becomes the empty log behind a snapshot. What older requests write is void with the rest.
     pub(super) fn reset(&mut self, mark: SnapshotMark) {
         (self.base, self.base_term) = (mark.index, mark.term);

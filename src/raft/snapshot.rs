@@ -77,8 +77,15 @@ impl Raft {
         if mark.term > self.hard.term {
             self.become_follower(mark.term, None);
         }
-        let kept = self.log.term_at(index) == Some(mark.term) && index <= self.log.durable();
-        if !kept {
+        if self.log.term_at(index) == Some(mark.term) {
+            // Also what is behind it stays, durable or not: it may be committed, and answers for it
+            // may wait for the disk already.
+            self.log.hold(index);
+        } else {
+            // Who led or stood for election with another log at that place cannot go on doing so.
+            if !matches!(self.role, Role::Follower { .. }) {
+                self.become_follower(self.hard.term, None);
+            }
             self.log.reset(mark);
         }
         self.commit = self.commit.max(index);

@@ -6,6 +6,7 @@ mod kill_rounds;
 mod loading;
 mod restart;
 mod slow_clients;
+mod snapshots;
 mod support;
 mod sync_before_ack;
 mod telnet;

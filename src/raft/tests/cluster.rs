@@ -26,6 +26,10 @@ pub(super) struct Node {
     unreported: Option<u64>,
     pub(super) log_reads: VecDeque<LogRead>,
     pub(super) to_apply: VecDeque<Committed>,
+    /// Snapshots that leaders offered to it.
+    pub(super) offers: Vec<Offer>,
+    /// End of the last snapshot that its store took in.
+    stored: Index,
     /// Reads that were not answered: the commit index that was known anywhere when they began.
     pub(super) reads: BTreeMap<ReadId, Index>,
     pub(super) answers: BTreeMap<ReadId, Option<Index>>,
@@ -93,6 +97,8 @@ impl Cluster {
                 unreported: None,
                 log_reads: VecDeque::new(),
                 to_apply: VecDeque::new(),
+                offers: Vec::new(),
+                stored: 0,
                 reads: BTreeMap::new(),
                 answers: BTreeMap::new(),
                 watch: Watch::default(),
@@ -164,6 +170,7 @@ impl Cluster {
         let node = self.node(id);
         node.log_reads.extend(ready.from_log);
         node.to_apply.extend(ready.committed);
+        node.offers.extend(ready.offer);
         for answer in ready.reads {
             let begun = node.reads.remove(&answer.id).expect("a read is answered once");
             if let Some(index) = answer.index {
@@ -209,7 +216,8 @@ impl Cluster {
     pub(super) fn read_log(&mut self, id: NodeId) {
         let Some(read) = self.node(id).log_reads.pop_front() else { return };
         let platter = &self.node(id).platter;
-        if platter.term_at(read.last) != Some(read.last_term) {
+        // Another log by now, or one that has forgotten its front.
+        if platter.term_at(read.last) != Some(read.last_term) || read.first <= platter.base {
             return;
         }
         let found = platter.read(read.first, read.last);
@@ -246,6 +254,34 @@ impl Cluster {
             assert_eq!(e, &self.committed[index as usize - 1], "state machine safety");
         }
         self.on(id, |raft, _| raft.applied(last));
+    }
+
+    /// `id` forgets its log up to `through`, which is in its store.
+    pub(super) fn compact(&mut self, id: NodeId, through: Index) {
+        self.write_all(id);
+        self.on(id, |raft, _| raft.compact(through));
+        let base_term = self.raft(id).term_at(through).expect("the base has a term");
+        let platter = &mut self.node(id).platter;
+        platter.log.drain(..(through - platter.base) as usize);
+        (platter.base, platter.base_term) = (through, base_term);
+        platter.applied = platter.applied.max(through);
+    }
+
+    /// The store of `id` takes in a snapshot of what is committed up to `index`.
+    pub(super) fn install(&mut self, id: NodeId, index: Index) -> bool {
+        let term = self.committed[index as usize - 1].term;
+        let configuration = Arc::clone(self.raft(id).configuration());
+        let node = self.node(id);
+        node.stored = node.stored.max(index);
+        // The applier passes over what the snapshot holds.
+        node.to_apply.retain(|batch| batch.last > index);
+        if let Some(batch) = node.to_apply.front_mut().filter(|batch| batch.first <= index) {
+            let gone = (index + 1 - batch.first) as usize;
+            batch.entries.drain(..gone.min(batch.entries.len()));
+            batch.first = index + 1;
+        }
+        let mark = SnapshotMark { index, term, configuration };
+        self.on(id, |raft, now| raft.install(mark, now)).expect("the node is up")
     }
 
     /// Time passes at `id` alone, if it is due.
@@ -400,10 +436,16 @@ impl Cluster {
         let Some(raft) = &node.raft else { return };
         node.watch.observe(raft).unwrap_or_else(|broken| panic!("{broken}"));
         let durable = raft.durable_index();
-        assert_eq!(node.platter.term_at(durable), raft.term_at(durable), "durable is on disk");
+        // Behind a snapshot that was just installed the log is not written yet; the store has it.
+        let stored = durable <= node.stored;
+        let on_disk = node.platter.term_at(durable) == raft.term_at(durable);
+        assert!(stored || on_disk, "durable is on disk");
         for persist in &node.pending {
             let first = persist.entries.first().map_or(Index::MAX, |e| e.index);
-            assert!(first > durable, "durable {durable} is about to be written over at {first}");
+            assert!(
+                stored || first > durable,
+                "durable {durable} is about to be written over at {first}"
+            );
         }
         let node = &self.nodes[&id];
         let Some(raft) = &node.raft else { return };
@@ -412,7 +454,7 @@ impl Cluster {
             assert!(before.is_none_or(|b| b == id), "election safety in term {}", raft.term());
             // What was committed before its term; a late leader of an old term knows no better.
             for (e, &by) in self.committed.iter().zip(&self.committed_by) {
-                let has = before.is_some() || by > raft.term();
+                let has = before.is_some() || by > raft.term() || e.index < raft.first_index();
                 assert!(has || raft.term_at(e.index) == Some(e.term), "leader completeness");
             }
         }
@@ -422,6 +464,9 @@ impl Cluster {
         for index in node.seen_commit + 1..=commit {
             let at = raft.term_at(index);
             if let Some(e) = self.committed.get(index as usize - 1) {
+                if index < raft.first_index() {
+                    continue;
+                }
                 assert_eq!(at, Some(e.term), "state machine safety at {index}");
                 continue;
             }
@@ -457,14 +502,20 @@ impl Cluster {
                 assert_eq!(vote, message.to, "one vote per node and term");
             }
             Body::AppendResponse { result: AppendResult::Matched { index }, .. } => {
-                let held = node.platter.term_at(*index);
+                let stored = *index <= node.stored;
+                let held = if stored { Some(0) } else { node.platter.term_at(*index) };
                 assert!(held.is_some(), "{index} is acknowledged and not on the platter");
                 for persist in &node.pending {
                     let first = persist.entries.first().map_or(Index::MAX, |e| e.index);
-                    assert!(first > *index, "acknowledged {index} is about to be written over");
+                    assert!(
+                        stored || first > *index,
+                        "acknowledged {index} is about to be written over"
+                    );
                 }
                 if let Some(leader) = &self.nodes[&message.to].raft
                     && (leader.role(), leader.term()) == (RoleName::Leader, term)
+                    && *index >= leader.first_index()
+                    && !stored
                 {
                     assert_eq!(leader.term_at(*index), held, "acknowledged what the leader has");
                 }

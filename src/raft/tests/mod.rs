@@ -7,6 +7,7 @@
 //! | `elections.rs`   | PreVote, CheckQuorum, stickiness, transfer, partitions                  |
 //! | `replication.rs` | durability, the log writer's races, hints, windows, configurations      |
 //! | `reads.rs`       | linearizable reads on leader and followers                              |
+//! | `snapshots.rs`   | logs that forget their front, offers, installs (paper section 7)        |
 //! | `hostile.rs`     | nothing a peer says trips an assertion                                  |
 //! | `random.rs`      | seeded schedules with every invariant after every step, then liveness   |
 //!
@@ -21,4 +22,5 @@ mod paper;
 mod random;
 mod reads;
 mod replication;
+mod snapshots;
 mod solo;

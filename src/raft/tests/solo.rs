@@ -76,6 +76,12 @@ impl Platter {
             assert!(hard.term >= self.hard.term, "a durable term went back");
             self.hard = hard;
         }
+        if let Some(mark) = &persist.reset {
+            (self.base, self.base_term) = (mark.index, mark.term);
+            self.applied = self.applied.max(mark.index);
+            self.log.clear();
+            self.genesis = Arc::clone(&mark.configuration);
+        }
         for e in persist.entries.iter().take(entries_max) {
             assert!(e.index > self.base && e.index <= self.last() + 1, "a gap in the log");
             self.log.truncate((e.index - self.base - 1) as usize);
@@ -116,6 +122,7 @@ pub(super) struct Solo {
     pub(super) handed: Vec<Committed>,
     pub(super) answers: Vec<ReadAnswer>,
     pub(super) from_log: Vec<LogRead>,
+    pub(super) offers: Vec<Offer>,
     pub(super) now_us: u64,
     out: Vec<Message>,
     watch: Watch,
@@ -145,6 +152,7 @@ impl Solo {
             handed: Vec::new(),
             answers: Vec::new(),
             from_log: Vec::new(),
+            offers: Vec::new(),
             now_us: 0,
             out: Vec::new(),
             watch: Watch::default(),
@@ -227,6 +235,7 @@ impl Solo {
             self.pending.extend(ready.persist);
             self.out.extend(ready.messages);
             self.from_log.extend(ready.from_log);
+            self.offers.extend(ready.offer);
             self.answers.extend(ready.reads);
             if let Some(committed) = ready.committed {
                 self.raft.applied(committed.last);
