@@ -1,14 +1,14 @@
 //! `kontiki sim --explore`: every short run of the consensus core.
 
 use super::exit::Exit;
-use crate::sim::explore::{Allowance, Bounds, NODES_MAX, Plant, Report, explore};
+use crate::sim::explore::{Allowance, Bounds, NODES_MAX, Plant, Report, UNBOUNDED, explore};
 use std::ffi::OsString;
 use std::time::Instant;
 
 /// Flags beside one for each [`Allowance`]: name, value (none for a switch), text.
 #[rustfmt::skip]
 pub(super) const FLAGS: &[(&str, &str, &str)] = &[
-    ("nodes", "N", "nodes of the cluster, 2 or 3 (default 3)"),
+    ("nodes", "N", "nodes of the cluster, 1 to 3 (default 3)"),
     ("terms", "N", "no node gets beyond this term (default 2)"),
     ("once", "", "a message that has arrived is gone (default: it may arrive again, at any time)"),
     ("pre-votes", "", "pre-votes are messages like all others (default: as many are granted as are needed)"),
@@ -74,6 +74,7 @@ fn print(report: &Report) {
     println!("depth {}", report.depth);
 }
 
+/// The bounds that the flags ask for; what they do not mention is as by default.
 fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     let mut flags = getopts::Options::new();
     flags.optflag("", "explore", "");
@@ -101,7 +102,7 @@ fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     let any = |name| number(name, 0, 1 << 31).map(|n| n.map(|n| n as usize));
     let (pre_votes, once) = (found.opt_present("pre-votes"), found.opt_present("once"));
     let mut bounds = Bounds { pre_votes, once, ..Bounds::default() };
-    if let Some(nodes) = number("nodes", 2, NODES_MAX as u64)? {
+    if let Some(nodes) = number("nodes", 1, NODES_MAX as u64)? {
         bounds.nodes = nodes;
     }
     if let Some(terms) = number("terms", 1, 100)? {
@@ -111,7 +112,9 @@ fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     bounds.writes = any("writes")?.unwrap_or(bounds.writes);
     bounds.states_max = any("states")?.unwrap_or(bounds.states_max);
     for (what, name, _) in Allowance::ALL {
-        if let Some(count) = number(name, 0, 100)? {
+        if what == Allowance::Timeouts && found.opt_str(name).as_deref() == Some("any") {
+            bounds = bounds.with(what, UNBOUNDED);
+        } else if let Some(count) = number(name, 0, 100)? {
             bounds = bounds.with(what, count as u8);
         }
     }
@@ -123,4 +126,43 @@ fn bounds(args: &[OsString]) -> Result<Bounds, String> {
         return Err(why.to_owned());
     }
     Ok(bounds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Bounds, String> {
+        bounds(&line.split_whitespace().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_flag_sets_its_bound_and_leaves_the_others() {
+        // The defaults, then each kind of flag.
+        let default = parse("--explore").unwrap();
+        assert_eq!(default.allowed, Bounds::default().allowed);
+        assert!(!default.once && default.in_flight.is_none());
+        let b = parse("--explore --once --nodes 2 --in-flight 3 --reads 2 --timeouts any").unwrap();
+        assert_eq!((b.once, b.nodes, b.in_flight), (true, 2, Some(3)));
+        assert_eq!(b.allowed[Allowance::Reads as usize], 2);
+        assert_eq!(b.allowed[Allowance::Timeouts as usize], UNBOUNDED);
+        assert_eq!(b.allowed[Allowance::Crashes as usize], 1);
+        assert_eq!(parse("--explore --plant lost-entry").unwrap().plant, Plant::LostEntry);
+    }
+
+    #[test]
+    fn bounds_that_cannot_be_are_refused_with_a_reason() {
+        // Nothing is explored by mistake, and nothing without an end.
+        for (line, reason) in [
+            ("--nodes 4", "flag --nodes: from 1 to 3"),
+            ("--terms x", "flag --terms: invalid digit"),
+            ("--reads 1", "reads have no end"),
+            ("--plant gremlins", "flag --plant: no bug 'gremlins'"),
+            ("--crashes any", "flag --crashes: invalid digit"),
+            ("again", "unexpected word 'again'"),
+        ] {
+            let why = parse(&format!("--explore {line}")).unwrap_err();
+            assert!(why.contains(reason), "{line}: {why}");
+        }
+    }
 }

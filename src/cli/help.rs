@@ -257,6 +257,18 @@ mod tests {
     }
 
     #[test]
+    fn help_of_sim_explains_every_flag_of_the_explorer() {
+        // Each bound and each kind of event.
+        let text = help(Some("sim")).unwrap_or_default();
+        for (name, value, _) in explore::FLAGS {
+            assert!(text.contains(format!("\n  --{name} {value}").trim_end()), "{name}: {text}");
+        }
+        for (name, ..) in explore::allowances() {
+            assert!(text.contains(&format!("\n  --{name} N")), "{name}: {text}");
+        }
+    }
+
+    #[test]
     fn every_subcommand_has_a_page_and_the_overview_lists_it() {
         // A page for each, none for anything else.
         let overview = help(None).unwrap_or_default();

@@ -76,10 +76,12 @@ impl Space {
             words
         };
         if !step.answers.is_empty() || bare(&step.local) != bare(&node.local) {
-            return Err(wrong(format!("{message:?} changes its receiver")));
+            return Err(wrong(format!("{message:?} changes its receiver, were it to arrive now")));
         }
         match step.sent.iter().find(|sent| !refuses(sent)) {
-            Some(sent) => Err(wrong(format!("{message:?} is answered by {sent:?}"))),
+            Some(sent) => {
+                Err(wrong(format!("{message:?}, were it to arrive now, is answered by {sent:?}")))
+            }
             None => Ok(()),
         }
     }

@@ -79,7 +79,11 @@ pub enum Allowance {
 impl Allowance {
     /// All, with the name of each and what it counts.
     pub const ALL: [(Allowance, &'static str, &'static str); ALLOWANCES] = [
-        (Allowance::Timeouts, "timeouts", "election timers that run out"),
+        (
+            Allowance::Timeouts,
+            "timeouts",
+            "election timers that run out; 'any' for no bound but the terms",
+        ),
         (Allowance::Entries, "entries", "proposals of a client"),
         (Allowance::Reads, "reads", "reads of a client, at any node; needs --once"),
         (
@@ -126,7 +130,7 @@ impl Plant {
 /// How far to explore.
 #[derive(Clone, Debug)]
 pub struct Bounds {
-    /// Nodes, all voting: 2 to [`NODES_MAX`].
+    /// Nodes, all voting: 1 to [`NODES_MAX`].
     pub nodes: u64,
     /// No node gets beyond this term.
     pub terms: u64,

@@ -111,7 +111,7 @@ impl Space {
 
     fn node(&mut self, local: Local) -> u32 {
         let prints = self.prints(1, |names, words| local.words(names, words));
-        self.nodes.number(prints[0], || Node { seen: local.seen(), prints, local })
+        self.nodes.number(prints[0], || Node::new(local, prints))
     }
 
     fn letter(&mut self, message: Message) -> u32 {
@@ -165,7 +165,7 @@ impl Space {
         for id in self.ids() {
             let number = world.nodes[id as usize - 1];
             let bare = known.entry(number).or_insert_with(|| {
-                let mut local = self.nodes.get(number).local.clone();
+                let mut local = Local::clone(&self.nodes.get(number).local);
                 local.raft.let_go_of_held();
                 self.prints(1, |names, words| local.words(names, words))
             });
@@ -365,7 +365,7 @@ impl Space {
         if self.at(&next, id).term() > self.bounds.terms {
             return Ok(Next::Cut("terms"));
         }
-        if self.at(&next, id).local.pending.len() > self.bounds.writes {
+        if self.at(&next, id).writes > self.bounds.writes {
             return Ok(Next::Cut("writes under way"));
         }
         let mut sums = *sums;

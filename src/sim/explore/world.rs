@@ -5,7 +5,7 @@ use super::local::{Local, Seen};
 use super::prints::Prints;
 use super::{ALLOWANCES, NODES_MAX};
 use crate::raft::canonical::Names;
-use crate::raft::{AppendResult, Body, Index, Message, NodeId, RoleName, Term};
+use crate::raft::{AppendResult, Body, HardState, Index, Message, NodeId, RoleName, Term};
 
 /// A state: numbers of things that are kept in tables, so that it is small and quick to copy.
 #[derive(Clone, Debug, Default)]
@@ -46,17 +46,33 @@ struct Committed {
     by: Term,
 }
 
-/// A node's state with everything that is asked of it more than once.
+/// A node's state with everything that is asked of it more than once, side by side in memory.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) local: Local,
-    pub(super) seen: Seen,
     pub(super) prints: Prints,
+    term: Term,
+    /// On its platter.
+    hard: HardState,
+    /// Requests that its disk has under way.
+    pub(super) writes: usize,
+    pub(super) seen: Seen,
+    pub(super) local: Box<Local>,
 }
 
 impl Node {
+    pub(super) fn new(local: Local, prints: Prints) -> Node {
+        Node {
+            prints,
+            term: local.raft.term(),
+            hard: local.platter.hard,
+            writes: local.pending.len(),
+            seen: local.seen(),
+            local: Box::new(local),
+        }
+    }
+
     pub(super) fn term(&self) -> Term {
-        self.local.raft.term()
+        self.term
     }
 
     pub(super) fn leads(&self) -> bool {
@@ -75,14 +91,14 @@ impl Node {
     /// - a request of a former term is answered with the present one, which is no news to its sender
     ///   when that has come as far as the bounds go; and who has voted for another refuses.
     pub(super) fn ignores_for_ever(&self, message: &Message, sender: &Node, terms: Term) -> bool {
-        self.ignores(message, sender.local.platter.hard.term >= terms)
+        self.ignores(message, sender.hard.term >= terms)
     }
 
     /// The same, given whether the sender has come as far as the bounds go. That the core does as it is
     /// said here is checked, not assumed: `ignored.rs`.
     pub(super) fn ignores(&self, message: &Message, sender_is_done: bool) -> bool {
         const { assert!(super::NODES_MAX <= 3, "a refused vote may count among more") };
-        let durable = self.local.platter.hard.term;
+        let durable = self.hard.term;
         let old = message.term < durable;
         let in_term = message.term == durable && self.term() == durable;
         let role = self.seen.role;
@@ -105,7 +121,7 @@ impl Node {
             | Body::ReadIndexResponse { .. } => old,
             Body::AppendEntries { .. } | Body::Heartbeat { .. } => no_news,
             Body::RequestVote { .. } => {
-                let vote = self.local.platter.hard.vote;
+                let vote = self.hard.vote;
                 no_news || in_term && vote.is_some_and(|vote| vote != message.from)
             }
             Body::RequestPreVote { .. } | Body::ReadIndex { .. } => false,
@@ -275,7 +291,7 @@ impl History {
 
 /// A promise that is under way still stands, whatever its sender has gone through since.
 pub(super) fn stands(message: &Message, sender: &Node) -> Result<(), Violation> {
-    let hard = sender.local.platter.hard;
+    let hard = sender.hard;
     let stands = match message.body {
         Body::RequestPreVote { .. } | Body::PreVoteResponse { granted: true } => true,
         Body::RequestVote { .. } => {
