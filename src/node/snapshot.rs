@@ -118,6 +118,12 @@ impl Fetch {
         Fetch { disk, dir: data.join(INCOMING_DIR), reader, index, import: None }
     }
 
+    /// Another offer came: what is fetched from now on need not reach further than that. A new leader
+    /// may have an older snapshot than the one before, and enough entries behind it.
+    pub fn aim(&mut self, index: Index) {
+        self.index = index;
+    }
+
     /// A connection is there, a new one perhaps.
     pub fn begin(&mut self) -> Ask {
         Ask::Begin { index: self.index }

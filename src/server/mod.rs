@@ -41,7 +41,7 @@ pub use start::{ServerOptions, StartError, start};
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
 use crate::node::Work;
-use crate::raft::{Configuration, NodeId};
+use crate::raft::{Configuration, NodeId, Offer};
 use crate::wal::LogReader;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -79,6 +79,8 @@ pub(crate) struct Shared {
     pub(crate) data: PathBuf,
     /// A snapshot is being fetched or installed.
     pub(crate) fetching: AtomicBool,
+    /// The latest offer of one.
+    pub(crate) offer: Mutex<Option<Offer>>,
     /// A read has met damage in the store.
     pub(crate) damaged: AtomicBool,
     pub(crate) partial: sockets::PartialBytes,

@@ -9,7 +9,7 @@ use super::logging::{info, warning};
 use super::native::read_one_frame;
 use super::pulse::handshake_reader;
 use super::sockets::write_patiently;
-use super::{ApplyQueue, Shared, fatal};
+use super::{ApplyQueue, Shared, fatal, lock};
 use crate::kv::{Piece, Reader as _, View as _};
 use crate::node::{Ask, Fetch, Next, Source, Told, Work};
 use crate::raft::{NodeId, Offer};
@@ -76,6 +76,8 @@ pub(crate) fn serve(
 
 /// The leader offers a snapshot: fetches it, unless one is on its way.
 pub(crate) fn offered(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) {
+    // The one that is on its way looks here before each connection: the leader may have changed.
+    *lock(&shared.offer) = Some(offer);
     if shared.fetching.swap(true, Ordering::AcqRel) {
         return;
     }
@@ -86,14 +88,15 @@ pub(crate) fn offered(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) 
     }
 }
 
-fn fetch(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) {
+fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
     info!("needs a snapshot from node={} index={}", offer.from, offer.index);
     let disk = Arc::clone(&shared.disk);
     let mut fetch = Fetch::new(disk, &shared.data, shared.reader.clone(), offer.index);
     let started = Instant::now();
-    let mut from = offer.from;
     loop {
-        match attempt(shared, from, &mut fetch) {
+        offer = lock(&shared.offer).unwrap_or(offer);
+        fetch.aim(offer.index);
+        match attempt(shared, offer.from, &mut fetch) {
             Ok(Some(snapshot)) => {
                 let index = snapshot.applied();
                 let bytes = fetch.progress().map_or(0, |(all, _)| all);
@@ -105,7 +108,9 @@ fn fetch(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) {
                 return;
             }
             Ok(None) => {}
-            Err(e) => warning!("a snapshot from node={from} was cut off, to be resumed: {e}"),
+            Err(e) => {
+                warning!("a snapshot from node={} was cut off, to be resumed: {e}", offer.from);
+            }
         }
         if shared.reader.view().applied() >= offer.index {
             // Its log came all the same.
@@ -114,10 +119,6 @@ fn fetch(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) {
             return;
         }
         thread::sleep(RETRY_PAUSE);
-        from = match shared.leader.load(Ordering::Relaxed) {
-            0 => from,
-            leader => leader,
-        };
     }
 }
 

@@ -344,6 +344,7 @@ fn run(
         disk,
         data: options.data,
         fetching: AtomicBool::new(false),
+        offer: Mutex::new(None),
         damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
         refusals: Rate::default(),

@@ -26,6 +26,7 @@ impl World {
         if let Some(fetching) = &mut up.fetching {
             // The leader may have changed; the next question goes to the new one.
             fetching.from = offer.from;
+            fetching.fetch.aim(offer.index);
             return;
         }
         let disk: Arc<dyn Disk> = Arc::new(disk);

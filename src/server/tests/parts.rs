@@ -64,6 +64,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         disk: TestDisk::default().shared(),
         data: PathBuf::new(),
         fetching: AtomicBool::new(false),
+        offer: Mutex::new(None),
         damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
         refusals: Rate::default(),
