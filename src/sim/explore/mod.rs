@@ -225,7 +225,8 @@ pub struct Report {
 pub struct Failure {
     /// Which, and how.
     pub violation: Violation,
-    /// The events that lead to it, in words; no other path is shorter.
+    /// The events that lead to it, in words; no other path is shorter. For a message that should have
+    /// had no effect: to the state of its receiver, where it then arrives although it may not be in flight.
     pub path: Vec<String>,
     /// What was explored before.
     pub report: Report,
