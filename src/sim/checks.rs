@@ -45,7 +45,13 @@ impl Platter {
                 self.terms.truncate(mark.index as usize);
                 self.awaits_reset = false;
             }
-            for entry in request.entries.iter().filter(|_| !self.awaits_reset) {
+            for entry in &request.entries {
+                if self.awaits_reset {
+                    // The snapshot's last entry was on its way to the log: that goes on from there.
+                    let end = (self.terms.len() as Index, self.terms.last().copied());
+                    self.awaits_reset = (entry.index, Some(entry.term)) != end;
+                    continue;
+                }
                 self.terms.truncate(entry.index as usize - 1);
                 self.terms.push(entry.term);
             }
