@@ -1,7 +1,7 @@
 //! Writing and reading: the engine in front of its worker.
 
 use super::bell::Bell;
-use super::block::{Item, key_hash};
+use super::block::{Item, Seed, key_hash};
 use super::cache::Cache;
 use super::counters::{Counters, Stats};
 use super::files::Files;
@@ -9,7 +9,9 @@ use super::manifest::{LEVELS, Manifest};
 use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
 use super::snapshot::Staged;
-use super::table::{Lookup, Shelf, Start, Table, TableCursor, table_number};
+use super::table::{
+    Lookup, Shelf, Start, Table, TableBuilder, TableCursor, TableOptions, table_number,
+};
 use super::version::{Version, bytes_of};
 use super::{KEY_BYTES_MAX, LsmError, Options, VALUE_BYTES_MAX, Worker};
 use crate::env::Disk;
@@ -99,6 +101,13 @@ impl Shared {
     /// A number for a new table.
     pub(super) fn next_file(&self) -> u64 {
         self.next_file.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Begins a table of this store.
+    pub(super) fn new_table(&self, disk: &dyn Disk, number: u64) -> Result<TableBuilder, LsmError> {
+        let Options { identity, block_bytes, sync_bytes, .. } = self.options;
+        let table = TableOptions { block_bytes, sync_bytes };
+        TableBuilder::create(disk, &self.dir, Seed { identity, number }, table)
     }
 
     /// No table has this number yet, or a higher one.

@@ -15,7 +15,7 @@
 //! Left out: connections and pace, which are the owner's.
 
 use super::LsmError;
-use super::block::{Item, Seed};
+use super::block::Item;
 use super::bytes::Malformed;
 use super::cache::Cache;
 use super::counters::Counters;
@@ -25,8 +25,7 @@ use super::manifest::{self, LEVELS, State};
 use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
 use super::table::{
-    Shelf, Start, Table, TableBuilder, TableCursor, TableMeta, TableOptions, table_name,
-    table_number,
+    Shelf, Start, Table, TableBuilder, TableCursor, TableMeta, table_name, table_number,
 };
 use super::version::{Version, bytes_of, target};
 use crate::env::{Disk, DiskFile, Open};
@@ -383,12 +382,9 @@ impl Import {
     }
 
     fn builder(&mut self) -> Result<TableBuilder, LsmError> {
-        let options = &self.shared.options;
-        let seed = Seed { identity: options.identity, number: self.shared.next_file() };
-        self.made.push(seed.number);
-        let table =
-            TableOptions { block_bytes: options.block_bytes, sync_bytes: options.sync_bytes };
-        TableBuilder::create(self.disk.as_ref(), &self.shared.dir, seed, table)
+        let number = self.shared.next_file();
+        self.made.push(number);
+        self.shared.new_table(self.disk.as_ref(), number)
     }
 
     fn begin_sealing(&self, extra: Extra<'_>) -> Result<Sealing, LsmError> {

@@ -5,12 +5,12 @@
 //! files it replaced: whatever the moment of a crash, a manifest names only complete files.
 
 use super::LsmError;
-use super::block::{Item, Seed};
+use super::block::Item;
 use super::engine::{Frozen, Shared};
 use super::manifest::LEVELS;
 use super::memtable::MemCursor;
 use super::merge::{LevelCursor, Merge, Source};
-use super::table::{Start, Table, TableBuilder, TableCursor, TableMeta, TableOptions, table_name};
+use super::table::{Start, Table, TableBuilder, TableCursor, TableMeta, table_name};
 use super::version::{Pick, Version};
 use crate::env::Disk;
 use std::io;
@@ -66,11 +66,7 @@ struct Bench<'w> {
 
 impl Bench<'_> {
     fn builder(&mut self) -> Result<TableBuilder, LsmError> {
-        let options = &self.shared.options;
-        let seed = Seed { identity: options.identity, number: self.shared.next_file() };
-        let table =
-            TableOptions { block_bytes: options.block_bytes, sync_bytes: options.sync_bytes };
-        TableBuilder::create(self.disk, &self.shared.dir, seed, table)
+        self.shared.new_table(self.disk, self.shared.next_file())
     }
 }
 

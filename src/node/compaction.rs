@@ -58,12 +58,17 @@ impl Compaction {
         self.flushed = self.flushed.max(index);
     }
 
+    /// Whether there is anything to look at: on most turns of the raft loop there is not.
+    pub(super) fn is_due(&self) -> bool {
+        let step = (self.limit / LOOKS_PER_LIMIT).max(1);
+        let news = self.flushed > self.looked_flushed || self.bytes >= self.looked_at + step;
+        news && self.bytes > self.limit / 2
+    }
+
     /// What is to be done now. `first` is the log's first index, `shared` what every member has,
     /// `applied` what the store holds, durably or not.
     pub(super) fn look(&mut self, first: Index, shared: Index, applied: Index) -> Cut {
-        let step = (self.limit / LOOKS_PER_LIMIT).max(1);
-        let news = self.flushed > self.looked_flushed || self.bytes >= self.looked_at + step;
-        if !news || self.bytes <= self.limit / 2 {
+        if !self.is_due() {
             return Cut::default();
         }
         (self.looked_at, self.looked_flushed) = (self.bytes, self.flushed);

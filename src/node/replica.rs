@@ -291,13 +291,15 @@ impl<C: Clone> Replica<C> {
         effects.apply = ready.committed.map(|committed| self.attach_waiters(committed));
         effects.answers = std::mem::take(&mut self.answers);
         effects.offer = ready.offer;
-        let raft = &self.raft;
-        let (first, shared) = (raft.first_index(), raft.shared_index());
-        let cut = self.compaction.look(first, shared, raft.applied_index());
-        effects.flush = cut.flush;
-        if let Some(through) = cut.through {
-            self.raft.compact(through);
-            effects.compact = Some(through);
+        if self.compaction.is_due() {
+            let raft = &self.raft;
+            let (first, shared) = (raft.first_index(), raft.shared_index());
+            let cut = self.compaction.look(first, shared, raft.applied_index());
+            effects.flush = cut.flush;
+            if let Some(through) = cut.through {
+                self.raft.compact(through);
+                effects.compact = Some(through);
+            }
         }
         self.tell_changes(&mut effects);
         effects

@@ -433,6 +433,15 @@ impl Raft {
         self.send_when(seq, to, body);
     }
 
+    /// Sends when the log is durable up to `index`.
+    pub(super) fn send_when_durable(&mut self, index: Index, to: NodeId, body: Body) {
+        if index <= self.log.durable() {
+            self.send(to, body);
+        } else {
+            self.send_after_persist(to, body);
+        }
+    }
+
     /// Sends when everything that is in the log and the hard state now is durable.
     pub(super) fn send_after_persist(&mut self, to: NodeId, body: Body) {
         let dirty = self.hard_changed || self.log.has_unpersisted();

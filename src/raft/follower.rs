@@ -59,11 +59,7 @@ impl Raft {
         let index = last_new.max(self.commit);
         self.advance_follower_commit(leader_commit.min(last_new));
         let body = Body::AppendResponse { result: AppendResult::Matched { index }, round };
-        if index <= self.log.durable() {
-            self.send(from, body);
-        } else {
-            self.send_after_persist(from, body);
-        }
+        self.send_when_durable(index, from, body);
     }
 
     pub(super) fn on_heartbeat(&mut self, from: NodeId, commit: Index, round: u64) {

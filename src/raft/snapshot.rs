@@ -58,11 +58,8 @@ impl Raft {
         }
         // What is committed equals the leader's log. It says so when it is durable.
         let last_index = self.commit;
-        if last_index <= self.log.durable() {
-            self.send(from, Body::SnapshotResponse { last_index, installed: true });
-        } else {
-            self.send_after_persist(from, Body::SnapshotResponse { last_index, installed: true });
-        }
+        let body = Body::SnapshotResponse { last_index, installed: true };
+        self.send_when_durable(last_index, from, body);
     }
 
     /// The store holds a snapshot that ends there, durably. Where the log has that very entry it is

@@ -2,11 +2,10 @@
 
 use super::logging::info;
 use super::peers::Outgoing;
-use super::{ClientHandle, Shared, fatal};
+use super::{ClientHandle, Shared, fatal, lock};
 use crate::kv::{LsmStore, Staged};
 use crate::node::{Answer, Applier, Input, ReplyTo, Work};
 use crate::raft::Configuration;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -34,7 +33,7 @@ pub(crate) fn run(
                     Ok(None) => info!("a snapshot came too late: its index is applied already"),
                     Err(e) => fatal(format_args!("cannot install a snapshot, the node stops: {e}")),
                 }
-                shared.fetching.store(false, Ordering::Release);
+                *lock(&shared.fetching) = None;
                 continue;
             }
         };

@@ -77,10 +77,8 @@ pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
     /// The data directory.
     pub(crate) data: PathBuf,
-    /// A snapshot is being fetched or installed.
-    pub(crate) fetching: AtomicBool,
-    /// The latest offer of one.
-    pub(crate) offer: Mutex<Option<Offer>>,
+    /// The latest offer of a snapshot, while one is fetched or installed.
+    pub(crate) fetching: Mutex<Option<Offer>>,
     /// A read has met damage in the store.
     pub(crate) damaged: AtomicBool,
     pub(crate) partial: sockets::PartialBytes,

@@ -19,7 +19,6 @@ use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_fra
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -77,8 +76,7 @@ pub(crate) fn serve(
 /// The leader offers a snapshot: fetches it, unless one is on its way.
 pub(crate) fn offered(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) {
     // The one that is on its way looks here before each connection: the leader may have changed.
-    *lock(&shared.offer) = Some(offer);
-    if shared.fetching.swap(true, Ordering::AcqRel) {
+    if lock(&shared.fetching).replace(offer).is_some() {
         return;
     }
     let (theirs, applier) = (Arc::clone(shared), applier.clone());
@@ -94,7 +92,7 @@ fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
     let mut fetch = Fetch::new(disk, &shared.data, shared.reader.clone(), offer.index);
     let started = Instant::now();
     loop {
-        offer = lock(&shared.offer).unwrap_or(offer);
+        offer = lock(&shared.fetching).unwrap_or(offer);
         fetch.aim(offer.index);
         match attempt(shared, offer.from, &mut fetch) {
             Ok(Some(snapshot)) => {
@@ -115,7 +113,7 @@ fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
         if shared.reader.view().applied() >= offer.index {
             // Its log came all the same.
             stop_on_error(fetch.discard());
-            shared.fetching.store(false, Ordering::Release);
+            *lock(&shared.fetching) = None;
             return;
         }
         thread::sleep(RETRY_PAUSE);

@@ -185,9 +185,9 @@ impl Fault {
         }
     }
 
-    /// The node it is about, 0 for none.
-    pub fn node(&self) -> NodeId {
-        match *self {
+    /// The node it is about, and for a line the one at its other end.
+    fn ends(&mut self) -> (Option<&mut NodeId>, Option<&mut NodeId>) {
+        match self {
             Fault::Kill { node, .. }
             | Fault::PowerLoss { node, .. }
             | Fault::TornWrite { node, .. }
@@ -201,10 +201,18 @@ impl Fault {
             | Fault::Misdirect { node, .. }
             | Fault::Wipe { node, .. }
             | Fault::Burst { node, .. }
-            | Fault::Transfer { node, .. } => node,
-            Fault::Cut { from, .. } | Fault::Bad { from, .. } | Fault::Reset { from, .. } => from,
-            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } => 0,
+            | Fault::Transfer { node, .. } => (Some(node), None),
+            Fault::Cut { from, to } | Fault::Bad { from, to, .. } | Fault::Reset { from, to } => {
+                (Some(from), Some(to))
+            }
+            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } => (None, None),
         }
+    }
+
+    /// The node it is about, 0 for none.
+    pub fn node(&self) -> NodeId {
+        let mut fault = *self;
+        fault.ends().0.map_or(0, |node| *node)
     }
 
     /// The same fault with 0 replaced by whoever leads; none when nobody does, or when a line
@@ -216,25 +224,10 @@ impl Fault {
             }
             *node != 0
         };
-        let aimed = match &mut self {
-            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } => true,
-            Fault::Kill { node, .. }
-            | Fault::PowerLoss { node, .. }
-            | Fault::TornWrite { node, .. }
-            | Fault::Pause { node, .. }
-            | Fault::Isolate { node }
-            | Fault::DiskTrouble { node, .. }
-            | Fault::SlowDisk { node, .. }
-            | Fault::BitFlip { node, .. }
-            | Fault::FlipIdentity { node, .. }
-            | Fault::FlipStore { node, .. }
-            | Fault::Misdirect { node, .. }
-            | Fault::Wipe { node, .. }
-            | Fault::Burst { node, .. }
-            | Fault::Transfer { node, .. } => aim(node),
-            Fault::Cut { from, to } | Fault::Bad { from, to, .. } | Fault::Reset { from, to } => {
-                aim(from) && aim(to) && from != to
-            }
+        let aimed = match self.ends() {
+            (Some(from), Some(to)) => aim(from) && aim(to) && from != to,
+            (Some(node), None) => aim(node),
+            _ => true,
         };
         aimed.then_some(self)
     }
