@@ -119,6 +119,8 @@ impl Shell<'_> {
                 Ok(()) => Ok(self.say(b"OK", || Json::Object(vec![("ok", true.into())]))?),
                 Err(error) => Err(error.into()),
             },
+            LineCommand::Compact => self.compact()?,
+            LineCommand::Backup { file } => self.backup(&file)?,
             LineCommand::Ping => match self.client.ping() {
                 Ok(()) => Ok(self.say(b"PONG", || Json::Object(vec![("ok", true.into())]))?),
                 Err(error) => Err(error.into()),
@@ -151,7 +153,7 @@ impl Shell<'_> {
         Ok(exit)
     }
 
-    fn say(&mut self, text: &[u8], json: impl FnOnce() -> Json) -> io::Result<Exit> {
+    pub(super) fn say(&mut self, text: &[u8], json: impl FnOnce() -> Json) -> io::Result<Exit> {
         if self.json {
             writeln!(self.output, "{}", json())?;
         } else {

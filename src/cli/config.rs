@@ -57,6 +57,8 @@ pub struct ServeConfig {
     pub advertise: Address,
     /// The first members, sorted by host and port; empty when the node forms a cluster of one.
     pub peers: Vec<Address>,
+    /// A backup that a new cluster begins from.
+    pub restore: Option<PathBuf>,
     /// File with the shared token.
     pub token_file: Option<PathBuf>,
     /// Time between heartbeats, milliseconds.
@@ -289,6 +291,7 @@ pub fn resolve(
         advertise: settings.optional("advertise", Address::from_str)?.unwrap_or(listen.clone()),
         listen,
         peers: settings.optional("peers", peers)?.unwrap_or_default(),
+        restore: settings.optional("restore", path)?,
         token_file: settings.optional("token-file", path)?,
         heartbeat_ms: settings.required("heartbeat-ms", milliseconds)?,
         election_timeout_ms: settings.required("election-timeout-ms", milliseconds)?,

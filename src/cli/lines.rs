@@ -72,6 +72,13 @@ pub enum LineCommand {
         /// The member's id.
         to: Option<u64>,
     },
+    /// Flush every member's store and drop the log in front of that.
+    Compact,
+    /// Write everything to a file that `serve --restore` takes.
+    Backup {
+        /// The file; it must not be there.
+        file: PathBuf,
+    },
     /// Is anybody there?
     Ping,
     /// What can be said here.
@@ -108,6 +115,8 @@ pub const COMMANDS: &[Usage] = &[
     Usage { name: "status", words: "", help: "one row per member" },
     Usage { name: "members", words: "", help: "who belongs to the cluster" },
     Usage { name: "transfer", words: "[ID]", help: "hand leadership over" },
+    Usage { name: "compact", words: "", help: "flush every member's store and drop the log in front of that" },
+    Usage { name: "backup", words: "FILE", help: "write a consistent cut of everything to a new file, for serve --restore" },
     Usage { name: "ping", words: "", help: "ask whether the cluster answers" },
     Usage { name: "help", words: "", help: "this list" },
     Usage { name: "quit", words: "", help: "leave" },
@@ -214,6 +223,8 @@ pub fn parse(words: &[Vec<u8>]) -> Result<LineCommand, LineError> {
         "status" => LineCommand::Status,
         "members" => LineCommand::Members,
         "transfer" => LineCommand::Transfer { to: rest.member()? },
+        "compact" => LineCommand::Compact,
+        "backup" => LineCommand::Backup { file: rest.path()? },
         "ping" => LineCommand::Ping,
         "help" => LineCommand::Help,
         "quit" => LineCommand::Quit,

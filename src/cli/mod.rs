@@ -5,6 +5,7 @@
 //! needs (arguments, variables, the time), so that tests need no process.
 
 mod answers;
+mod backup;
 pub mod bench;
 mod bulk;
 pub mod config;

@@ -10,10 +10,12 @@
 //! Left out: encryption, connection pools, and any caching of what was read.
 
 mod backoff;
+mod backup;
 mod connection;
 mod error;
 mod writer;
 
+pub use backup::Backup;
 pub use connection::{Connection, Sent};
 pub use error::{Cause, Error};
 
@@ -345,15 +347,22 @@ impl Client {
     /// # Errors
     /// When it does not answer in time, for whatever reason.
     pub fn status(&self, address: &str, wait: Duration) -> Result<NodeStatus, Error> {
-        let until = Instant::now() + wait;
-        let mut connection = Connection::dial(address, &self.options.token, self.cluster, wait)?;
-        let mut request = Request { id: 0, deadline_ms: 0, call: Call::Status };
-        match exchange(&mut connection, &mut request, until) {
-            Ok(Ok(Answer::Status(status))) => Ok(status),
-            Ok(Ok(_)) => {
+        match self.ask_one(address, Call::Status, wait)? {
+            Answer::Status(status) => Ok(status),
+            _ => {
                 let cause = Cause::Unexpected("to a question for the status");
                 Err(Error::new(Class::Unavailable, address, cause))
             }
+        }
+    }
+
+    /// Asks one node, once, over a connection of its own, what may be asked twice.
+    fn ask_one(&self, address: &str, call: Call, wait: Duration) -> Result<Answer, Error> {
+        let until = Instant::now() + wait;
+        let mut connection = Connection::dial(address, &self.options.token, self.cluster, wait)?;
+        let mut request = Request { id: 0, deadline_ms: 0, call };
+        match exchange(&mut connection, &mut request, until) {
+            Ok(Ok(answer)) => Ok(answer),
             Ok(Err(failure)) => Err(refused(&failure, address)),
             Err(lost) => Err(Error { class: Class::Unavailable, ..lost.error }),
         }

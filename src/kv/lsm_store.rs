@@ -4,7 +4,7 @@
 //! offset. It drives nothing: whoever opens the store gets the engine's worker and runs it, on a
 //! thread or step by step.
 
-use super::machine::INSTALLED_KEY;
+use super::machine::{CONFIGURATION_KEY, INSTALLED_KEY};
 use super::store::{Change, Reader, Row, Scan, Space, Store, StoreError, View};
 use super::types::{Found, Revision};
 use crate::env::Disk;
@@ -69,6 +69,40 @@ impl LsmStore {
     pub fn applied(&self) -> Revision {
         self.engine.applied()
     }
+
+    /// Takes a backup in place of everything, durably and all at once, with this configuration in
+    /// its byte form in place of its own, and with the mark that says that a snapshot was installed.
+    /// `incoming` is a directory for the time that takes; what is in it is removed.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] when a table of the backup is; the disk's. After an error, as after a
+    /// crash, it is the old contents or the new ones.
+    pub fn restore(
+        &mut self,
+        disk: Arc<dyn Disk>,
+        incoming: &Path,
+        backup: &lsm::Backup,
+        configuration: &[u8],
+    ) -> Result<(), StoreError> {
+        let mut import = self.engine.import(disk, incoming, backup.manifest())?;
+        while let Some(piece) = import.missing() {
+            import.put(piece, &backup.read(piece)?)?;
+        }
+        let (space, index) = (byte(Space::Meta), import.applied());
+        let extra =
+            [(space, CONFIGURATION_KEY, index, configuration), (space, INSTALLED_KEY, index, b"")];
+        let staged = loop {
+            match import.seal(&extra)? {
+                lsm::Sealed::Working => {}
+                lsm::Sealed::Damaged => {
+                    return Err(backup.damaged(0, "a table in the backup is damaged").into());
+                }
+                lsm::Sealed::Done(staged) => break staged,
+            }
+        };
+        import.discard()?;
+        Ok(self.engine.install(staged)?)
+    }
 }
 
 impl Store for LsmStore {
@@ -131,7 +165,12 @@ impl LsmReader {
     /// As there.
     pub fn seal(import: &mut lsm::Import) -> Result<lsm::Sealed, StoreError> {
         let index = import.applied();
-        Ok(import.seal((byte(Space::Meta), INSTALLED_KEY, index, b""))?)
+        Ok(import.seal(&[(byte(Space::Meta), INSTALLED_KEY, index, b"")])?)
+    }
+
+    /// Damage that was met in the store; it is not served. See [`lsm::Reader::damage`].
+    pub fn damage(&self) -> Option<StoreError> {
+        self.reader.damage().map(StoreError::from)
     }
 
     /// What the engine did and holds.

@@ -91,11 +91,16 @@ pub struct Machine<S: Store> {
     applied: Revision,
     /// The store says [`INSTALLED_KEY`].
     installed: bool,
+    /// Nothing is applied until a snapshot is installed.
     failed: bool,
 }
 
 impl<S: Store> Machine<S> {
-    /// Continues from what a store holds.
+    /// Continues from what a store holds. When the part of it that is needed here is damaged, nothing
+    /// is applied until a snapshot is installed: see [`Machine::is_spoiled`].
+    ///
+    /// # Errors
+    /// The store's, but for damage of its files.
     pub fn open(store: S) -> Result<Machine<S>, StoreError> {
         Machine::open_bounded(store, SessionBounds::STANDARD)
     }
@@ -103,11 +108,21 @@ impl<S: Store> Machine<S> {
     pub(super) fn open_bounded(store: S, bounds: SessionBounds) -> Result<Machine<S>, StoreError> {
         let reader = store.reader();
         let view = reader.view();
-        let sessions = Sessions::load(&view, bounds)?;
+        let loaded = Sessions::load(&view, bounds)
+            .and_then(|s| Ok((s, view.revision(Space::Meta, INSTALLED_KEY)?.is_some())));
+        let (sessions, installed, failed) = match loaded {
+            Ok((sessions, installed)) => (sessions, installed, false),
+            Err(StoreError::Damaged { .. }) => (Sessions::new(bounds), false, true),
+            Err(e) => return Err(e),
+        };
         let applied = view.applied();
-        let installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
         drop(view);
-        Ok(Machine { store, reader, sessions, applied, installed, failed: false })
+        Ok(Machine { store, reader, sessions, applied, installed, failed })
+    }
+
+    /// Nothing more is applied until a snapshot is installed.
+    pub fn is_spoiled(&self) -> bool {
+        self.failed
     }
 
     /// Index of the last applied entry.
@@ -125,16 +140,18 @@ impl<S: Store> Machine<S> {
         self.sessions.len()
     }
 
-    /// Takes a snapshot in place of everything (see [`Store::install`]), unless it is no newer.
-    /// Whether it was taken.
+    /// Takes a snapshot in place of everything (see [`Store::install`]), unless it is older, or is
+    /// as old and not wanted `again`, in place of what is damaged. Whether it was taken.
     ///
     /// # Errors
     /// The store's; nothing more is applied after one.
-    pub fn install(&mut self, snapshot: S::Snapshot, index: Revision) -> Result<bool, StoreError> {
-        if self.failed {
-            return Err(StoreError::Failed);
-        }
-        if index <= self.applied {
+    pub fn install(
+        &mut self,
+        snapshot: S::Snapshot,
+        index: Revision,
+        again: bool,
+    ) -> Result<bool, StoreError> {
+        if index < self.applied || (index == self.applied && !again) {
             return Ok(false);
         }
         self.failed = true;

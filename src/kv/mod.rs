@@ -22,8 +22,9 @@ mod tests;
 mod types;
 
 pub use crate::lsm::{
-    Export, INCOMING_DIR, Import, LsmError, Options as StoreOptions, Piece, STORE_DIR, Sealed,
-    Staged, Stats as StoreStats, Worker as StoreWorker,
+    Backup, BackupWriter, Contents, Export, INCOMING_DIR, Import, LsmError, News,
+    Options as StoreOptions, Piece, STORE_DIR, Sealed, Staged, Stats as StoreStats,
+    Worker as StoreWorker,
 };
 pub use bytes::Malformed;
 pub use codec::{CommandRef, decode_command, encode_command};

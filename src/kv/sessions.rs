@@ -168,19 +168,20 @@ fn record_key(session: u64) -> Vec<u8> {
 }
 
 impl Sessions {
-    /// Reads the sessions that a store holds.
     /// The bounds it keeps to.
     pub(super) fn bounds(&self) -> SessionBounds {
         self.bounds
     }
 
+    /// None yet.
+    pub(super) fn new(bounds: SessionBounds) -> Sessions {
+        let (by_id, by_use) = (BTreeMap::new(), BTreeMap::new());
+        Sessions { bounds, by_id, by_use, dirty: BTreeSet::new() }
+    }
+
+    /// Reads the sessions that a store holds.
     pub(super) fn load(view: &impl View, bounds: SessionBounds) -> Result<Sessions, StoreError> {
-        let mut sessions = Sessions {
-            bounds,
-            by_id: BTreeMap::new(),
-            by_use: BTreeMap::new(),
-            dirty: BTreeSet::new(),
-        };
+        let mut sessions = Sessions::new(bounds);
         let scan = Scan {
             lower: Bound::Included(&[RECORD_PREFIX]),
             upper: Bound::Excluded(&[RECORD_PREFIX + 1]),

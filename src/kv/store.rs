@@ -185,6 +185,13 @@ pub enum StoreError {
     Failed,
 }
 
+impl StoreError {
+    /// Whether what is on disk is not what was written: a snapshot from a peer puts that right.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, StoreError::Damaged { .. } | StoreError::BadRecord { .. })
+    }
+}
+
 impl fmt::Display for StoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -165,10 +165,11 @@ pub struct Engine {
 
 impl Engine {
     /// Opens the store in `dir` (which exists), or begins one. Files that no manifest names are
-    /// removed. The worker is to be driven by [`Worker::run`] or [`Worker::step`].
+    /// removed. The worker is to be driven by [`Worker::run`] or [`Worker::step`]. A table that is
+    /// damaged or missing is kept and nothing is read from it: see [`Reader::damage`].
     ///
     /// # Errors
-    /// [`LsmError::Damaged`] for whatever no crash can have caused, and the disk's.
+    /// [`LsmError::Damaged`] for a manifest that no crash can have left, and the disk's.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &Path,
@@ -187,7 +188,7 @@ impl Engine {
         let mut version = Version { applied: state.applied, ..Version::default() };
         for (tables, metas) in version.levels.iter_mut().zip(state.levels) {
             for meta in metas {
-                let table = Table::open(dir, options.identity, meta, &shelf)?;
+                let table = Table::open_or_quarantine(dir, options.identity, meta, &shelf)?;
                 Arc::make_mut(tables).push(Arc::new(table));
             }
         }
@@ -278,7 +279,8 @@ impl Engine {
     /// [`Engine::applied`] is now.
     pub fn flush(&mut self) {
         let sources = self.shared.sources();
-        let reached = sources.frozen.first().map_or(self.flushed(), |frozen| frozen.applied);
+        let flushed = sources.version.applied;
+        let reached = sources.frozen.first().map_or(flushed, |frozen| frozen.applied);
         if self.applied == reached {
             return;
         }
@@ -378,6 +380,12 @@ impl Reader {
     pub fn view(&self) -> View {
         let (sources, applied) = self.shared.current();
         View { sources, applied, shelf: Arc::clone(&self.shared.shelf) }
+    }
+
+    /// Damage that was met in a table of the store: from such a table nothing is read, and it is not
+    /// compacted, until [`Engine::install`] puts a snapshot in the place of everything.
+    pub fn damage(&self) -> Option<LsmError> {
+        self.shared.sources().version.damage()
     }
 
     /// What the engine did and holds.

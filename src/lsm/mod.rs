@@ -16,6 +16,7 @@
 //! | `merge`      | walks over all of it                                              |
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
 //! | `snapshot`   | [`Export`] gives a version away, [`Import`] takes one in          |
+//! | `backup`     | a version in one file                                             |
 //! | `worker`     | [`Worker`] flushes and compacts, a step at a time                 |
 //!
 //! What holds:
@@ -34,6 +35,7 @@
 //! Left out on purpose: a write-ahead log, compression, snapshots by number (a view is one), more
 //! than one compaction at a time (the two cores have other work), and range tombstones.
 
+mod backup;
 mod bell;
 mod block;
 mod bytes;
@@ -53,11 +55,12 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{Backup, BackupWriter, Contents};
 pub use counters::Stats;
 pub use engine::{Change, Engine, Found, Reader, Row, Scan, View};
 pub use error::{Class, LsmError};
 pub use snapshot::{Export, Extra, INCOMING_DIR, Import, PIECE_BYTES_MAX, Piece, Sealed, Staged};
-pub use worker::{Step, Worker};
+pub use worker::{News, Step, Worker};
 
 /// Directory of the store within a data directory.
 pub const STORE_DIR: &str = "store";

@@ -40,7 +40,7 @@ pub const INCOMING_DIR: &str = "incoming";
 /// Largest piece that is asked for at once, bytes.
 pub const PIECE_BYTES_MAX: usize = 256 << 10;
 /// What stands for the slot in the checksum of a manifest that travels.
-const TRAVELLING_SLOT: usize = 2;
+pub(super) const TRAVELLING_SLOT: usize = 2;
 /// Open files of an import: its own few tables at a time.
 const OPEN_FILES: usize = 32;
 
@@ -89,14 +89,19 @@ impl Export {
             && table.is_some_and(|t| end.is_some_and(|end| end <= t.meta.bytes))
     }
 
-    /// A piece of a table, as long as was asked for.
+    /// A piece of a table, as long as was asked for. With the first piece of a table all of it is
+    /// checked: damage is not passed on.
     ///
     /// # Errors
-    /// [`LsmError::Rejected`] for a table or a range that is not there; the disk's.
+    /// [`LsmError::Rejected`] for a table or a range that is not there; [`LsmError::Damaged`] for a
+    /// table that is damaged anywhere; the disk's.
     pub fn read(&self, piece: Piece) -> Result<Vec<u8>, LsmError> {
         let table = self.version.tables().find(|t| t.meta.number == piece.table);
         let table = table.filter(|_| self.holds(piece));
         let table = table.ok_or(LsmError::Rejected { what: "no such piece" })?;
+        if piece.offset == 0 {
+            table.check()?;
+        }
         let mut bytes = vec![0; piece.len];
         table.fill(&mut bytes, piece.offset)?;
         Ok(bytes)
@@ -151,7 +156,8 @@ pub struct Staged {
     tables: Vec<TableMeta>,
 }
 
-/// An entry that a snapshot gets beside what it brought: space, key, revision, value.
+/// An entry that a snapshot gets beside what it brought, or in place of that: space, key, revision,
+/// value.
 pub type Extra<'a> = (u8, &'a [u8], u64, &'a [u8]);
 
 /// What a step of sealing came to.
@@ -222,7 +228,7 @@ impl Reader {
 }
 
 /// Whether the tables of a manifest from elsewhere can be fetched side by side and added up.
-fn plausible(state: &State) -> Result<(), Malformed> {
+pub(super) fn plausible(state: &State) -> Result<(), Malformed> {
     let (mut numbers, mut bytes) = (BTreeSet::new(), 0u64);
     for table in state.levels.iter().flatten() {
         if !numbers.insert(table.number) {
@@ -315,11 +321,11 @@ impl Import {
     }
 
     /// Does a piece of the merging into tables of this store; everything must have been fetched.
-    /// `extra` is added to it.
+    /// `extra` goes in front of what it brought; the first call counts.
     ///
     /// # Errors
     /// [`LsmError::Rejected`] when a piece is missing; the disk's, after which it begins anew.
-    pub fn seal(&mut self, extra: Extra<'_>) -> Result<Sealed, LsmError> {
+    pub fn seal(&mut self, extra: &[Extra<'_>]) -> Result<Sealed, LsmError> {
         if !self.missing.is_empty() {
             return Err(LsmError::Rejected { what: "to seal what was not fetched" });
         }
@@ -342,7 +348,7 @@ impl Import {
         }
     }
 
-    fn seal_step(&mut self, extra: Extra<'_>) -> Result<Sealed, LsmError> {
+    fn seal_step(&mut self, extra: &[Extra<'_>]) -> Result<Sealed, LsmError> {
         let mut sealing = match self.sealing.take() {
             Some(sealing) => sealing,
             None => self.begin_sealing(extra)?,
@@ -387,11 +393,13 @@ impl Import {
         self.shared.new_table(self.disk.as_ref(), number)
     }
 
-    fn begin_sealing(&self, extra: Extra<'_>) -> Result<Sealing, LsmError> {
-        let (space, key, revision, value) = extra;
+    fn begin_sealing(&self, extra: &[Extra<'_>]) -> Result<Sealing, LsmError> {
         let memtable = Arc::new(Memtable::default());
         let mut scratch = Vec::new();
-        memtable.insert(vec![Entry::new((space, key), Some((revision, value)), 1, &mut scratch)]);
+        let entries = extra.iter().map(|&(space, key, revision, value)| {
+            Entry::new((space, key), Some((revision, value)), 1, &mut scratch)
+        });
+        memtable.insert(entries.collect());
         let mut sources = vec![Source::Mem(MemCursor::new(memtable, u64::MAX, Start::End, false))];
         for (level, metas) in self.state.levels.iter().enumerate() {
             let mut tables = Vec::with_capacity(metas.len());

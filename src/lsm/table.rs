@@ -18,10 +18,11 @@ use super::cache::Cache;
 use super::counters::Counters;
 use super::files::Files;
 use crate::env::{Disk, DiskFile, Open};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// First bytes of a footer.
 const MAGIC: [u8; 8] = *b"konttab\n";
@@ -245,7 +246,7 @@ pub(super) struct Shelf {
 }
 
 /// An open table. When it is doomed and the last version that names it goes, its file goes to the
-/// trash.
+/// trash. Once damage was met in it, nothing more is read from it.
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) meta: TableMeta,
@@ -254,6 +255,8 @@ pub(super) struct Table {
     top: Arc<Block>,
     shelf: Arc<Shelf>,
     doomed: AtomicBool,
+    /// Where damage was met first, and what it was.
+    damage: OnceLock<(u64, &'static str)>,
 }
 
 /// Whether a block is kept in the cache, or read through a window that moves over the file.
@@ -289,7 +292,7 @@ impl Table {
         let damaged = |offset, what| LsmError::damaged(&path, offset, what);
         let file = match shelf.files.get(meta.number, &path) {
             Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(damaged(0, "the file is missing"));
             }
             Err(e) => return Err(LsmError::io(&path, 0, e)),
@@ -318,11 +321,44 @@ impl Table {
             return Err(damaged(at, "the footer counts other entries than the manifest"));
         }
         let empty = Block::new(vec![0; 4].into()).map_err(bad)?;
-        let shelf = Arc::clone(shelf);
-        let doomed = AtomicBool::new(false);
-        let mut table = Table { meta, path, seed, top: Arc::new(empty), shelf, doomed };
+        let mut table = Table::closed(path, seed, meta, shelf, empty);
         table.top = table.read(handle, Kind::Data, &mut Through::Window(0, Vec::new()))?;
         Ok(table)
+    }
+
+    /// As [`Table::open`]; a table that is damaged is one from which nothing is read.
+    pub(super) fn open_or_quarantine(
+        dir: &Path,
+        identity: u64,
+        meta: TableMeta,
+        shelf: &Arc<Shelf>,
+    ) -> Result<Table, LsmError> {
+        match Table::open(dir, identity, meta.clone(), shelf) {
+            Err(LsmError::Damaged { path, offset, what }) => {
+                let seed = Seed { identity, number: meta.number };
+                let empty = Block::new(vec![0; 4].into());
+                let empty = empty.map_err(|_| LsmError::damaged(&path, offset, what))?;
+                let table = Table::closed(path, seed, meta, shelf, empty);
+                let _ = table.damage.set((offset, what));
+                Ok(table)
+            }
+            opened => opened,
+        }
+    }
+
+    fn closed(path: PathBuf, seed: Seed, meta: TableMeta, shelf: &Arc<Shelf>, top: Block) -> Table {
+        let (shelf, doomed) = (Arc::clone(shelf), AtomicBool::new(false));
+        Table { meta, path, seed, top: Arc::new(top), shelf, doomed, damage: OnceLock::new() }
+    }
+
+    /// The damage that was met in it, as the error of every further read.
+    pub(super) fn damage(&self) -> Option<LsmError> {
+        let &(offset, what) = self.damage.get()?;
+        Some(LsmError::damaged(&self.path, offset, what))
+    }
+
+    fn sound(&self) -> Result<(), LsmError> {
+        self.damage().map_or(Ok(()), Err)
     }
 
     /// From now on nothing durable names the file.
@@ -330,7 +366,9 @@ impl Table {
         self.doomed.store(true, Ordering::Release);
     }
 
+    /// Damage was met: the table is quarantined.
     pub(super) fn damaged(&self, offset: u64, Malformed(what): Malformed) -> LsmError {
+        let _ = self.damage.set((offset, what));
         LsmError::damaged(&self.path, offset, what)
     }
 
@@ -340,6 +378,7 @@ impl Table {
         kind: Kind,
         through: &mut Through,
     ) -> Result<Arc<Block>, LsmError> {
+        self.sound()?;
         let counters = &self.shelf.counters;
         if matches!(through, Through::Cache) {
             if let Some(block) = self.shelf.cache.get(self.meta.number, handle.offset) {
@@ -348,7 +387,7 @@ impl Table {
             }
             counters.cache_misses.add(1);
         }
-        let damaged = |what| LsmError::damaged(&self.path, handle.offset, what);
+        let damaged = |what| self.damaged(handle.offset, Malformed(what));
         let len = handle.len + CRC_BYTES;
         let end = handle.offset.checked_add(len as u64);
         if handle.len > BLOCK_BYTES_MAX || end.is_none_or(|end| end > self.meta.bytes) {
@@ -392,15 +431,47 @@ impl Table {
         Ok(block)
     }
 
+    /// Reads everything in the file again, footer and index too, and checks it.
+    pub(super) fn check(&self) -> Result<(), LsmError> {
+        self.sound()?;
+        let dir = self.path.parent().unwrap_or(Path::new(""));
+        let walked = Table::open(dir, self.seed.identity, self.meta.clone(), &self.shelf)
+            .and_then(|table| TableCursor::new(Arc::new(table), Start::End, false, true))
+            .and_then(|mut cursor| {
+                while cursor.is_valid() {
+                    cursor.advance()?;
+                }
+                Ok(())
+            });
+        match walked {
+            Err(LsmError::Damaged { offset, what, .. }) => {
+                Err(self.damaged(offset, Malformed(what)))
+            }
+            walked => walked,
+        }
+    }
+
     /// The file's bytes as they are.
     pub(super) fn fill(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
-        let file = self.shelf.files.get(self.meta.number, &self.path);
-        let file = file.map_err(|e| LsmError::io(&self.path, 0, e))?;
-        file.read_exact_at(bytes, offset).map_err(|e| LsmError::read(&self.path, offset, e))
+        self.sound()?;
+        let file = match self.shelf.files.get(self.meta.number, &self.path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(self.damaged(0, Malformed("the file is missing")));
+            }
+            Err(e) => return Err(LsmError::io(&self.path, 0, e)),
+        };
+        match file.read_exact_at(bytes, offset) {
+            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
+                Err(self.damaged(offset, Malformed("the file ends too early")))
+            }
+            read => read.map_err(|e| LsmError::io(&self.path, offset, e)),
+        }
     }
 
     /// Looks a key up; `hash` is its [`key_hash`].
     pub(super) fn get(&self, key: &[u8], hash: u64) -> Result<Lookup, LsmError> {
+        self.sound()?;
         let counters = &self.shelf.counters;
         counters.table_probes.add(1);
         let mut cursor = BlockCursor::new(Arc::clone(&self.top));
@@ -472,6 +543,7 @@ impl TableCursor {
         reverse: bool,
         window: bool,
     ) -> Result<TableCursor, LsmError> {
+        table.sound()?;
         let through = if window { Through::Window(0, Vec::new()) } else { Through::Cache };
         let top = BlockCursor::new(Arc::clone(&table.top));
         let mut cursor =

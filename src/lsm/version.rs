@@ -55,6 +55,11 @@ impl Version {
         self.levels.iter().flat_map(|level| level.iter())
     }
 
+    /// Damage that was met in one of them.
+    pub(super) fn damage(&self) -> Option<LsmError> {
+        self.tables().find_map(|table| table.damage())
+    }
+
     /// Looks a key up in the tables, newest first.
     pub(super) fn get(&self, key: &[u8], hash: u64) -> Result<Lookup, LsmError> {
         for table in self.levels[0].iter() {

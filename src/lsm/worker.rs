@@ -22,8 +22,20 @@ use std::sync::{Arc, PoisonError};
 pub enum Step {
     /// A piece of a job; there may be more.
     Worked,
+    /// Damage was met in a table that was to be compacted: [`super::Reader::damage`] says what.
+    /// Nothing is compacted from now on, until a snapshot is installed; flushes go on.
+    Damaged,
     /// Nothing was to be done.
     Idle,
+}
+
+/// What the owner of a [`Worker::run`] is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// Every batch up to this index is durable in tables.
+    Flushed(u64),
+    /// As [`Step::Damaged`].
+    Damaged,
 }
 
 /// Does the engine's background work. Invariant: it alone changes the version and writes the
@@ -186,12 +198,20 @@ impl Worker {
     ///
     /// # Errors
     /// As [`Worker::step`].
-    pub fn run(&mut self) -> Result<(), LsmError> {
+    pub fn run(&mut self, mut tell: impl FnMut(News)) -> Result<(), LsmError> {
         // Whoever waits for the worker is not left waiting when it fails, or panics.
         let _close = CloseAtEnd(Arc::clone(&self.shared));
+        let mut told = self.shared.flushed.load(Ordering::Acquire);
         while !self.shared.shelf.bell.is_closed() {
-            if self.step()? == Step::Idle {
-                self.shared.shelf.bell.wait();
+            match self.step()? {
+                Step::Worked => {}
+                Step::Damaged => tell(News::Damaged),
+                Step::Idle => self.shared.shelf.bell.wait(),
+            }
+            let now = self.shared.flushed.load(Ordering::Acquire);
+            if now > told {
+                told = now;
+                tell(News::Flushed(now));
             }
         }
         Ok(())
@@ -215,12 +235,18 @@ impl Worker {
             return Ok(Step::Worked);
         }
         if let Some(compaction) = &mut self.compaction {
-            if compaction.step(&mut bench)? {
-                self.end_compaction()?;
+            match compaction.step(&mut bench) {
+                Ok(false) => {}
+                Ok(true) => self.end_compaction()?,
+                Err(LsmError::Damaged { .. }) => return self.spoiled(),
+                Err(e) => return Err(e),
             }
             return Ok(Step::Worked);
         }
         let base = Arc::clone(&self.shared.sources().version);
+        if base.damage().is_some() {
+            return Ok(Step::Idle);
+        }
         let Some(pick) = base.pick(self.shared.options.level1_bytes, &self.pointers) else {
             return Ok(Step::Idle);
         };
@@ -228,13 +254,32 @@ impl Worker {
         if let ([_], []) = (pick.inputs[0].as_slice(), pick.inputs[1].as_slice()) {
             self.replace(&pick, &pick.inputs[0])?;
         } else {
-            self.compaction = Some(Compaction::new(pick, base)?);
+            match Compaction::new(pick, base) {
+                Ok(compaction) => self.compaction = Some(compaction),
+                Err(LsmError::Damaged { .. }) => return self.spoiled(),
+                Err(e) => return Err(e),
+            }
         }
         Ok(Step::Worked)
     }
 
-    /// A snapshot took the place of what the jobs work on: what they wrote is of no use.
+    /// A table that is compacted is damaged, which it knows of itself from now on: none of it is
+    /// copied on.
+    fn spoiled(&mut self) -> Result<Step, LsmError> {
+        self.give_up()?;
+        Ok(Step::Damaged)
+    }
+
+    /// A snapshot took the place of what the jobs work on.
     fn begin_anew(&mut self) -> Result<(), LsmError> {
+        self.give_up()?;
+        self.pointers = Default::default();
+        self.epoch = self.shared.manifest().epoch;
+        Ok(())
+    }
+
+    /// Gives up the jobs under way: what they wrote is of no use.
+    fn give_up(&mut self) -> Result<(), LsmError> {
         let flushing = self.flush.take().and_then(|flush| flush.builder);
         let (compacting, outputs) =
             self.compaction.take().map_or((None, Vec::new()), |c| (c.builder, c.outputs));
@@ -246,8 +291,6 @@ impl Worker {
         for path in paths {
             self.disk.remove(&path).map_err(|e| LsmError::io(&path, 0, e))?;
         }
-        self.pointers = Default::default();
-        self.epoch = self.shared.manifest().epoch;
         Ok(())
     }
 
@@ -294,8 +337,9 @@ impl Worker {
         version.applied = frozen.applied;
         let state = version.state(shared.next_file_now(), self.pointers.clone());
         manifest.slots.write(&state)?;
-        self.shared.flushed.store(frozen.applied, Ordering::Release);
         self.shared.install(version, true);
+        // Last: whoever sees it finds the tables in the version.
+        self.shared.flushed.store(frozen.applied, Ordering::Release);
         Ok(())
     }
 

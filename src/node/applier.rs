@@ -4,6 +4,9 @@
 //! Entries that are not in the core's memory any more, as after a restart, are read from the log in
 //! bounded pieces. Nothing is answered before its write can be read: a client that was told of its
 //! write finds it.
+//!
+//! When the store is damaged the applier *holds*: nothing is applied until a snapshot has taken the
+//! place of the state. What comes meanwhile waits with the owner, in order.
 
 use super::events::Apply;
 use super::words::{Answer, ReplyTo, Verdict};
@@ -23,6 +26,7 @@ const REPLAY_BYTES_MAX: usize = 4 << 20;
 pub struct Applier<S: Store> {
     machine: Machine<S>,
     log: LogReader,
+    holding: bool,
 }
 
 impl<S: Store> fmt::Debug for Applier<S> {
@@ -38,6 +42,8 @@ pub enum Work<C, Snapshot> {
     Apply(Apply<C>),
     /// The store is to flush.
     Flush,
+    /// The store is damaged: nothing is applied until a snapshot is installed.
+    Hold,
     /// A snapshot is to take the place of the state.
     Install {
         /// The snapshot.
@@ -58,6 +64,8 @@ pub struct Applied<C> {
     pub rest_us: u64,
     /// The store holds everything up to here durably.
     pub flushed: Index,
+    /// Damage was met in the store: this is yet to be applied, once a snapshot is installed.
+    pub held: Option<(Apply<C>, StoreError)>,
 }
 
 /// Why the applier cannot go on. The node stops: a gap would be worse.
@@ -90,7 +98,18 @@ impl std::error::Error for ApplyError {
 impl<S: Store> Applier<S> {
     /// An applier that continues from what the machine has applied.
     pub fn new(machine: Machine<S>, log: LogReader) -> Applier<S> {
-        Applier { machine, log }
+        let holding = machine.is_spoiled();
+        Applier { machine, log, holding }
+    }
+
+    /// From now on nothing is applied until a snapshot is installed.
+    pub fn hold(&mut self) {
+        self.holding = true;
+    }
+
+    /// Nothing is to be applied now.
+    pub fn is_holding(&self) -> bool {
+        self.holding
     }
 
     /// The state machine, for whoever reads.
@@ -98,10 +117,10 @@ impl<S: Store> Applier<S> {
         &self.machine
     }
 
-    /// Applies one piece of work. What it gives to rest is the caller's to wait: the writers slow
+    /// Applies one piece of work, unless it holds. What it gives to rest is the caller's to wait: the writers slow
     /// down with the applier, as no more than a few batches may wait for it.
     pub fn handle<C>(&mut self, apply: Apply<C>) -> Result<Applied<C>, ApplyError> {
-        let Apply { committed, waiters } = apply;
+        let Apply { mut committed, waiters } = apply;
         if committed.first <= self.machine.applied() {
             return self.behind_a_snapshot(Apply { committed, waiters });
         }
@@ -114,9 +133,10 @@ impl<S: Store> Applier<S> {
             }
         };
         let mut rest_us = 0;
+        let mut damage = None;
         if committed.entries.is_empty() {
             let mut next = committed.first;
-            while next <= committed.last {
+            while next <= committed.last && damage.is_none() {
                 let entries = match self.log.read(next, committed.last, REPLAY_BYTES_MAX) {
                     Ok(entries) => entries,
                     // What is committed is never truncated, but what lay behind it was just now, by
@@ -125,15 +145,31 @@ impl<S: Store> Applier<S> {
                     Err(e) => return Err(ApplyError::Log(e)),
                 };
                 next += entries.len() as Index;
-                rest_us += self.apply(&entries, &mut answer)?;
+                match self.apply(&entries, &mut answer) {
+                    Ok(more_us) => rest_us += more_us,
+                    Err(e) => damage = Some(e),
+                }
             }
         } else {
-            rest_us = self.apply(&committed.entries, &mut answer)?;
+            match self.apply(&committed.entries, &mut answer) {
+                Ok(us) => rest_us = us,
+                Err(e) => damage = Some(e),
+            }
         }
-        // Each waits for a command, and each command has an outcome: nobody is forgotten.
-        assert!(waiters.next().is_none(), "every waiter is answered");
         let flushed = self.machine.store().flushed();
-        Ok(Applied { index: committed.last, answers, rest_us, flushed })
+        let index = self.machine.applied();
+        let Some(damage) = damage else {
+            // Each waits for a command, and each command has an outcome: nobody is forgotten.
+            assert!(waiters.next().is_none(), "every waiter is answered");
+            return Ok(Applied { index, answers, rest_us, flushed, held: None });
+        };
+        if !damage.is_damage() {
+            return Err(ApplyError::Store(damage));
+        }
+        self.holding = true;
+        committed.first = index + 1;
+        let held = Some((Apply { committed, waiters: waiters.collect() }, damage));
+        Ok(Applied { index, answers, rest_us, flushed, held })
     }
 
     /// Entries that were handed over before a snapshot was known to have taken their place. What is
@@ -147,7 +183,8 @@ impl<S: Store> Applier<S> {
         let told = waiters.into_iter().map(|(_, to)| (to, Answer::Write(why.clone()))).collect();
         if committed.last <= applied {
             let flushed = self.machine.store().flushed();
-            return Ok(Applied { index: committed.last, answers: told, rest_us: 0, flushed });
+            let index = committed.last;
+            return Ok(Applied { index, answers: told, rest_us: 0, flushed, held: None });
         }
         committed.entries.retain(|entry| entry.index > applied);
         committed.first = applied + 1;
@@ -161,8 +198,8 @@ impl<S: Store> Applier<S> {
         self.machine.store_mut().flush();
     }
 
-    /// Puts a snapshot in the place of the state. Gives where it ends, or none when this node was
-    /// that far already and nothing was done. `first` is the configuration the cluster began with.
+    /// Puts a snapshot in the place of the state, which ends a hold. Gives where it ends, or none when
+    /// this node was further already and nothing was done. `first` is the configuration the cluster began with.
     ///
     /// # Errors
     /// The store's; the node stops. What is on disk is the old state or the new one.
@@ -172,9 +209,11 @@ impl<S: Store> Applier<S> {
         index: Index,
         first: &Configuration,
     ) -> Result<Option<SnapshotMark>, ApplyError> {
-        if !self.machine.install(snapshot, index).map_err(ApplyError::Store)? {
+        let taken = self.machine.install(snapshot, index, self.holding);
+        if !taken.map_err(ApplyError::Store)? {
             return Ok(None);
         }
+        self.holding = false;
         mark_of(&self.machine.reader().view(), first).map(Some).map_err(ApplyError::Store)
     }
 
@@ -182,7 +221,7 @@ impl<S: Store> Applier<S> {
         &mut self,
         entries: &[Entry],
         answer: &mut impl FnMut(Index, Outcome),
-    ) -> Result<u64, ApplyError> {
+    ) -> Result<u64, StoreError> {
         let mut configurations = Vec::new();
         let mut bytes = 0;
         for entry in entries {
@@ -206,7 +245,7 @@ impl<S: Store> Applier<S> {
             };
             (entry.index, what)
         });
-        for (index, outcome) in self.machine.apply(work).map_err(ApplyError::Store)? {
+        for (index, outcome) in self.machine.apply(work)? {
             answer(index, outcome);
         }
         Ok(self.machine.rest_us(bytes))

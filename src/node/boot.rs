@@ -3,6 +3,9 @@
 //! The order matters for crashes during the very first start: the identity is stored, then log and
 //! store are made, then the identity says that they were made. From then on a missing one is damage.
 //!
+//! A node that begins from a backup takes that into its store in between; the identity says that it
+//! was to. What follows is as after a snapshot.
+//!
 //! The store remembers how far it holds everything durably; the log is replayed from there. So the
 //! log must reach back to that index, and reach that index: only what is durable in the log is
 //! applied (see `raft/follower.rs`), hence the store is never ahead of it. One exception: a crash
@@ -12,9 +15,10 @@
 use super::applier::mark_of;
 use crate::env::Disk;
 use crate::kv::{
-    LsmStore, Reader as _, STORE_DIR, Store as _, StoreError, StoreOptions, StoreWorker, View,
-    place,
+    Backup, INCOMING_DIR, LsmStore, Reader as _, STORE_DIR, Store as _, StoreError, StoreOptions,
+    StoreWorker, View, place,
 };
+use crate::raft::codec;
 use crate::raft::{Configuration, HardState, Index, Persist, Restored, RestoredLog};
 use crate::wal::{self, Identity, LOG_DIR, Recovered, Wal, WalError};
 use std::fmt;
@@ -99,21 +103,48 @@ impl From<StoreError> for BootError {
     }
 }
 
-/// Opens log and store of a node in its data directory, or makes them at the very first start. Of
-/// the store's options, `identity` and `must_exist` are set here.
+/// A part of [`open`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The log was read and checked.
+    Log,
+    /// The store's manifest was read, and its tables were looked at.
+    Store,
+    /// A backup was taken into the store.
+    Restore,
+}
+
+/// What [`open`] works with.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The data directory.
+    pub data: &'a Path,
+    /// Who the node is.
+    pub identity: &'a Identity,
+    /// Length of new segments of the log, bytes.
+    pub segment_bytes: u64,
+    /// How the store is opened; `identity` and `must_exist` are set here.
+    pub store: StoreOptions,
+    /// What a new node begins from; checked already.
+    pub restore: Option<&'a Backup>,
+}
+
+/// Opens log and store of a node in its data directory, or makes them at the very first start.
+/// Says when a part is done, for whoever takes the time.
 ///
 /// # Errors
-/// Those of [`Wal::open`], [`LsmStore::open`] and [`Identity::store`], and [`BootError::Apart`].
+/// Those of [`Wal::open`], [`LsmStore::open`], [`LsmStore::restore`] and [`Identity::store`], and
+/// [`BootError::Apart`].
 pub fn open(
     disk: &Arc<dyn Disk>,
-    data: &Path,
-    identity: &Identity,
-    segment_bytes: u64,
-    store: StoreOptions,
+    plan: Plan<'_>,
+    mut done: impl FnMut(Part),
 ) -> Result<Opened, BootError> {
+    let Plan { data, identity, segment_bytes, store, restore } = plan;
     let (own, must_exist) = (identity.identity, identity.created);
     let log = wal::Options { segment_bytes, identity: own, must_exist };
     let (mut wal, mut recovered) = Wal::open(Arc::clone(disk), &data.join(LOG_DIR), log)?;
+    done(Part::Log);
     let dir = data.join(STORE_DIR);
     let io = |path: &Path| {
         let path = path.to_path_buf();
@@ -124,14 +155,25 @@ pub fn open(
         disk.sync_dir(data).map_err(io(data))?;
     }
     let options = StoreOptions { identity: own, must_exist, ..store };
-    let (store, worker) = LsmStore::open(Arc::clone(disk), &dir, options)?;
+    let (mut store, worker) = LsmStore::open(Arc::clone(disk), &dir, options)?;
+    done(Part::Store);
+    // A restore that a crash cut off behind the install is complete.
+    if let Some(backup) = restore
+        && !must_exist
+        && store.applied() == 0
+    {
+        let mut configuration = Vec::new();
+        codec::put_configuration(&mut configuration, &first_configuration(identity));
+        store.restore(Arc::clone(disk), &data.join(INCOMING_DIR), backup, &configuration)?;
+        done(Part::Restore);
+    }
     let completed = complete(identity, &store.reader().view(), &mut wal, &mut recovered)?;
     let (applied, first, last) = (store.applied(), recovered.first_index, recovered.last_index);
     if applied + 1 < first || applied > last {
         return Err(BootError::Apart { data: data.to_path_buf(), applied, first, last });
     }
     if !must_exist {
-        Identity { created: true, ..identity.clone() }.store(&**disk, data)?;
+        Identity { created: true, restoring: false, ..identity.clone() }.store(&**disk, data)?;
     }
     Ok(Opened { wal, recovered, store, worker, completed })
 }

@@ -58,6 +58,11 @@ impl Compaction {
         self.flushed = self.flushed.max(index);
     }
 
+    /// The store is known to hold everything up to here durably.
+    pub(super) fn flushed_index(&self) -> Index {
+        self.flushed
+    }
+
     /// Whether there is anything to look at: on most turns of the raft loop there is not.
     pub(super) fn is_due(&self) -> bool {
         let step = (self.limit / LOOKS_PER_LIMIT).max(1);
@@ -71,10 +76,12 @@ impl Compaction {
         if !self.is_due() {
             return Cut::default();
         }
-        (self.looked_at, self.looked_flushed) = (self.bytes, self.flushed);
+        // The store's background may be heard before the applier.
+        let flushed = self.flushed.min(applied);
+        (self.looked_at, self.looked_flushed) = (self.bytes, flushed);
         let pinned = self.bytes <= self.limit;
-        let through = if pinned { self.flushed.min(shared) } else { self.flushed };
-        let flush = self.flushed < applied && self.asked <= self.flushed;
+        let through = if pinned { flushed.min(shared) } else { flushed };
+        let flush = flushed < applied && self.asked <= flushed;
         if flush {
             self.asked = applied;
         }

@@ -74,6 +74,13 @@ pub enum Input<C> {
         /// The store holds everything up to here durably.
         flushed: Index,
     },
+    /// The store's background has made everything up to here durable.
+    Flushed {
+        /// The index.
+        index: Index,
+    },
+    /// Damage was met in the store.
+    Damaged,
     /// The store holds a snapshot that ends there, durably; the log is to go on behind it.
     Installed {
         /// Where it ends.
@@ -94,6 +101,9 @@ pub struct Effects<C> {
     pub apply: Option<Apply<C>>,
     /// For the applier: the store is to flush.
     pub flush: bool,
+    /// For the applier: the store is damaged, and a snapshot is to be fetched in its place from
+    /// whoever has one.
+    pub repair: bool,
     /// For the log writer: the log up to here is not needed any more.
     pub compact: Option<Index>,
     /// The leader offers a snapshot that this node needs: it is to be fetched. It may be repeated.
@@ -116,6 +126,7 @@ impl<C> Default for Effects<C> {
             from_log: Vec::new(),
             apply: None,
             flush: false,
+            repair: false,
             compact: None,
             offer: None,
             forwards: Vec::new(),

@@ -26,7 +26,7 @@ mod words;
 mod tests;
 
 pub use applier::{Applied, Applier, ApplyError, Work, mark_of};
-pub use boot::{BootError, Opened, first_configuration, open, restored};
+pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
 pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};

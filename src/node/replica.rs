@@ -57,6 +57,17 @@ struct Reading<C> {
     deadline_us: u64,
 }
 
+/// Somebody who waits for the store to be durable.
+#[derive(Debug)]
+struct Flushing<C> {
+    reply_to: ReplyTo<C>,
+    deadline_us: u64,
+    /// Up to here; the store was asked.
+    index: Index,
+    /// The log in front of that is to go.
+    cut: bool,
+}
+
 /// A replica: see the module.
 #[derive(Debug)]
 pub struct Replica<C> {
@@ -87,6 +98,13 @@ pub struct Replica<C> {
     answers: Vec<(ReplyTo<C>, Answer)>,
     expire_at_us: u64,
     compaction: Compaction,
+    /// The store is damaged; `true` until the owner was told.
+    repairing: Option<bool>,
+    flushing: Vec<Flushing<C>>,
+    /// Asked since the last effects.
+    flush_asked: bool,
+    /// Who waits until the log writer has cut the log, and what is flushed.
+    cutting: Vec<(ReplyTo<C>, Index)>,
 }
 
 /// How often deadlines are looked at, in microseconds.
@@ -139,6 +157,10 @@ impl<C: Clone> Replica<C> {
             answers: Vec::new(),
             expire_at_us: 0,
             compaction,
+            repairing: None,
+            flushing: Vec::new(),
+            flush_asked: false,
+            cutting: Vec::new(),
         }
     }
 
@@ -160,6 +182,8 @@ impl<C: Clone> Replica<C> {
             && self.forwarded.is_empty()
             && self.reading.is_empty()
             && self.unasked.is_empty()
+            && self.flushing.is_empty()
+            && self.repairing.is_none()
             && self.applying_reads.is_empty());
         let tick = self.raft.next_tick_us();
         if waits { tick.min(self.expire_at_us) } else { tick }
@@ -172,6 +196,10 @@ impl<C: Clone> Replica<C> {
             self.raft.tick(now_us);
         }
         if now_us >= self.expire_at_us {
+            if self.repairing.is_some() && self.raft.role() == RoleName::Leader {
+                // To whoever can take over; without one there is nobody to lead better.
+                let _ = self.raft.transfer(None, now_us);
+            }
             self.expire_at_us = now_us + EXPIRE_EVERY_US;
             self.expire(now_us);
         }
@@ -212,13 +240,22 @@ impl<C: Clone> Replica<C> {
                 self.compaction.log_bytes(log_bytes);
                 self.raft.persisted(seq, now_us);
             }
-            Input::Compacted { log_bytes } => self.compaction.cut(log_bytes),
+            Input::Compacted { log_bytes } => {
+                self.compaction.cut(log_bytes);
+                let told = self.cutting.drain(..);
+                self.answers.extend(told.map(|(to, index)| (to, Answer::Flushed(Ok(index)))));
+            }
+            Input::Flushed { index } => self.compaction.flushed(index),
+            Input::Damaged => {
+                self.repairing.get_or_insert(true);
+            }
             Input::Applied { index, flushed } => {
                 self.compaction.flushed(flushed);
                 self.raft.applied(index);
             }
             Input::Installed { mark } => {
                 self.compaction.flushed(mark.index);
+                self.repairing = None;
                 if self.raft.install(mark, now_us) {
                     self.settle_installed();
                 }
@@ -240,7 +277,15 @@ impl<C: Clone> Replica<C> {
     }
 
     fn request(&mut self, reply_to: ReplyTo<C>, deadline_us: u64, what: Request, now_us: u64) {
+        let leads = self.raft.role() == RoleName::Leader;
         match what {
+            // What a leader commits now it could not answer.
+            Request::Write(_) if self.repairing.is_some() && leads => {
+                self.refuse(reply_to, Refusal::Damaged);
+            }
+            Request::Read if self.repairing.is_some() => {
+                self.answers.push((reply_to, Answer::Read(Err(Refusal::Damaged))));
+            }
             Request::Write(command) => {
                 let bytes_max = self.options.inflight_bytes_max;
                 // One is always taken, or a write that is larger than the bound would be told for
@@ -261,6 +306,11 @@ impl<C: Clone> Replica<C> {
             Request::Transfer(to) => {
                 let result = self.raft.transfer(to, now_us);
                 self.answers.push((reply_to, Answer::Transfer(result)));
+            }
+            Request::Flush { cut } => {
+                let index = self.raft.applied_index();
+                self.flush_asked = true;
+                self.flushing.push(Flushing { reply_to, deadline_us, index, cut });
             }
         }
     }
@@ -289,20 +339,41 @@ impl<C: Clone> Replica<C> {
         }
         self.release_reads();
         effects.apply = ready.committed.map(|committed| self.attach_waiters(committed));
-        effects.answers = std::mem::take(&mut self.answers);
         effects.offer = ready.offer;
+        effects.repair = self.repairing.as_mut().is_some_and(std::mem::take);
+        effects.flush = std::mem::take(&mut self.flush_asked);
+        effects.compact = self.serve_flushed();
+        effects.answers = std::mem::take(&mut self.answers);
         if self.compaction.is_due() {
             let raft = &self.raft;
             let (first, shared) = (raft.first_index(), raft.shared_index());
             let cut = self.compaction.look(first, shared, raft.applied_index());
-            effects.flush = cut.flush;
-            if let Some(through) = cut.through {
+            effects.flush |= cut.flush;
+            if let Some(through) = cut.through.filter(|_| effects.compact.is_none()) {
                 self.raft.compact(through);
                 effects.compact = Some(through);
             }
         }
         self.tell_changes(&mut effects);
         effects
+    }
+
+    /// Settles with whoever waited for the store; says up to where the log goes for their sake.
+    fn serve_flushed(&mut self) -> Option<Index> {
+        let flushed = self.compaction.flushed_index().min(self.raft.applied_index());
+        let mut cut = false;
+        for done in self.flushing.extract_if(.., |waiting| waiting.index <= flushed) {
+            if done.cut {
+                cut = true;
+                self.cutting.push((done.reply_to, flushed));
+            } else {
+                self.answers.push((done.reply_to, Answer::Flushed(Ok(flushed))));
+            }
+        }
+        if cut && flushed >= self.raft.first_index() {
+            self.raft.compact(flushed);
+        }
+        cut.then_some(flushed)
     }
 
     // ---- writes ----
@@ -526,6 +597,9 @@ impl<C: Clone> Replica<C> {
         self.reading.retain(|_, reading| read_late(reading));
         self.unasked.retain(&mut read_late);
         self.applying_reads.retain(|(_, reading)| read_late(reading));
+        for late in self.flushing.extract_if(.., |waiting| now_us >= waiting.deadline_us) {
+            answers.push((late.reply_to, Answer::Flushed(Err(Refusal::Deadline))));
+        }
         let late: Vec<u64> = self
             .forwarded
             .iter()
@@ -567,6 +641,7 @@ impl<C: Clone> Replica<C> {
         Status {
             id: self.raft.id(),
             role: self.raft.role(),
+            repairing: self.repairing.is_some(),
             leads_and_knows: self.raft.leads_and_knows(),
             leader: self.raft.leader(),
             term: self.raft.term(),

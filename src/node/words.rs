@@ -51,6 +51,8 @@ pub enum Refusal {
     },
     /// The leader holds as many bytes of unanswered writes as it may.
     LeaderBusy,
+    /// The store of this node is damaged.
+    Damaged,
     /// The deadline passed before it was begun.
     Deadline,
 }
@@ -67,6 +69,9 @@ impl fmt::Display for Refusal {
                  try again later"
             ),
             Refusal::LeaderBusy => f.write_str("busy: the leader is at its limit; try again later"),
+            Refusal::Damaged => {
+                f.write_str("this node's store is damaged and is being repaired; ask another one")
+            }
             Refusal::Deadline => f.write_str("the deadline passed before it was begun"),
         }
     }
@@ -83,6 +88,11 @@ pub enum Request {
     Status,
     /// Hand leadership over, to anybody or to one node.
     Transfer(Option<NodeId>),
+    /// Make everything durable in the store that is applied here now.
+    Flush {
+        /// Then drop the log in front of that, whoever still wanted it.
+        cut: bool,
+    },
 }
 
 /// What the replica tells a client.
@@ -96,6 +106,9 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Request::Transfer`]: who takes over, or why nobody does.
     Transfer(Result<NodeId, crate::raft::NotProposed>),
+    /// To [`Request::Flush`]: up to which index the store holds everything durably, or why that
+    /// is not so in time.
+    Flushed(Result<Index, Refusal>),
 }
 
 /// A write that a follower passes to the leader.
@@ -116,6 +129,8 @@ pub struct Status {
     pub id: NodeId,
     /// Its role.
     pub role: RoleName,
+    /// Its store is damaged, and is to be replaced by a snapshot.
+    pub repairing: bool,
     /// It leads, has committed in its term and so knows everything that is committed.
     pub leads_and_knows: bool,
     /// The leader, if known.

@@ -2,10 +2,12 @@
 
 use super::logging::info;
 use super::peers::Outgoing;
-use super::{ClientHandle, Shared, fatal, lock};
+use super::{ApplyQueue, ClientHandle, Shared, fatal, lock, snapshots};
 use crate::kv::{LsmStore, Staged};
 use crate::node::{Answer, Applier, Input, ReplyTo, Work};
 use crate::raft::Configuration;
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -14,38 +16,59 @@ use std::time::Duration;
 pub(crate) fn run(
     mut applier: Applier<LsmStore>,
     inbox: &Receiver<Work<ClientHandle, Staged>>,
+    to_self: &ApplyQueue,
     first: &Configuration,
     shared: &Arc<Shared>,
 ) {
-    while let Ok(work) = inbox.recv() {
-        let applied = match work {
-            Work::Apply(work) => applier.handle(work),
-            Work::Flush => {
-                applier.flush();
-                continue;
+    // What came while the applier held.
+    let mut waiting = VecDeque::new();
+    if applier.is_holding() {
+        shared.damage_met();
+    }
+    loop {
+        let next = if applier.is_holding() { None } else { waiting.pop_front().map(Work::Apply) };
+        let Some(work) = next.or_else(|| inbox.recv().ok()) else { return };
+        match work {
+            Work::Apply(work) if applier.is_holding() => waiting.push_back(work),
+            Work::Apply(work) => match applier.handle(work) {
+                Ok(applied) => {
+                    deliver(shared, applied.answers);
+                    shared.raft.applied(applied.index, applied.flushed);
+                    if let Some((held, e)) = applied.held {
+                        waiting.push_front(held);
+                        shared.store_unreadable(&e);
+                    }
+                    if applied.rest_us > 0 {
+                        thread::sleep(Duration::from_micros(applied.rest_us));
+                    }
+                }
+                Err(e) => fatal(format_args!("cannot apply, the node stops: {e}")),
+            },
+            Work::Flush => applier.flush(),
+            Work::Hold => {
+                applier.hold();
+                snapshots::repair(shared, applier.machine().applied(), to_self);
             }
             Work::Install { snapshot, index } => {
+                let repairs = applier.is_holding();
+                *lock(&shared.fetching) = None;
                 match applier.install(snapshot, index, first) {
                     Ok(Some(mark)) => {
                         info!("installed a snapshot index={} term={}", mark.index, mark.term);
+                        if repairs {
+                            shared.damaged.store(false, Ordering::Relaxed);
+                            info!("the store is repaired");
+                        }
                         let _ = shared.raft.send(Input::Installed { mark });
+                    }
+                    // One that was on its way when the damage was met, and is too old.
+                    Ok(None) if repairs => {
+                        snapshots::repair(shared, applier.machine().applied(), to_self);
                     }
                     Ok(None) => info!("a snapshot came too late: its index is applied already"),
                     Err(e) => fatal(format_args!("cannot install a snapshot, the node stops: {e}")),
                 }
-                *lock(&shared.fetching) = None;
-                continue;
             }
-        };
-        match applied {
-            Ok(applied) => {
-                deliver(shared, applied.answers);
-                shared.raft.applied(applied.index, applied.flushed);
-                if applied.rest_us > 0 {
-                    thread::sleep(Duration::from_micros(applied.rest_us));
-                }
-            }
-            Err(e) => fatal(format_args!("cannot apply, the node stops: {e}")),
         }
     }
 }

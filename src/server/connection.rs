@@ -9,7 +9,7 @@ use super::{ClientHandle, Shared, fatal};
 use crate::kv::codec::encode_command;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
-use crate::kv::{Command, Query, Reader as _, Reply, StoreError, Write};
+use crate::kv::{Command, Malformed, Query, Reader as _, Reply, StoreError, Write};
 use crate::node::{Answer, DEADLINE_US, DEADLINE_US_MAX, Input, Refusal, Request, Verdict};
 use crate::wire::client::{Class, Failure};
 use std::net::TcpStream;
@@ -104,19 +104,26 @@ impl Session {
 }
 
 /// What a client is told of a node whose store is damaged.
-pub(crate) const DAMAGED: &str = "this node's store is damaged and needs repair";
+pub(crate) const DAMAGED: &str = "this node's store is damaged and is being repaired";
 
 impl Shared {
     /// The store could not be read. Damage concerns what it hides: it is never served, and the node
     /// is not healthy any more. Anything else, which is no end of a file and not to be waited for,
     /// stops the node.
     pub(crate) fn store_unreadable(&self, e: &StoreError) {
-        if !matches!(e, StoreError::Damaged { .. } | StoreError::BadRecord { .. }) {
+        if !e.is_damage() {
             fatal(format_args!("the store cannot be read, the node stops: {e}"));
         }
         if !self.damaged.swap(true, Ordering::Relaxed) {
             log(Level::Error, format_args!("{DAMAGED}; the damage is never served: {e}"));
+            let _ = self.raft.send(Input::Damaged);
         }
+    }
+
+    /// Damage was met behind the scenes.
+    pub(crate) fn damage_met(&self) {
+        let unnamed = || StoreError::BadRecord { key: Vec::new(), source: Malformed("a record") };
+        self.store_unreadable(&self.reader.damage().unwrap_or_else(unnamed));
     }
 
     /// A refusal as a client sees it, with the leader's address where that may help.

@@ -17,6 +17,7 @@
 //! crash-only, and whoever was not answered was not promised anything.
 
 mod applier;
+mod backup;
 mod connection;
 mod http;
 mod inbox;
@@ -41,7 +42,7 @@ pub use start::{ServerOptions, StartError, start};
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
 use crate::node::Work;
-use crate::raft::{Configuration, NodeId, Offer};
+use crate::raft::{Configuration, NodeId};
 use crate::wal::LogReader;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -77,8 +78,8 @@ pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
     /// The data directory.
     pub(crate) data: PathBuf,
-    /// The latest offer of a snapshot, while one is fetched or installed.
-    pub(crate) fetching: Mutex<Option<Offer>>,
+    /// The latest offer of a snapshot, while one is fetched or installed, and how far that is.
+    pub(crate) fetching: Mutex<Option<snapshots::Fetching>>,
     /// A read has met damage in the store.
     pub(crate) damaged: AtomicBool,
     pub(crate) partial: sockets::PartialBytes,

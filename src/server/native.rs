@@ -1,5 +1,6 @@
 //! Connections that speak the native protocol: clients, and the inbound half of a peer link.
 
+use super::backup::Backups;
 use super::connection::{OUT_BYTES_MAX, Session, command_request, failure};
 use super::logging::{debug, info, warning};
 use super::peers::Outgoing;
@@ -10,7 +11,7 @@ use crate::kv::bytes::Input as KvInput;
 use crate::kv::codec::take_outcome;
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::machine::RESULT_BYTES_MAX;
-use crate::kv::{Command, Op, Outcome, Query};
+use crate::kv::{Command, Op, Outcome, Piece, Query};
 use crate::node::{Answer, Forward, Input, Refusal, Request, Status, Verdict};
 use crate::raft::{NodeId, NotProposed, RoleName};
 use crate::wire::client::{
@@ -291,6 +292,12 @@ enum Work {
     Ready(Result<Reply, Failure>),
     /// Read when its turn comes: pages are not piled up.
     Stale(Query),
+    /// Begins a backup, when its turn comes.
+    Backup {
+        deadline_us: u64,
+    },
+    /// Read when its turn comes.
+    Piece(Piece),
     Asked(Asked),
 }
 
@@ -304,6 +311,7 @@ enum Asked {
     Status,
     Members,
     Transfer,
+    Compact,
 }
 
 fn serve_client(
@@ -312,6 +320,7 @@ fn serve_client(
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
     let mut session = Session::new(Arc::clone(shared));
+    let mut backups = Backups::new(shared);
     let mut input = ClientInput::new(&shared.partial);
     let mut out = Vec::new();
     // A request was completed since the last read.
@@ -339,7 +348,7 @@ fn serve_client(
         };
         if !requests.is_empty() {
             fresh = true;
-            answer_all(&mut session, requests, stream, &mut out)?;
+            answer_all(&mut session, &mut backups, requests, stream, &mut out)?;
         }
         if let Some((id, message)) = broken {
             info!("client connection closed: {message}");
@@ -375,6 +384,7 @@ fn reads(call: &Call) -> bool {
 /// Submits everything in one message; all linearizable reads share one read index.
 fn answer_all(
     session: &mut Session,
+    backups: &mut Backups,
     requests: Vec<client::Request>,
     stream: &TcpStream,
     out: &mut Vec<u8>,
@@ -406,6 +416,11 @@ fn answer_all(
             Call::Status => ask(Request::Status, Asked::Status),
             Call::Members => ask(Request::Status, Asked::Members),
             Call::Transfer { to } => ask(Request::Transfer(to), Asked::Transfer),
+            Call::Compact => ask(Request::Flush { cut: true }, Asked::Compact),
+            Call::Backup => Work::Backup { deadline_us },
+            Call::Piece { table, offset, len } => {
+                Work::Piece(Piece { table, offset, len: len as usize })
+            }
         };
         work.push((request.id, item));
     }
@@ -420,6 +435,8 @@ fn answer_all(
         let result = match item {
             Work::Ready(result) => result,
             Work::Stale(query) => session.query(&query).map(Reply::Reply),
+            Work::Backup { deadline_us } => backups.begin(session, deadline_us),
+            Work::Piece(piece) => backups.piece(session, piece),
             // The round that serves the most patient read may have ended too late for this one.
             Work::Asked(Asked::Query { deadline_us, .. }) if asked_until_us >= deadline_us => {
                 let message = "the read was not confirmed before its deadline".to_string();
@@ -462,6 +479,8 @@ fn reply_of(session: &Session, asked: &Asked, answer: Answer) -> Result<Reply, F
         }),
         Answer::Transfer(Ok(_)) => Ok(Reply::Ok),
         Answer::Transfer(Err(why)) => Err(failure(class_of(why), why.to_string())),
+        Answer::Flushed(Ok(_)) => Ok(Reply::Ok),
+        Answer::Flushed(Err(refusal)) => Err(session.shared.refused(refusal)),
         Answer::Read(_) => Err(stopping()),
     }
 }
@@ -511,6 +530,9 @@ pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
         (RoleName::Follower, Some(_)) => "following",
         _ => "no leader known",
     };
+    let fetching = lock(&shared.fetching).as_ref().map(snapshots::Fetching::words);
+    let state = if status.repairing { "repairing its store" } else { state };
+    let state = fetching.map_or(state.to_string(), |words| format!("{state}, {words}"));
     let peer = |p: &crate::raft::PeerProgress| PeerStatus {
         id: p.id,
         match_index: p.match_index,
@@ -532,6 +554,6 @@ pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
         connections: u32::try_from(shared.connections.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
         version: env!("CARGO_PKG_VERSION").to_string(),
         peers: status.peers.iter().map(peer).collect(),
-        state: state.to_string(),
+        state,
     }
 }

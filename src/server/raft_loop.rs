@@ -42,6 +42,9 @@ fn act(
     applier: &ApplyQueue,
     shared: &Arc<Shared>,
 ) {
+    if effects.repair {
+        let _ = applier.send(Work::Hold);
+    }
     if let Some(configuration) = effects.configuration {
         tell_formation(shared, &configuration, leads);
         reconfigure(shared, &configuration);

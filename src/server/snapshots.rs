@@ -5,17 +5,19 @@
 //! that other traffic hardly notices. What to ask and what to do with the answer is decided by
 //! [`Fetch`]; what to answer, by [`Source`].
 
+use super::connection::Session;
 use super::logging::{info, warning};
 use super::native::read_one_frame;
 use super::pulse::handshake_reader;
 use super::sockets::write_patiently;
 use super::{ApplyQueue, Shared, fatal, lock};
 use crate::kv::{Piece, Reader as _, View as _};
-use crate::node::{Ask, Fetch, Next, Source, Told, Work};
-use crate::raft::{NodeId, Offer};
+use crate::node::{Ask, Fetch, Next, Request, Source, Told, Work};
+use crate::raft::{Index, NodeId, Offer};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{self, Hello, PROTOCOL_VERSION, Role};
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_frame};
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -29,8 +31,38 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before another connection.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// So many of these at most, when it fails again and again.
+const RETRY_PAUSES_MAX: u32 = 25;
+/// Different failures of one fetch that are logged.
+const TROUBLES_MAX: usize = 20;
 /// Longest rest after an answer.
 const REST_MAX: Duration = Duration::from_millis(50);
+
+/// A snapshot on its way here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fetching {
+    /// The latest offer.
+    offer: Offer,
+    /// The store is damaged: any member that has enough will do.
+    repairs: bool,
+    /// Bytes of all of it, and of what is missing; none before that is known.
+    progress: Option<(u64, u64)>,
+}
+
+impl Fetching {
+    /// How far it is, for a person.
+    pub(crate) fn words(&self) -> String {
+        match self.progress {
+            None => "waiting for a snapshot".to_string(),
+            Some((_, 0)) => "installing a snapshot".to_string(),
+            Some((all, missing)) => {
+                let here = all - missing;
+                let percent = u128::from(here) * 100 / u128::from(all.max(1));
+                format!("fetching a snapshot: {here} of {all} bytes, {percent}%")
+            }
+        }
+    }
+}
 
 /// Gives a snapshot to a node that fetches one.
 pub(crate) fn serve(
@@ -42,6 +74,7 @@ pub(crate) fn serve(
     stream.set_nodelay(true)?;
     reader.set_limit(PEER_FRAME_MAX);
     let mut source = Source::new(shared.reader.clone());
+    let mut session = Session::new(Arc::clone(shared));
     info!("gives a snapshot to node={from}");
     loop {
         let body = read_one_frame(stream, &mut reader, Instant::now() + ASK_TIMEOUT)?;
@@ -52,6 +85,7 @@ pub(crate) fn serve(
             }
             _ => return Err(io::Error::other("an answer where a question is expected")),
         };
+        make_durable(ask, &mut session, shared);
         let told = match source.answer(ask) {
             Ok(told) => told,
             Err(e) => {
@@ -73,28 +107,71 @@ pub(crate) fn serve(
     }
 }
 
+/// What is asked for may be applied here and not in tables yet.
+fn make_durable(ask: Ask, session: &mut Session, shared: &Shared) {
+    let Ask::Begin { index } = ask else { return };
+    let applied = shared.reader.view().applied();
+    if index <= applied && shared.reader.export().applied() < index {
+        let flush = Request::Flush { cut: false };
+        session.call(vec![(session.deadline_us(0), flush)]);
+    }
+}
+
 /// The leader offers a snapshot: fetches it, unless one is on its way.
 pub(crate) fn offered(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) {
     // The one that is on its way looks here before each connection: the leader may have changed.
-    if lock(&shared.fetching).replace(offer).is_some() {
-        return;
+    {
+        let mut fetching = lock(&shared.fetching);
+        if let Some(fetching) = fetching.as_mut() {
+            // A damaged store needs what it needs, whoever leads.
+            let index = if fetching.repairs { fetching.offer.index } else { 0 };
+            fetching.offer = Offer { index: offer.index.max(index), ..offer };
+            return;
+        }
+        *fetching = Some(Fetching { offer, repairs: false, progress: None });
     }
+    start(shared, applier);
+}
+
+/// The store is damaged, and holds everything up to `index`: fetches a snapshot that reaches as far,
+/// from whoever has one.
+pub(crate) fn repair(shared: &Arc<Shared>, index: Index, applier: &ApplyQueue) {
+    let offer = Offer { from: 0, index };
+    {
+        let mut fetching = lock(&shared.fetching);
+        if let Some(fetching) = fetching.as_mut() {
+            fetching.repairs = true;
+            fetching.offer.index = fetching.offer.index.max(index);
+            return;
+        }
+        *fetching = Some(Fetching { offer, repairs: true, progress: None });
+    }
+    start(shared, applier);
+}
+
+fn start(shared: &Arc<Shared>, applier: &ApplyQueue) {
     let (theirs, applier) = (Arc::clone(shared), applier.clone());
     let builder = thread::Builder::new().name("snapshot".into());
-    if let Err(e) = builder.spawn(move || fetch(&theirs, offer, &applier)) {
+    if let Err(e) = builder.spawn(move || fetch(&theirs, &applier)) {
         fatal(format_args!("cannot start a thread: {e}"));
     }
 }
 
-fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
-    info!("needs a snapshot from node={} index={}", offer.from, offer.index);
+fn fetch(shared: &Arc<Shared>, applier: &ApplyQueue) {
     let disk = Arc::clone(&shared.disk);
-    let mut fetch = Fetch::new(disk, &shared.data, shared.reader.clone(), offer.index);
+    let mut fetch = Fetch::new(disk, &shared.data, shared.reader.clone(), 0);
     let started = Instant::now();
-    loop {
-        offer = lock(&shared.fetching).unwrap_or(offer);
+    let mut troubles = BTreeSet::new();
+    let mut told = None;
+    for round in 0.. {
+        let Some(Fetching { offer, repairs, .. }) = *lock(&shared.fetching) else { return };
+        let from = if repairs { shared.other_member(round) } else { offer.from };
+        if told.replace(repairs) != Some(repairs) {
+            let why = if repairs { "to repair the store" } else { "to go on" };
+            info!("needs a snapshot {why} from node={from} index={}", offer.index);
+        }
         fetch.aim(offer.index);
-        match attempt(shared, offer.from, &mut fetch) {
+        match attempt(shared, from, &mut fetch) {
             Ok(Some(snapshot)) => {
                 let index = snapshot.applied();
                 let bytes = fetch.progress().map_or(0, |(all, _)| all);
@@ -107,16 +184,32 @@ fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
             }
             Ok(None) => {}
             Err(e) => {
-                warning!("a snapshot from node={} was cut off, to be resumed: {e}", offer.from);
+                // Not every time: a damaged store is repaired when somebody can, hours later perhaps.
+                if troubles.len() < TROUBLES_MAX && troubles.insert((from, e.to_string())) {
+                    warning!("a snapshot from node={from} did not come, to be tried again: {e}");
+                }
             }
         }
         if shared.reader.view().applied() >= offer.index {
-            // Its log came all the same.
-            stop_on_error(fetch.discard());
-            *lock(&shared.fetching) = None;
-            return;
+            // Its log came all the same, unless that is what must be replaced.
+            let mut fetching = lock(&shared.fetching);
+            if fetching.as_ref().is_some_and(|now| !now.repairs) {
+                stop_on_error(fetch.discard());
+                *fetching = None;
+                return;
+            }
         }
-        thread::sleep(RETRY_PAUSE);
+        thread::sleep(RETRY_PAUSE * (1 + round / 4).min(RETRY_PAUSES_MAX));
+    }
+}
+
+impl Shared {
+    /// The other members in turn; 0 when there is none.
+    fn other_member(&self, round: u32) -> NodeId {
+        let configuration = self.configuration();
+        let others: Vec<NodeId> =
+            configuration.members.iter().map(|m| m.id).filter(|id| *id != self.id).collect();
+        others.get(round as usize % others.len().max(1)).copied().unwrap_or(0)
     }
 }
 
@@ -143,6 +236,9 @@ fn attempt(
                 let told = ask_for(&mut stream, &mut reader, ask)?;
                 let gone = told == Told::Gone;
                 stop_on_error(fetch.told(told));
+                if let Some(fetching) = lock(&shared.fetching).as_mut() {
+                    fetching.progress = fetch.progress();
+                }
                 if gone {
                     return Ok(None);
                 }
@@ -179,7 +275,7 @@ fn ask_for(stream: &mut TcpStream, reader: &mut FrameReader, ask: Ask) -> io::Re
 fn dial(shared: &Shared, to: NodeId) -> io::Result<(TcpStream, FrameReader)> {
     let configuration = shared.configuration();
     let Some(member) = configuration.member(to) else {
-        return Err(io::Error::other("it is not a member"));
+        return Err(io::Error::other("there is no such member"));
     };
     let address = member.address.to_socket_addrs()?.next();
     let address = address.ok_or_else(|| io::Error::other("its address has no host"))?;

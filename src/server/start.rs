@@ -9,9 +9,10 @@ use super::{ClientHandle, Shared, applier, fatal, listener, log_writer, raft_loo
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
-use crate::kv::{Limits, Machine, StoreOptions};
+use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
-    Applier, BootError, Opened, Replica, ReplicaOptions, first_configuration, open, restored,
+    Applier, BootError, Input, Opened, Part, Plan, Replica, ReplicaOptions, first_configuration,
+    open, restored,
 };
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -44,6 +45,8 @@ pub struct ServerOptions {
     pub advertise: String,
     /// The first members in the order of their ids, or none for a cluster of one.
     pub peers: Vec<String>,
+    /// A backup that a new cluster begins from.
+    pub restore: Option<PathBuf>,
     /// Shared secret, empty for none.
     pub token: Vec<u8>,
     /// Time between heartbeats, in milliseconds.
@@ -93,6 +96,13 @@ pub enum StartError {
         /// What differs.
         what: String,
     },
+    /// The backup cannot be used.
+    Backup {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: LsmError,
+    },
     /// What is on disk cannot be used as it is.
     Boot(BootError),
 }
@@ -112,6 +122,11 @@ impl fmt::Display for StartError {
                 "cannot listen on {address}: {source}; choose another address with --listen"
             ),
             StartError::Identity { what } => f.write_str(what),
+            StartError::Backup { path, source } => write!(
+                f,
+                "cannot restore {}: {source}; nothing was changed, name a whole backup with --restore",
+                path.display()
+            ),
             StartError::Boot(e) => e.fmt(f),
         }
     }
@@ -122,6 +137,7 @@ impl std::error::Error for StartError {
         match self {
             StartError::Io { source, .. } | StartError::Listen { source, .. } => Some(source),
             StartError::Boot(e) => Some(e),
+            StartError::Backup { source, .. } => Some(source),
             StartError::InUse { .. } | StartError::Identity { .. } => None,
         }
     }
@@ -150,8 +166,17 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
 
     // The address first: a second node on the same port must not touch the first one's files.
     let listener = TcpListener::bind(&options.listen).map_err(listen)?;
+    let is_new = is_new(&*disk, &options.data);
+    let backup = backup(&*disk, &options, is_new)?;
     let lock = lock_directory(&*disk, &options.data)?;
-    let identity = identify(&*disk, &options, &mut random)?;
+    let identity = identify(&*disk, &options, backup.as_ref(), &mut random)?;
+    if let (Some(backup), Some(path)) = (backup.as_ref().filter(|_| !is_new), &options.restore)
+        && identity.restoring
+    {
+        // It goes on with what a crash cut off; the file may have been spoiled since.
+        let refused = |source| StartError::Backup { path: path.clone(), source };
+        backup.verify().map_err(refused)?;
+    }
     logging::set_node(identity.node);
     info!(
         "kontiki {} data={} cluster={:016x} identity={:016x} listen={} advertise={}",
@@ -169,8 +194,20 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         ..StoreOptions::new(identity.identity)
     };
     let segment_bytes = segment_bytes(options.wal_limit_bytes, options.limits.max_batch_bytes);
-    let opened = open(&disk, &options.data, &identity, segment_bytes, store)?;
-    report(&opened, clock.now_us() - started_us);
+    let plan = Plan {
+        data: &options.data,
+        identity: &identity,
+        segment_bytes,
+        store,
+        restore: backup.as_ref(),
+    };
+    let (mut parts, mut last_us) = (Vec::new(), started_us);
+    let opened = open(&disk, plan, |part| {
+        let now_us = clock.now_us();
+        parts.push((part, now_us - last_us));
+        last_us = now_us;
+    })?;
+    report(&opened, &parts, clock.now_us() - started_us);
     run(options, &identity, opened, listener, lock, clock, disk, random.next_u64())
 }
 
@@ -182,8 +219,8 @@ fn segment_bytes(wal_limit_bytes: u64, max_batch_bytes: usize) -> u64 {
     bytes.next_multiple_of(wal::SEGMENT_BYTES_MIN)
 }
 
-/// What was found on disk.
-fn report(opened: &Opened, took_us: u64) {
+/// What was found on disk, and how long each part took.
+fn report(opened: &Opened, parts: &[(Part, u64)], took_us: u64) {
     let Opened { recovered, store, .. } = opened;
     if let Some(cut) = &recovered.cut {
         warning!(
@@ -195,7 +232,7 @@ fn report(opened: &Opened, took_us: u64) {
         );
     }
     info!(
-        "recovered log first={} last={} term={} segments={} bytes={} store applied={} replay={} ms={}",
+        "recovered log first={} last={} term={} segments={} bytes={} store applied={} replay={} ms={}{}",
         recovered.first_index,
         recovered.last_index,
         recovered.hard_state.term,
@@ -203,8 +240,20 @@ fn report(opened: &Opened, took_us: u64) {
         recovered.bytes,
         store.applied(),
         recovered.last_index - store.applied(),
-        took_us / 1000
+        took_us / 1000,
+        parts
+            .iter()
+            .map(|(part, us)| format!(" {}_ms={}", name(*part), us / 1000))
+            .collect::<String>()
     );
+}
+
+fn name(part: Part) -> &'static str {
+    match part {
+        Part::Log => "log",
+        Part::Store => "store",
+        Part::Restore => "restore",
+    }
 }
 
 /// A thread that panics has met a bug of ours: the node must not go on without it, half alive.
@@ -229,15 +278,64 @@ fn lock_directory(disk: &dyn Disk, data: &Path) -> Result<DirLock, StartError> {
     })
 }
 
+/// Whether nothing was ever stored there.
+fn is_new(disk: &dyn Disk, data: &Path) -> bool {
+    match disk.list(data) {
+        Ok(names) => names.iter().all(|name| name == LOCK_FILE),
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
+    }
+}
+
+/// The backup to begin from, if one was named. For a new directory it is checked from end to end
+/// before anything is made. A node that is there already needs none: its file may be gone.
+fn backup(
+    disk: &dyn Disk,
+    options: &ServerOptions,
+    is_new: bool,
+) -> Result<Option<Backup>, StartError> {
+    let Some(path) = &options.restore else { return Ok(None) };
+    let opened = Backup::open(disk, path).and_then(|backup| {
+        if is_new {
+            info!("checks the backup {} applied={}", path.display(), backup.contents().applied);
+            backup.verify()?;
+        }
+        Ok(backup)
+    });
+    match opened {
+        Ok(backup) => Ok(Some(backup)),
+        Err(LsmError::Io { source, .. }) if !is_new && source.kind() == io::ErrorKind::NotFound => {
+            warning!("the backup {} is not there; goes on with the data", path.display());
+            Ok(None)
+        }
+        Err(source) => Err(StartError::Backup { path: path.clone(), source }),
+    }
+}
+
 /// Reads who this node is, or makes it up at the very first start.
 fn identify(
     disk: &dyn Disk,
     options: &ServerOptions,
+    backup: Option<&Backup>,
     random: &mut RealRandom,
 ) -> Result<Identity, StartError> {
     let given = first_members(options);
     let data = options.data.display();
     if let Some(identity) = Identity::load(disk, &options.data)? {
+        let from = backup.map(|backup| name_of(&identity.members, Some(backup)));
+        if from.is_some_and(|cluster| cluster != identity.cluster) {
+            let what = format!(
+                "data directory {data} holds a cluster that was not begun from this backup; start \
+                 it without --restore, or choose another --data"
+            );
+            return Err(StartError::Identity { what });
+        }
+        if identity.restoring && backup.is_none() {
+            let what = format!(
+                "a restore into data directory {data} was begun and not finished; start it with \
+                 the same --restore again, or remove the directory"
+            );
+            return Err(StartError::Identity { what });
+        }
         let known: Vec<&str> = identity.members.iter().map(|m| m.address.as_str()).collect();
         let named: Vec<&str> = given.iter().map(|m| m.address.as_str()).collect();
         if !options.peers.is_empty() && known != named {
@@ -263,12 +361,17 @@ fn identify(
     let node = given.iter().find(|m| m.address == options.advertise).map_or(0, |m| m.id);
     // The members of a cluster named by --peers agree on its id without a word: it is made of
     // their addresses. Their identities make the difference to another cluster of that name.
-    let cluster = if options.peers.is_empty() { random.next_u64() } else { name_of(&given) };
+    // The same holds of the backup they all begin from.
+    let cluster = match (backup, &options.peers[..]) {
+        (None, []) => random.next_u64(),
+        _ => name_of(&given, backup),
+    };
     let identity = Identity {
         cluster: cluster.max(1),
         node,
         identity: own,
         created: false,
+        restoring: backup.is_some(),
         advertise: options.advertise.clone(),
         members: given,
     };
@@ -285,9 +388,12 @@ fn first_members(options: &ServerOptions) -> Vec<Member> {
     (1..).zip(addresses).map(member).collect()
 }
 
-/// FNV-1a, 64 bits, of the addresses in order, each ended by a zero byte.
-fn name_of(members: &[Member]) -> u64 {
+/// FNV-1a, 64 bits, of the addresses in order, each ended by a zero byte, and of the backup's number
+/// in eight bytes when there is one.
+fn name_of(members: &[Member], backup: Option<&Backup>) -> u64 {
     let bytes = members.iter().flat_map(|m| m.address.bytes().chain([0]));
+    let number = backup.map(|backup| backup.fingerprint().to_le_bytes());
+    let bytes = bytes.chain(number.into_iter().flatten());
     bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
@@ -360,14 +466,23 @@ fn run(
     let theirs = Arc::clone(&shared);
     let to_self = log_inbox.clone();
     spawn("log-writer", Box::new(move || log_writer::run(wal, &log_work, to_self, &theirs)))?;
+    let theirs = Arc::clone(&shared);
     let background = move || {
-        if let Err(e) = worker.run() {
+        let tell = |news| match news {
+            News::Flushed(index) => drop(theirs.raft.send(Input::Flushed { index })),
+            News::Damaged => theirs.damage_met(),
+        };
+        if let Err(e) = worker.run(tell) {
             fatal(format_args!("the store's background work failed, the node stops: {e}"));
         }
     };
     spawn("store", Box::new(background))?;
+    if shared.reader.damage().is_some() {
+        shared.damage_met();
+    }
     let theirs = Arc::clone(&shared);
-    spawn("applier", Box::new(move || applier::run(work, &apply_work, &first, &theirs)))?;
+    let to_self = apply_inbox.clone();
+    spawn("applier", Box::new(move || applier::run(work, &apply_work, &to_self, &first, &theirs)))?;
     let theirs = Arc::clone(&shared);
     let body = move || raft_loop::run(replica, raft_events, &log_inbox, &apply_inbox, &theirs);
     spawn("raft", Box::new(body))?;

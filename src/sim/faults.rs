@@ -145,6 +145,11 @@ pub enum Fault {
         /// Time until it starts again, in microseconds.
         down_us: u64,
     },
+    /// A person asks for the log to be cut.
+    Compact {
+        /// The node.
+        node: NodeId,
+    },
     /// Leadership is handed over on demand.
     Transfer {
         /// The node that is asked.
@@ -181,6 +186,7 @@ impl Fault {
             Fault::Wipe { .. } => "wiped disk",
             Fault::Burst { .. } => "burst of writes",
             Fault::Rush { .. } => "rush of clients",
+            Fault::Compact { .. } => "log cut on demand",
             Fault::Transfer { .. } => "transfer",
         }
     }
@@ -201,6 +207,7 @@ impl Fault {
             | Fault::Misdirect { node, .. }
             | Fault::Wipe { node, .. }
             | Fault::Burst { node, .. }
+            | Fault::Compact { node }
             | Fault::Transfer { node, .. } => (Some(node), None),
             Fault::Cut { from, to } | Fault::Bad { from, to, .. } | Fault::Reset { from, to } => {
                 (Some(from), Some(to))
@@ -248,9 +255,11 @@ impl Fault {
             Fault::Burst { writes, .. } => [writes, 0, 0, 0],
             Fault::Rush { for_us } => [for_us, 0, 0, 0],
             Fault::DiskTrouble { trouble, .. } => [trouble as u64, 0, 0, 0],
-            Fault::Isolate { .. } | Fault::Heal | Fault::Reconnect | Fault::Transfer { .. } => {
-                [0; 4]
-            }
+            Fault::Isolate { .. }
+            | Fault::Heal
+            | Fault::Reconnect
+            | Fault::Compact { .. }
+            | Fault::Transfer { .. } => [0; 4],
         }
     }
 
@@ -314,15 +323,18 @@ impl Fault {
                 world.tell(node, Input::Client { client, requests });
             }
             Fault::Rush { for_us } => world.rush(for_us),
-            Fault::Transfer { node, to } => {
-                // A request that no client waits for.
-                let client = ClientId::MAX;
-                let requests = vec![(0, u64::MAX, Request::Transfer(to))];
-                world.tell(node, Input::Client { client, requests });
-            }
+            Fault::Compact { node } => ask(world, node, Request::Flush { cut: true }),
+            Fault::Transfer { node, to } => ask(world, node, Request::Transfer(to)),
         }
         Ok(())
     }
+}
+
+/// Makes a request that no client waits for.
+fn ask(world: &mut World, node: NodeId, request: Request) {
+    let client = ClientId::MAX;
+    let requests = vec![(0, u64::MAX, request)];
+    world.tell(node, Input::Client { client, requests });
 }
 
 fn others(world: &World, node: NodeId) -> Vec<NodeId> {
@@ -366,6 +378,6 @@ fn flip_store(world: &mut World, node: NodeId, at: u64) {
     files.retain(|(path, len)| path.parent().is_some_and(|d| d.ends_with(STORE_DIR)) && *len > 0);
     if let Some((path, len)) = files.get((at >> 40) as usize % files.len().max(1)) {
         n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
-        n.flipped = true;
+        n.store_flipped = true;
     }
 }

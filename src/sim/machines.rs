@@ -160,8 +160,13 @@ impl World {
                 if applied > 0 {
                     self.count("started from what was flushed");
                 }
-                if self.dice.chance(1, 4) && !self.compare(node)? {
-                    return Ok(());
+                let up = self.nodes[&node].up.as_ref();
+                let damage = up.and_then(|up| up.reader.damage());
+                if let Some(e) = damage {
+                    self.count("started with a damaged store");
+                    self.store_failed(node, "", &e)?;
+                } else if self.dice.chance(1, 4) {
+                    self.compare(node)?;
                 }
                 self.start_storing(node);
                 self.wake_at(node, life, now_us + 1);

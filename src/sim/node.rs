@@ -7,7 +7,7 @@ use super::store::store_options;
 use crate::env::Disk;
 use crate::kv::{LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, BootError, Fetch, Input, Opened, Replica, ReplicaOptions, Source, Work,
+    Applier, Apply, BootError, Fetch, Input, Opened, Plan, Replica, ReplicaOptions, Source, Work,
     first_configuration, open, restored,
 };
 use crate::raft::invariants::Watch;
@@ -51,8 +51,10 @@ pub(super) struct SimNode {
     pub(super) hurt: bool,
     /// Its disk was lost: it is a stranger to the others.
     pub(super) wiped: bool,
-    /// A bit of its log or store was turned over.
+    /// A bit of its log or identity was turned over.
     pub(super) flipped: bool,
+    /// A bit of its store was turned over, and that was not repaired yet.
+    pub(super) store_flipped: bool,
     /// Its store said that everything up to here is durable.
     pub(super) flushed: Index,
     /// Largest time its log writer may take at present, in microseconds.
@@ -95,6 +97,8 @@ pub(super) struct Up {
     pub(super) to_apply: VecDeque<Work<ClientId, Staged>>,
     /// It is busy.
     pub(super) applying: bool,
+    /// What came for it while it held.
+    pub(super) waiting: VecDeque<Apply<ClientId>>,
     /// Reads the store.
     pub(super) reader: LsmReader,
     /// The store's background.
@@ -118,6 +122,10 @@ pub(super) struct Fetching {
     pub(super) fetch: Fetch,
     /// The other end.
     pub(super) from: NodeId,
+    /// The store is damaged: whoever has enough will do.
+    pub(super) repairs: bool,
+    /// Questions since the last answer.
+    pub(super) unanswered: u64,
     /// Number of the present question; grows also when one is given up.
     pub(super) turn: u64,
     /// It was handed to the applier.
@@ -149,6 +157,7 @@ impl SimNode {
             wiped: false,
             hurt: false,
             flipped: false,
+            store_flipped: false,
             flushed: 0,
             sync_us_max: 2_000,
             clock_ppm,
@@ -157,6 +166,11 @@ impl SimNode {
             members,
             dice,
         }
+    }
+
+    /// Whether something on its disk may be damaged.
+    pub(super) fn has_damage(&self) -> bool {
+        self.flipped || self.store_flipped
     }
 
     /// What this process's clock shows.
@@ -182,13 +196,20 @@ impl SimNode {
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let data = Path::new(DATA);
         let opened = self.identity(&*disk, data).and_then(|identity| {
-            let opened = open(&disk, data, &identity, SEGMENT_BYTES, store_options())?;
+            let plan = Plan {
+                data,
+                identity: &identity,
+                segment_bytes: SEGMENT_BYTES,
+                store: store_options(),
+                restore: None,
+            };
+            let opened = open(&disk, plan, |_| {})?;
             let Opened { wal, recovered, store, worker, completed } = opened;
             Ok((identity, wal, recovered, Machine::open(store)?, worker, completed))
         });
         let (identity, wal, recovered, machine, worker, completed) = match opened {
             Ok(opened) => opened,
-            Err(e) if is_damage(&e) && self.flipped => {
+            Err(e) if is_damage(&e) && self.has_damage() => {
                 self.refuses = true;
                 return Ok(Start::Refused);
             }
@@ -203,7 +224,7 @@ impl SimNode {
         self.identity = identity.identity;
         // A repair whose sync failed is in the cache only: the platter still has the bad copy.
         self.hurt &= !self.disk.is_durable("identity-");
-        if machine.applied() < self.flushed && !self.flipped {
+        if machine.applied() < self.flushed && !self.has_damage() {
             let detail = format!("node {}: {} of {}", self.id, machine.applied(), self.flushed);
             return violated("what was flushed survives", detail);
         }
@@ -250,6 +271,7 @@ impl SimNode {
             wal,
             to_apply: VecDeque::new(),
             applying: false,
+            waiting: VecDeque::new(),
         });
         Ok(Start::Running)
     }
@@ -263,6 +285,7 @@ impl SimNode {
             node: self.id,
             identity: self.dice.roll().max(1),
             created: false,
+            restoring: false,
             advertise: format!("node-{}:1", self.id),
             members: self.members.clone(),
         };

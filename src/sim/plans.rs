@@ -57,7 +57,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(38) {
+        Some(match dice.below(39) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5..8 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -81,10 +81,11 @@ impl Random {
             31 => Fault::SlowDisk { node, sync_us_max: 2_000 },
             32 => Fault::Transfer { node, to: None },
             33..35 => Fault::Burst { node, writes: dice.log_between(1, 60) },
-            35..37 => Fault::Rush { for_us: dice.log_between(50_000, 1_000_000) },
+            35 => Fault::Compact { node },
+            36..38 => Fault::Rush { for_us: dice.log_between(50_000, 1_000_000) },
             _ => {
                 // Damage for good: one node, so that a majority stays.
-                let spent = world.nodes.values().any(|n| n.flipped || n.wiped);
+                let spent = world.nodes.values().any(|n| n.has_damage() || n.wiped);
                 let Some(down) = down else {
                     if self.flips == 0 || spent || all.len() < 3 {
                         return None;
@@ -95,10 +96,13 @@ impl Random {
                 if self.flips == 0 || spent {
                     return Some(Fault::FlipIdentity { node: down, both: false, at: dice.roll() });
                 }
+                // A damaged store is repaired, and may be damaged again.
+                if dice.chance(1, 2) {
+                    return Some(Fault::FlipStore { node: down, at: dice.roll() });
+                }
                 self.flips -= 1;
                 match dice.below(6) {
                     0 => Fault::BitFlip { node: down, at: dice.roll() },
-                    2 => Fault::FlipStore { node: down, at: dice.roll() },
                     1 => Fault::Misdirect { node: down, from: dice.roll(), to: dice.roll() },
                     _ => Fault::FlipIdentity { node: down, both: true, at: dice.roll() },
                 }
@@ -209,13 +213,13 @@ impl Adversary {
             }
             // Restart loop: one node is killed again and again, often before it has caught up.
             7 => {
-                let damaged = world.nodes.values().any(|n| n.flipped || n.wiped);
+                let damaged = world.nodes.values().any(|n| n.has_damage() || n.wiped);
                 if all.len() > 2 && !damaged && dice.chance(1, 4) {
                     // Once its log has a bad bit instead.
                     let down_us = dice.log_between(1_000, 60_000);
                     script.push((short(dice), Fault::PowerLoss { node: follower, down_us }));
                     let at = dice.roll();
-                    let flip = match dice.chance(1, 2) {
+                    let flip = match dice.chance(1, 4) {
                         true => Fault::BitFlip { node: follower, at },
                         false => Fault::FlipStore { node: follower, at },
                     };

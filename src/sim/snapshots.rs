@@ -5,14 +5,17 @@
 
 use super::checks::{Violation, violated};
 use super::network::Packet;
-use super::node::Fetching;
+use super::node::{ClientId, Fetching};
 use super::world::{Event, World};
 use crate::env::Disk;
-use crate::kv::Staged;
-use crate::node::{ApplyError, Ask, Fetch, Input, Next, Source, Told};
+use crate::kv::{Reader as _, Staged, View as _};
+use crate::node::{ApplyError, Ask, Fetch, Input, Next, Request, Source, Told};
 use crate::raft::{Index, NodeId, Offer};
 use std::path::Path;
 use std::sync::Arc;
+
+/// After so many questions without an answer somebody else is asked, where anybody will do.
+const UNANSWERED_MAX: u64 = 2;
 
 /// Without an answer for so long the question is asked again from the beginning.
 const PATIENCE_US: u64 = 1_000_000;
@@ -20,19 +23,47 @@ const PATIENCE_US: u64 = 1_000_000;
 impl World {
     /// A leader offers a snapshot: it is fetched, unless one is on its way.
     pub(super) fn offered(&mut self, node: NodeId, offer: Offer) {
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
+        if let Some(fetching) = &mut up.fetching {
+            // The leader may have changed; the next question goes to the new one.
+            if !fetching.repairs {
+                fetching.from = offer.from;
+                fetching.fetch.aim(offer.index);
+            }
+            return;
+        }
+        self.begin_fetch(node, offer, false);
+    }
+
+    /// The store is damaged: what takes its place is fetched from whoever has it.
+    pub(super) fn repair(&mut self, node: NodeId) {
+        let from = self.another(node, node);
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
+        let index = up.applier.machine().applied();
+        if let Some(fetching) = &mut up.fetching {
+            fetching.repairs = true;
+            fetching.fetch.aim(index);
+            return;
+        }
+        self.begin_fetch(node, Offer { from, index }, true);
+    }
+
+    /// The member behind that one, but not the node itself.
+    fn another(&self, node: NodeId, behind: NodeId) -> NodeId {
+        let all: Vec<NodeId> = self.nodes.keys().copied().filter(|id| *id != node).collect();
+        all.iter().copied().find(|id| *id > behind).or(all.first().copied()).unwrap_or(node)
+    }
+
+    fn begin_fetch(&mut self, node: NodeId, offer: Offer, repairs: bool) {
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let (life, disk) = (n.life, n.disk.clone());
         let Some(up) = &mut n.up else { return };
-        if let Some(fetching) = &mut up.fetching {
-            // The leader may have changed; the next question goes to the new one.
-            fetching.from = offer.from;
-            fetching.fetch.aim(offer.index);
-            return;
-        }
         let disk: Arc<dyn Disk> = Arc::new(disk);
         let data = Path::new(super::node::DATA);
         let fetch = Fetch::new(disk, data, up.reader.clone(), offer.index);
-        up.fetching = Some(Fetching { fetch, from: offer.from, turn: 0, handed: false });
+        let from = offer.from;
+        up.fetching =
+            Some(Fetching { fetch, from, repairs, unanswered: 0, turn: 0, handed: false });
         self.count("snapshots begun");
         self.note(node, "snapshot offered", [offer.from, offer.index, 0, 0]);
         let delay_us = self.hop_us();
@@ -41,6 +72,8 @@ impl World {
 
     /// The fetching end goes on. Of two events of one turn only the first counts.
     pub(super) fn fetch(&mut self, node: NodeId, turn: u64) -> Result<(), Violation> {
+        let from = self.nodes.get(&node).and_then(|n| Some(n.up.as_ref()?.fetching.as_ref()?.from));
+        let next = self.another(node, from.unwrap_or(0));
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
@@ -48,6 +81,10 @@ impl World {
             return Ok(());
         };
         fetching.turn += 1;
+        fetching.unanswered += 1;
+        if fetching.repairs && fetching.unanswered > UNANSWERED_MAX {
+            (fetching.from, fetching.unanswered) = (next, 0);
+        }
         let (from, turn) = (fetching.from, fetching.turn);
         match fetching.fetch.go_on() {
             Ok(Next::Ask(ask)) => {
@@ -82,6 +119,14 @@ impl World {
         let source = up.sources.entry(from).or_insert_with(|| Source::new(reader.clone()));
         match source.answer(ask) {
             Ok(told) => {
+                if let Ask::Begin { index } = ask
+                    && told == Told::Gone
+                    && reader.view().applied() >= index
+                {
+                    // Applied, and not in tables yet.
+                    let requests = vec![(0, u64::MAX, Request::Flush { cut: false })];
+                    self.input(node, Input::Client { client: ClientId::MAX, requests });
+                }
                 self.send(node, from, Packet::Told(told));
                 Ok(())
             }
@@ -99,6 +144,8 @@ impl World {
             return Ok(());
         };
         let gone = told == Told::Gone;
+        // Whoever has nothing to give is asked no longer.
+        fetching.unanswered = if gone { UNANSWERED_MAX } else { 0 };
         let turn = fetching.turn;
         if let Err(e) = fetching.fetch.told(told) {
             return self.store_failed(node, "disk error in fetching a snapshot", &e);
@@ -127,6 +174,11 @@ impl World {
             Err(e) => return violated("a snapshot is installed", e.to_string()),
         };
         up.fetching = None;
+        let repaired = n.store_flipped && mark.is_some() && up.reader.damage().is_none();
+        if repaired {
+            n.store_flipped = false;
+            self.count("stores repaired");
+        }
         if let Some(mark) = mark {
             if self.cluster.committed_terms().get(mark.index as usize - 1) != Some(&mark.term) {
                 let detail = format!("node {node}: {} of term {}", mark.index, mark.term);
@@ -153,6 +205,11 @@ impl World {
             self.schedule(delay_us, node, life, Event::Input(Input::Installed { mark }));
         } else {
             self.count("snapshots that came too late");
+            let holds =
+                |n: &super::node::SimNode| n.up.as_ref().is_some_and(|up| up.applier.is_holding());
+            if self.nodes.get(&node).is_some_and(holds) {
+                self.repair(node);
+            }
         }
         self.applier_is_free(node);
         self.start_storing(node);

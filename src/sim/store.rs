@@ -60,7 +60,8 @@ impl World {
         let hop_us = self.hop_us();
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let Some(up) = &mut n.up else { return };
-        if !up.applying && !up.to_apply.is_empty() {
+        let waits = !up.waiting.is_empty() && !up.applier.is_holding();
+        if !up.applying && (waits || !up.to_apply.is_empty()) {
             up.applying = true;
             let life = n.life;
             self.schedule(hop_us + rest_us, node, life, Event::Apply);
@@ -71,9 +72,21 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
-        let work = match up.to_apply.pop_front() {
+        let waits = if up.applier.is_holding() { None } else { up.waiting.pop_front() };
+        let work = match waits.map(Work::Apply).or_else(|| up.to_apply.pop_front()) {
             None => return Ok(()),
+            Some(Work::Apply(work)) if up.applier.is_holding() => {
+                up.waiting.push_back(work);
+                self.applier_is_free(node);
+                return Ok(());
+            }
             Some(Work::Apply(work)) => work,
+            Some(Work::Hold) => {
+                up.applier.hold();
+                self.repair(node);
+                self.applier_is_free(node);
+                return Ok(());
+            }
             Some(Work::Flush) => {
                 up.applier.flush();
                 self.applier_is_free(node);
@@ -97,7 +110,12 @@ impl World {
         self.cluster.applies(node, entries)?;
         follow(&mut self.model, entries)?;
         match up.applier.handle(work) {
-            Ok(applied) => {
+            Ok(mut applied) => {
+                if let Some((held, e)) = applied.held.take() {
+                    up.waiting.push_front(held);
+                    self.count("damage met by the applier");
+                    self.store_failed(node, "", &e)?;
+                }
                 let words = [applied.index, applied.answers.len() as u64, applied.rest_us, 0];
                 if applied.rest_us > 0 {
                     self.count("writers slowed down");
@@ -157,9 +175,24 @@ impl World {
         let before = up.reader.stats();
         match up.worker.step() {
             Ok(Step::Idle) => up.storing = false,
+            Ok(Step::Damaged) => {
+                let damage = up.reader.damage();
+                let delay_us = self.dice.log_between(60, slow_us);
+                self.schedule(delay_us, node, life, Event::Store);
+                self.count("damage met by a compaction");
+                return match damage {
+                    Some(e) => self.store_failed(node, "", &e),
+                    None => violated("damage has a place", format!("node {node}")),
+                };
+            }
             Ok(Step::Worked) => {
                 let now = up.reader.stats();
-                n.flushed = n.flushed.max(up.applier.machine().store().flushed());
+                let flushed = up.applier.machine().store().flushed();
+                let news = (flushed > n.flushed).then_some(flushed);
+                n.flushed = n.flushed.max(flushed);
+                if let Some(index) = news {
+                    self.input(node, Input::Flushed { index });
+                }
                 if now.flushed_bytes > before.flushed_bytes {
                     self.count("memtables flushed");
                 }
@@ -176,28 +209,25 @@ impl World {
         Ok(())
     }
 
-    /// A node's store cannot be read or written: the node stops. It may have met damage only where
-    /// there is some.
+    /// A node's store cannot be read or written: the node stops. When it is damaged, which it may be
+    /// only where a bit was turned over, it is repaired.
     pub(super) fn store_failed(
         &mut self,
         node: NodeId,
         whose: &'static str,
         error: &StoreError,
     ) -> Result<(), Violation> {
-        let damaged = matches!(error, StoreError::Damaged { .. } | StoreError::BadRecord { .. });
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        if !damaged {
+        if !error.is_damage() {
             self.disk_failed(node, whose);
             return Ok(());
         }
-        if !n.flipped {
+        if !n.store_flipped {
             return violated("no crash looks like damage", format!("node {node}: {error}"));
         }
-        // It would meet it again after a restart: a person has to look.
-        n.refuses = true;
         self.count("damage met in the store");
         self.note(node, "damaged store", [0; 4]);
-        self.stop(node, false);
+        self.input(node, Input::Damaged);
         Ok(())
     }
 
@@ -238,7 +268,9 @@ impl World {
         let ids: Vec<NodeId> = self.nodes.values().filter(running).map(|n| n.id).collect();
         let behind = |id: &NodeId| {
             let up = self.nodes.get(id).and_then(|n| n.up.as_ref());
-            up.is_some_and(|up| up.replica.raft().applied_index() < committed)
+            let repairs =
+                |up: &super::node::Up| up.applier.is_holding() || up.reader.damage().is_some();
+            up.is_some_and(|up| up.replica.raft().applied_index() < committed || repairs(up))
         };
         if ids.iter().any(behind) {
             return Ok(false);

@@ -45,6 +45,11 @@ const MUST_HAPPEN: &[&str] = &[
     "disk error in a scan",
     "bit flip in the store",
     "damage met in the store",
+    "damage met by a compaction",
+    "damage met by the applier",
+    "started with a damaged store",
+    "stores repaired",
+    "log cut on demand",
     "disk error in fetching a snapshot",
     "disk error in giving a snapshot",
     // Snapshots.

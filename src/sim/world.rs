@@ -321,6 +321,7 @@ impl World {
         let life = n.life;
         let Some(up) = &mut n.up else { return };
         up.to_write.extend(effects.persist);
+        up.to_apply.extend(effects.repair.then_some(Work::Hold));
         up.to_apply.extend(effects.flush.then_some(Work::Flush));
         up.to_apply.extend(effects.apply.map(Work::Apply));
         up.to_compact = effects.compact.or(up.to_compact);

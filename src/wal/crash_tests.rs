@@ -175,6 +175,7 @@ fn an_identity_survives_a_crash_at_every_operation() {
             node: 1,
             identity: 77,
             created: i > 1,
+            restoring: false,
             advertise: format!("host:{i}"),
             members: configuration(i).members.clone(),
         };

@@ -357,6 +357,7 @@ fn a_lost_identity_is_refused() {
         node: 1,
         identity: IDENTITY,
         created: false,
+        restoring: false,
         advertise: "host:1".into(),
         members: Vec::new(),
     };

@@ -22,6 +22,10 @@ const FILES: [&str; 2] = ["identity-a", "identity-b"];
 const MAGIC: [u8; 8] = *b"kontnode";
 const VERSION: u32 = 1;
 
+/// Bits of the flags.
+const CREATED: u8 = 1;
+const RESTORING: u8 = 2;
+
 /// Magic, version, checksum, length.
 const PREFIX_BYTES: usize = 8 + 4 + 4 + 4;
 
@@ -39,6 +43,9 @@ pub struct Identity {
     pub identity: u64,
     /// Whether log and store have been made: an empty directory is damage from then on.
     pub created: bool,
+    /// The store is being filled from a backup, and was not when this was stored: nothing else may
+    /// be made of the directory.
+    pub restoring: bool,
     /// `HOST:PORT` under which the others reach this node.
     pub advertise: String,
     /// The members the cluster was, or is to be, formed of; empty for a node that joins.
@@ -120,7 +127,7 @@ impl Identity {
         for word in [seq, self.cluster, self.node, self.identity] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        out.push(u8::from(self.created));
+        out.push(u8::from(self.created) * CREATED | u8::from(self.restoring) * RESTORING);
         put_text(&mut out, &self.advertise);
         out.extend_from_slice(&len32(self.members.len()));
         for member in &self.members {
@@ -155,7 +162,10 @@ impl Identity {
         let cluster = input.u64("cluster")?;
         let node = input.u64("node")?;
         let identity = input.u64("identity")?;
-        let created = input.u8("flags")? != 0;
+        let flags = input.u8("flags")?;
+        if flags & !(CREATED | RESTORING) != 0 {
+            return Err(Malformed("flags"));
+        }
         let advertise = take_text(&mut input)?;
         let mut members = Vec::new();
         for _ in 0..input.u32("member count")? {
@@ -164,7 +174,9 @@ impl Identity {
             members.push(Member { id, identity, address: take_text(&mut input)? });
         }
         input.end("length")?;
-        Ok((seq, Identity { cluster, node, identity, created, advertise, members }))
+        let (created, restoring) = (flags & CREATED != 0, flags & RESTORING != 0);
+        let known = Identity { cluster, node, identity, created, restoring, advertise, members };
+        Ok((seq, known))
     }
 }
 

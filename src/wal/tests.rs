@@ -537,6 +537,7 @@ fn the_identity_format_is_frozen() {
         node: 1,
         identity: 0x77,
         created: true,
+        restoring: false,
         advertise: "host:1".into(),
         members: vec![member],
     };

@@ -6,8 +6,8 @@
 //! (`client`), and how a request is carried out (`node`).
 
 use super::fields::{
-    ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX, put_count, put_option, put_text, take_flag, take_list,
-    take_option, take_text,
+    ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX, put_blob, put_count, put_option, put_text, take_flag,
+    take_list, take_option, take_text,
 };
 use super::frame::{CLIENT_FRAME_MAX, kind, put_frame};
 use super::kv::{
@@ -66,6 +66,22 @@ pub enum Call {
         /// To whom; none leaves the choice to the leader.
         to: Option<NodeId>,
     },
+    /// Flush this node's store and drop the log in front of what is flushed; answered by
+    /// [`Answer::Ok`].
+    Compact,
+    /// Begin a backup: a consistent cut that holds every write answered before; answered by
+    /// [`Answer::Backup`]. It stays readable for as long as the connection lives, or until the next
+    /// one is begun on it.
+    Backup,
+    /// A piece of a table of the backup begun on this connection; answered by [`Answer::Bytes`].
+    Piece {
+        /// The table's number.
+        table: u64,
+        /// Where the piece begins, bytes.
+        offset: u64,
+        /// Its length, bytes.
+        len: u32,
+    },
 }
 
 /// How fresh a read must be.
@@ -99,8 +115,15 @@ pub enum Answer {
     Status(NodeStatus),
     /// To a members call.
     Members(Members),
-    /// To a transfer.
+    /// To a transfer or a compaction.
     Ok,
+    /// To the beginning of a backup: what it is made of (docs/formats.md, "Manifest").
+    Backup {
+        /// The manifest.
+        manifest: Vec<u8>,
+    },
+    /// To a question for a piece of a backup.
+    Bytes(Vec<u8>),
 }
 
 /// A call that was not carried out, or of which that is not known.
@@ -349,6 +372,14 @@ pub fn put_request(out: &mut Vec<u8>, request: &Request) -> usize {
                 out.push(8);
                 put_option(out, *to);
             }
+            Call::Compact => out.push(9),
+            Call::Backup => out.push(10),
+            Call::Piece { table, offset, len } => {
+                out.push(11);
+                out.extend_from_slice(&table.to_le_bytes());
+                out.extend_from_slice(&offset.to_le_bytes());
+                out.extend_from_slice(&len.to_le_bytes());
+            }
         }
     })
 }
@@ -386,6 +417,13 @@ pub fn take_request(body: &[u8]) -> Result<Request, Malformed> {
             }
             Call::Transfer { to }
         }
+        9 => Call::Compact,
+        10 => Call::Backup,
+        11 => Call::Piece {
+            table: input.u64("table")?,
+            offset: input.u64("offset")?,
+            len: input.u32("length")?,
+        },
         _ => return Err(Malformed("call")),
     };
     input.end("request length")?;
@@ -458,6 +496,14 @@ fn put_response_body(out: &mut Vec<u8>, response: &Response) {
             }
         }
         Ok(Answer::Ok) => out.push(6),
+        Ok(Answer::Backup { manifest }) => {
+            out.push(7);
+            put_blob(out, manifest);
+        }
+        Ok(Answer::Bytes(bytes)) => {
+            out.push(8);
+            put_blob(out, bytes);
+        }
     }
 }
 
@@ -525,6 +571,8 @@ pub fn take_response(body: &[u8]) -> Result<Response, Malformed> {
             Ok(Answer::Members(Members { members }))
         }
         6 => Ok(Answer::Ok),
+        7 => Ok(Answer::Backup { manifest: input.blob("manifest")?.to_vec() }),
+        8 => Ok(Answer::Bytes(input.blob("bytes")?.to_vec())),
         _ => return Err(Malformed("answer")),
     };
     input.end("response length")?;

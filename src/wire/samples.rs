@@ -145,6 +145,10 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         1 => Just(Call::Status),
         1 => Just(Call::Members),
         1 => option::of(1u64..).prop_map(|to| Call::Transfer { to }),
+        1 => Just(Call::Compact),
+        1 => Just(Call::Backup),
+        1 => (number(), number(), any::<u32>())
+            .prop_map(|(table, offset, len)| Call::Piece { table, offset, len }),
     ];
     (1u64.., any::<u32>(), call).prop_map(|(id, deadline_ms, call)| Request {
         id,
@@ -215,6 +219,8 @@ pub(super) fn response() -> impl Strategy<Value = Response> {
         status().prop_map(|s| Ok(Answer::Status(s))),
         vec(member, 0..4).prop_map(|members| Ok(Answer::Members(Members { members }))),
         Just(Ok(Answer::Ok)),
+        bytes().prop_map(|manifest| Ok(Answer::Backup { manifest })),
+        bytes().prop_map(|b| Ok(Answer::Bytes(b))),
         failure.prop_map(Err),
     ];
     (number(), result).prop_map(|(id, result)| Response { id, result })

@@ -1,5 +1,6 @@
 //! Integration tests: the house rules, and clusters of real processes.
 
+mod backup;
 mod bad_input;
 mod cluster_script;
 mod kill_rounds;

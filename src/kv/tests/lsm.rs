@@ -78,13 +78,14 @@ proptest! {
 
 #[test]
 fn a_damaged_table_is_an_error_of_the_read_with_path_and_offset() {
-    // One block of a table rots; the read that meets it fails and says where, others go on.
+    // One block of a table rots; the read that meets it fails and says where. From then on nothing
+    // is read from that table, and a node that starts with it applies nothing.
     let disk = TestDisk::default();
     let (store, mut worker) = open_store(&disk);
     let mut machine = Machine::open(store).expect("empty");
     let put = |key: &str| Op::Put { key: key.into(), value: vec![7; 300] };
     let write = Write { ops: vec![put("a"), put("z")], ..Write::default() };
-    apply(&mut machine, &[Command::Write(write)]);
+    apply(&mut machine, &[Command::OpenSession, Command::Write(write)]);
     machine.store_mut().flush();
     while worker.step().expect("the disk is well") == Step::Worked {}
     let path = disk.paths().into_iter().find(|p| p.ends_with("table-00000001")).expect("flushed");
@@ -92,7 +93,13 @@ fn a_damaged_table_is_an_error_of_the_read_with_path_and_offset() {
     let view = machine.reader().view();
     let error = view.get(Space::User, b"a").expect_err("damaged");
     let StoreError::Damaged { path: found, offset, .. } = error else { panic!("{error}") };
-    assert_eq!((found, offset), (path, 0));
-    let found = view.get(Space::User, b"z").expect("another block");
-    assert_eq!(found.map(|f| f.revision), Some(1));
+    assert_eq!((&found, offset), (&path, 0));
+    assert!(view.get(Space::User, b"z").expect_err("quarantined").is_damage());
+    assert!(machine.reader().damage().is_some());
+    drop((view, machine, worker));
+
+    // The sessions are in it, too.
+    disk.edit(&path, |bytes| bytes.truncate(60));
+    let (store, _worker) = open_store(&disk);
+    assert!(Machine::open(store).expect("it opens").is_spoiled());
 }

@@ -139,8 +139,9 @@ fn an_empty_directory_is_a_fresh_start_only_when_it_may_be() {
 }
 
 #[test]
-fn a_damaged_input_stops_a_compaction_and_stays() {
-    // Compacting a bad block away would make a hole that looks like health.
+fn a_damaged_input_is_not_compacted_and_stays() {
+    // Compacting a bad block away would make a hole that looks like health. Flushes go on meanwhile,
+    // also after the store was opened again, and a table that is gone or short is no other case.
     let disk = TestDisk::default();
     let (mut engine, mut worker) = open(&disk).unwrap();
     let mut model = Model::new();
@@ -155,8 +156,26 @@ fn a_damaged_input_stops_a_compaction_and_stays() {
     }
     let path = files(&disk, "table-").remove(1);
     disk.edit(&path, |bytes| bytes[20] ^= 4);
-    let error = std::iter::repeat_with(|| worker.step()).find_map(Result::err).unwrap();
-    assert_eq!(error.class(), Class::Repair, "{error}");
-    assert!(files(&disk, "table-").contains(&path));
-    assert!(matches!(engine.write(99, []), Err(LsmError::Failed)));
+    let met = std::iter::repeat_with(|| worker.step().unwrap()).find(|s| *s != Step::Worked);
+    assert_eq!(met, Some(Step::Damaged));
+    assert_eq!(worker.step().unwrap(), Step::Idle);
+    let before = files(&disk, "table-");
+    assert!(before.contains(&path));
+    for (n, spoil) in [|_: &mut Vec<u8>| {}, |b: &mut Vec<u8>| b.truncate(30)].iter().enumerate() {
+        let error = engine.reader().damage().unwrap();
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        assert!(engine.reader().view().get(1, &[1]).is_ok(), "the newest value lies elsewhere");
+        let (applied, key) = (engine.applied() + 1, vec![5 + n as u8]);
+        write(&mut engine, &mut model, applied, &[((1, key.clone()), Some(vec![3; 9]))]);
+        engine.flush();
+        while worker.step().unwrap() != Step::Idle {}
+        assert_eq!(engine.flushed(), applied);
+        drop((engine, worker));
+        disk.edit(&path, spoil);
+        (engine, worker) = open(&disk).unwrap();
+        // What is damaged in the middle is found when it is read.
+        while worker.step().unwrap() != Step::Idle {}
+        assert!(engine.reader().view().get(1, &key).unwrap().is_some());
+    }
+    assert!(before.iter().all(|table| files(&disk, "table-").contains(table)), "nothing went");
 }

@@ -1,0 +1,154 @@
+//! `backup`: a consistent cut of everything, streamed to a file; and `compact`.
+//!
+//! The file gets its name when it is whole and durable: what a broken backup leaves is not mistaken
+//! for one. An existing file is never replaced. Between two pieces the node is left in peace for as
+//! long as the piece took, so that others hardly notice.
+
+use super::answers::{Failed, Shell, exit_of};
+use super::exit::Exit;
+use super::json::Json;
+use super::progress::Progress;
+use crate::client::Error;
+use crate::kv::BackupWriter;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Longest rest between two pieces.
+const REST_MAX: Duration = Duration::from_millis(50);
+/// How long a node may take to flush its store.
+const COMPACT_WAIT: Duration = Duration::from_secs(60);
+
+/// What went wrong while a backup was written.
+enum Trouble {
+    File(io::Error),
+    Cluster(Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(e: io::Error) -> Trouble {
+        Trouble::File(e)
+    }
+}
+
+impl From<Error> for Trouble {
+    fn from(e: Error) -> Trouble {
+        Trouble::Cluster(e)
+    }
+}
+
+/// What was written.
+struct Written {
+    revision: u64,
+    bytes: u64,
+}
+
+impl Shell<'_> {
+    /// Writes everything to a file.
+    pub(super) fn backup(&mut self, path: &Path) -> io::Result<Result<Exit, Failed>> {
+        let shown = path.display();
+        if path.symlink_metadata().is_ok() {
+            let why =
+                format!("{shown} is there already: a backup replaces nothing, name another file");
+            return Ok(Err(Failed { exit: Exit::Usage, why }));
+        }
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let partial = PathBuf::from(partial);
+        let written = self.write_backup(path, &partial);
+        match written {
+            Ok(Written { revision, bytes }) => {
+                let json = || {
+                    Json::Object(vec![
+                        ("ok", true.into()),
+                        ("revision", revision.into()),
+                        ("bytes", bytes.into()),
+                    ])
+                };
+                self.say(format!("OK {revision}").as_bytes(), json).map(Ok)
+            }
+            Err(Trouble::Cluster(e)) => {
+                let why = format!("no backup was made: {e}");
+                Ok(Err(Failed { exit: exit_of(e.class), why }))
+            }
+            Err(Trouble::File(e)) => {
+                let why = format!("no backup was made: cannot write {}: {e}", partial.display());
+                Ok(Err(Failed { exit: Exit::Usage, why }))
+            }
+        }
+    }
+
+    fn write_backup(&mut self, path: &Path, partial: &Path) -> Result<Written, Trouble> {
+        // What an earlier try left goes; another one that runs now is not disturbed by more than
+        // that its file has no name any more, and it fails when it is done.
+        let _ = fs::remove_file(partial);
+        let file = OpenOptions::new().write(true).create_new(true).open(partial)?;
+        let result = self.fill_backup(file).and_then(|written| {
+            fs::hard_link(partial, path).or_else(|e| match e.kind() {
+                io::ErrorKind::AlreadyExists => Err(e),
+                // Not every file system has links.
+                _ => fs::rename(partial, path),
+            })?;
+            Ok(written)
+        });
+        // After a rename it is not there any more.
+        let _ = fs::remove_file(partial);
+        result
+    }
+
+    fn fill_backup(&mut self, file: File) -> Result<Written, Trouble> {
+        let started = Instant::now();
+        let now_us = || u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut backup = self.client.backup()?;
+        let contents = backup.contents().clone();
+        let total = contents.bytes();
+        let mut progress = Progress::new("tables", Some(total), 0, self.errors_is_terminal);
+        let out = BufWriter::new(file);
+        let mut writer = BackupWriter::new(out, backup.cluster(), backup.manifest())?;
+        let (mut tables, mut bytes) = (0, 0);
+        for piece in contents.pieces() {
+            let asked = Instant::now();
+            let got = backup.piece(piece)?;
+            writer.put(&got)?;
+            tables += u64::from(piece.offset == 0);
+            bytes += got.len() as u64;
+            if let Some(text) = progress.update(now_us(), tables, bytes) {
+                // Progress is a courtesy: a backup does not fail for it.
+                let _ = self.errors.write_all(text.as_bytes());
+            }
+            std::thread::sleep(asked.elapsed().min(REST_MAX));
+        }
+        let (out, bytes) = writer.finish()?;
+        out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
+        if let Some(text) = progress.finish(now_us(), tables, total) {
+            let _ = self.errors.write_all(text.as_bytes());
+        }
+        Ok(Written { revision: contents.applied, bytes })
+    }
+
+    /// Makes every member flush its store and cut its log.
+    pub(super) fn compact(&mut self) -> io::Result<Result<Exit, Failed>> {
+        let members = match self.client.members() {
+            Ok(members) => members,
+            Err(error) => return Ok(Err(error.into())),
+        };
+        let client = &self.client;
+        let ended: Vec<Option<Error>> = std::thread::scope(|scope| {
+            let ask = |address| scope.spawn(move || client.compact(address, COMPACT_WAIT).err());
+            let asked: Vec<_> = members.iter().map(|m| ask(&m.address)).collect();
+            let gone = |m: &str| Some(Error::nobody(m));
+            let answers = members.iter().zip(asked);
+            answers.map(|(m, asked)| asked.join().unwrap_or_else(|_| gone(&m.address))).collect()
+        });
+        let failed: Vec<Error> = ended.into_iter().flatten().collect();
+        match failed.first() {
+            None => Ok(Ok(self.say(b"OK", || Json::Object(vec![("ok", true.into())]))?)),
+            Some(first) => {
+                let (all, done) = (members.len(), members.len() - failed.len());
+                let why = format!("{done} of {all} members have cut their log; {first}");
+                Ok(Err(Failed { exit: exit_of(first.class), why }))
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Taking a backup: from one node, over one connection. What it consists of stays readable there for
+//! as long as that lives; when it breaks, the backup is begun anew.
+
+use super::connection::Connection;
+use super::error::{Cause, Error};
+use super::{Client, exchange, refused};
+use crate::kv::{Contents, Piece};
+use crate::wire::client::{Answer, Call, Class, Request};
+use std::time::{Duration, Instant};
+
+/// How long the beginning may take: the node makes everything durable first.
+const BEGIN_WAIT: Duration = Duration::from_secs(60);
+/// How long a piece may take.
+const PIECE_WAIT: Duration = Duration::from_secs(10);
+
+/// A backup that is being taken.
+#[derive(Debug)]
+pub struct Backup<'c> {
+    connection: &'c mut Connection,
+    manifest: Vec<u8>,
+    contents: Contents,
+}
+
+impl Client {
+    /// Begins a backup of everything that was answered before.
+    ///
+    /// # Errors
+    /// Any class but `Unknown`.
+    pub fn backup(&mut self) -> Result<Backup<'_>, Error> {
+        let until = Instant::now() + BEGIN_WAIT.max(self.options.timeout);
+        let Answer::Backup { manifest } = self.ask_until(Call::Backup, true, until)? else {
+            return Err(self.unexpected(Class::Unavailable, "to the beginning of a backup"));
+        };
+        let bad = Cause::Unexpected("a manifest that does not decode");
+        let Some(connection) = &mut self.connection else {
+            return Err(Error { class: Class::Unavailable, address: None, cause: bad });
+        };
+        match Contents::of(&manifest) {
+            Ok(contents) => Ok(Backup { connection, manifest, contents }),
+            Err(_) => Err(Error::new(Class::Unavailable, connection.address(), bad)),
+        }
+    }
+
+    /// Makes the node at `address` flush its store and drop the log in front of that.
+    ///
+    /// # Errors
+    /// When it does not say within `wait` that this is done.
+    pub fn compact(&self, address: &str, wait: Duration) -> Result<(), Error> {
+        match self.ask_one(address, Call::Compact, wait)? {
+            Answer::Ok => Ok(()),
+            _ => {
+                let cause = Cause::Unexpected("to a compaction");
+                Err(Error::new(Class::Unavailable, address, cause))
+            }
+        }
+    }
+}
+
+impl Backup<'_> {
+    /// The cluster it is of.
+    pub fn cluster(&self) -> u64 {
+        self.connection.welcome().cluster
+    }
+
+    /// What it is made of, as bytes.
+    pub fn manifest(&self) -> &[u8] {
+        &self.manifest
+    }
+
+    /// What it is made of.
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// Fetches a piece.
+    ///
+    /// # Errors
+    /// Any: the backup is then to be begun anew.
+    pub fn piece(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
+        let Piece { table, offset, len } = piece;
+        let call = Call::Piece { table, offset, len: u32::try_from(len).unwrap_or(u32::MAX) };
+        let mut request = Request { id: 0, deadline_ms: 0, call };
+        let address = self.connection.address().to_owned();
+        match exchange(self.connection, &mut request, Instant::now() + PIECE_WAIT) {
+            Ok(Ok(Answer::Bytes(bytes))) if bytes.len() == len => Ok(bytes),
+            Ok(Ok(_)) => {
+                let cause = Cause::Unexpected("to a question for a piece of a backup");
+                Err(Error::new(Class::Unavailable, &address, cause))
+            }
+            Ok(Err(failure)) => Err(refused(&failure, &address)),
+            Err(lost) => Err(Error { class: Class::Unavailable, ..lost.error }),
+        }
+    }
+}
