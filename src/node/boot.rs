@@ -115,7 +115,7 @@ pub enum Part {
 }
 
 /// What [`open`] works with.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
     /// The data directory.
     pub data: &'a Path,
@@ -167,7 +167,11 @@ pub fn open(
         store.restore(Arc::clone(disk), &data.join(INCOMING_DIR), backup, &configuration)?;
         done(Part::Restore);
     }
-    let completed = complete(identity, &store.reader().view(), &mut wal, &mut recovered)?;
+    let completed = match complete(identity, &store.reader().view(), &mut wal, &mut recovered) {
+        // The node will repair its store; whether log and store fit together is looked at next.
+        Err(BootError::Store(StoreError::Damaged { .. })) => None,
+        completed => completed?,
+    };
     let (applied, first, last) = (store.applied(), recovered.first_index, recovered.last_index);
     if applied + 1 < first || applied > last {
         return Err(BootError::Apart { data: data.to_path_buf(), applied, first, last });

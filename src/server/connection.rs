@@ -114,6 +114,11 @@ impl Shared {
         if !e.is_damage() {
             fatal(format_args!("the store cannot be read, the node stops: {e}"));
         }
+        let unnamed = matches!(e, StoreError::BadRecord { .. });
+        if self.reader.damage().is_none() && !unnamed {
+            // It was met in a cut of the time before a repair.
+            return;
+        }
         if !self.damaged.swap(true, Ordering::Relaxed) {
             log(Level::Error, format_args!("{DAMAGED}; the damage is never served: {e}"));
             let _ = self.raft.send(Input::Damaged);

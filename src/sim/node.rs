@@ -57,6 +57,8 @@ pub(super) struct SimNode {
     pub(super) store_flipped: bool,
     /// Its store said that everything up to here is durable.
     pub(super) flushed: Index,
+    /// Its store was repaired in this life.
+    pub(super) store_repaired: bool,
     /// Largest time its log writer may take at present, in microseconds.
     pub(super) sync_us_max: u64,
     /// How fast its clock runs, in parts per million of true time.
@@ -158,6 +160,7 @@ impl SimNode {
             hurt: false,
             flipped: false,
             store_flipped: false,
+            store_repaired: false,
             flushed: 0,
             sync_us_max: 2_000,
             clock_ppm,
@@ -191,6 +194,7 @@ impl SimNode {
         committed: &[Term],
     ) -> Result<Start, Violation> {
         self.life += 1;
+        self.store_repaired = false;
         self.started_us = now_us;
         let torn = self.torn.take();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());

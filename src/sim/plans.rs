@@ -214,7 +214,7 @@ impl Adversary {
             // Restart loop: one node is killed again and again, often before it has caught up.
             7 => {
                 let damaged = world.nodes.values().any(|n| n.has_damage() || n.wiped);
-                if all.len() > 2 && !damaged && dice.chance(1, 4) {
+                if all.len() > 2 && !damaged && dice.chance(1, 2) {
                     // Once its log has a bad bit instead.
                     let down_us = dice.log_between(1_000, 60_000);
                     script.push((short(dice), Fault::PowerLoss { node: follower, down_us }));

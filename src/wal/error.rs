@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// What the operator of a damaged node can do.
-pub const WAY_OUT: &str = "nothing was cut or skipped; keep the data directory for inspection. This \
-    version cannot replace the node; the others go on serving as long as they are a majority. See \
+pub const WAY_OUT: &str = "nothing was cut or skipped; keep the data directory for inspection. The \
+    others go on serving as long as they are a majority; for a full cluster take a backup from them \
+    (kontiki cli backup FILE) and begin a new one from it (kontiki serve --restore FILE). See \
     docs/operations.md, \"A wiped or damaged disk\"";
 
 /// Why the log cannot be opened or written.

@@ -127,7 +127,7 @@ impl Identity {
         for word in [seq, self.cluster, self.node, self.identity] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        out.push(u8::from(self.created) * CREATED | u8::from(self.restoring) * RESTORING);
+        out.push((u8::from(self.created) * CREATED) | (u8::from(self.restoring) * RESTORING));
         put_text(&mut out, &self.advertise);
         out.extend_from_slice(&len32(self.members.len()));
         for member in &self.members {

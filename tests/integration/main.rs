@@ -5,6 +5,7 @@ mod bad_input;
 mod cluster_script;
 mod kill_rounds;
 mod loading;
+mod repair;
 mod restart;
 mod slow_clients;
 mod snapshots;
