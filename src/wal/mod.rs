@@ -31,6 +31,7 @@
 mod error;
 mod format;
 mod identity;
+mod look;
 mod reader;
 mod recover;
 mod recovered;
