@@ -45,14 +45,19 @@ pub(super) struct TableOptions {
 
 /// What the manifest says of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TableMeta {
-    pub(super) number: u64,
+pub struct TableMeta {
+    /// Its file is called after it.
+    pub number: u64,
     /// Length of the file.
-    pub(super) bytes: u64,
-    pub(super) entries: u64,
-    pub(super) tombstones: u64,
-    pub(super) smallest: Vec<u8>,
-    pub(super) largest: Vec<u8>,
+    pub bytes: u64,
+    /// Entries, tombstones among them.
+    pub entries: u64,
+    /// Entries that say that a key is gone.
+    pub tombstones: u64,
+    /// Its first key, with the byte of its space in front.
+    pub smallest: Vec<u8>,
+    /// Its last key.
+    pub largest: Vec<u8>,
 }
 
 impl TableMeta {
@@ -251,7 +256,9 @@ pub(super) struct Table {
     pub(super) meta: TableMeta,
     path: PathBuf,
     seed: Seed,
-    top: Arc<Block>,
+    pub(super) top: Arc<Block>,
+    /// Where that lies.
+    pub(super) top_at: Handle,
     shelf: Arc<Shelf>,
     doomed: AtomicBool,
 }
@@ -271,8 +278,9 @@ pub(super) enum Lookup {
     Put { revision: u64, block: Arc<Block>, value: Range<usize> },
 }
 
+/// What a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Data,
     Partition,
 }
@@ -320,7 +328,8 @@ impl Table {
         let empty = Block::new(vec![0; 4].into()).map_err(bad)?;
         let shelf = Arc::clone(shelf);
         let doomed = AtomicBool::new(false);
-        let mut table = Table { meta, path, seed, top: Arc::new(empty), shelf, doomed };
+        let top = Arc::new(empty);
+        let mut table = Table { meta, path, seed, top, top_at: handle, shelf, doomed };
         table.top = table.read(handle, Kind::Data, &mut Through::Window(0, Vec::new()))?;
         Ok(table)
     }
@@ -334,7 +343,8 @@ impl Table {
         LsmError::damaged(&self.path, offset, what)
     }
 
-    fn read(
+    /// Reads a block and checks it.
+    pub(super) fn read(
         &self,
         handle: Handle,
         kind: Kind,
