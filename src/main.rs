@@ -1,6 +1,6 @@
 //! The `kontiki` binary: picks a subcommand.
 
-use kontiki::cli::{bench, exit::Exit, help, run, serve, sim};
+use kontiki::cli::{bench, exit::Exit, help, inspect, run, serve, sim};
 use std::ffi::OsString;
 use std::io::{self, BufWriter, Write};
 use std::process::ExitCode;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         "cli" => run::main(&rest),
         "sim" => sim::sim(&rest),
         "bench" => bench::run(&rest, &mut BufWriter::new(io::stdout()), &mut io::stderr()),
+        "inspect" => inspect::run(&rest, &mut BufWriter::new(io::stdout()), &mut io::stderr()),
         "version" | "--version" | "-V" => {
             print(&mut io::stdout(), Ok(help::version() + "\n"), Exit::Done)
         }

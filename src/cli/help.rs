@@ -27,6 +27,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand { name: "cli", words: "[FLAGS] [WORDS...]", help: "talk to a cluster: one command, or lines from standard input" },
     Subcommand { name: "bench", words: "[FLAGS]", help: "measure how fast a cluster is" },
     Subcommand { name: "sim", words: "[FLAGS]", help: "run whole nodes on a simulated disk, network and clock, with faults" },
+    Subcommand { name: "inspect", words: "(verify|wal|store|identity) DIR [FLAGS]", help: "look through the data directory of a node that does not run" },
     Subcommand { name: "version", words: "", help: "print the version" },
     Subcommand { name: "help", words: "[SUBCOMMAND]", help: "print this, or all about one subcommand" },
 ];
@@ -79,6 +80,22 @@ const SIM_FLAGS: &[(&str, &str, &str)] = &[
     ("--explore", "", "something else: every short run of the consensus core alone, with the flags below"),
 ];
 
+/// What `inspect` looks at: word, text.
+#[rustfmt::skip]
+const INSPECT_SUBJECTS: &[(&str, &str)] = &[
+    ("verify DIR", "check every checksum and every reference from file to file; each problem is one line: file, offset, what"),
+    ("wal DIR", "the files of the log, hard state, first and last index, configurations"),
+    ("store DIR", "the manifest, the tables of each level, what the state machine remembers beside the keys"),
+    ("identity DIR", "cluster, node, address, members, and whether both copies agree"),
+];
+
+/// The flags of `inspect`: name, value, text.
+#[rustfmt::skip]
+const INSPECT_FLAGS: &[(&str, &str, &str)] = &[
+    ("--entries", "", "of wal: also one line an entry, in the order in which they were written: index, term, kind, bytes, content"),
+    ("--json", "", "one JSON object and nothing else"),
+];
+
 /// Width of the explanations, letters; wider lines are hard to read.
 const WIDTH: usize = 96;
 
@@ -98,6 +115,7 @@ pub fn help(topic: Option<&str>) -> Result<String, String> {
         Some("cli") => Ok(cli()),
         Some("bench") => Ok(bench()),
         Some("sim") => Ok(sim()),
+        Some("inspect") => Ok(inspect()),
         Some(other) => match SUBCOMMANDS.iter().find(|s| s.name == other) {
             Some(s) => Ok(format!("usage: {}\n\n{}\n", usage(s), s.help)),
             None => Err(unknown(other)),
@@ -163,6 +181,21 @@ fn sim() -> String {
     text.push_str(
         "\nThe shortest run that breaks an invariant is printed. What ends in which time is in\n\
          docs/simulation.md.\n",
+    );
+    text
+}
+
+fn inspect() -> String {
+    let mut text =
+        String::from("usage: kontiki inspect (verify|wal|store|identity) DIR [FLAGS]\n\n");
+    let subject = |&(word, help): &(&str, &str)| (word.to_owned(), help.to_owned());
+    push_rows(&mut text, INSPECT_SUBJECTS.iter().map(subject).collect());
+    text.push('\n');
+    push_rows(&mut text, INSPECT_FLAGS.iter().map(flag).collect());
+    text.push_str(
+        "\nDIR is a data directory. Nothing in it is changed. Exit code 0: nothing is damaged; 1: something\n\
+         is; 2: usage, or no data directory; 3: a node runs there, or it cannot be read.\n\
+         docs/operations.md, \"Inspecting a data directory\", explains the output.\n",
     );
     text
 }
@@ -286,7 +319,7 @@ mod tests {
     #[test]
     fn no_line_is_too_wide_or_ends_in_space() {
         // It must fit a terminal window, and be clean in a pipe.
-        for topic in [None, Some("serve"), Some("cli"), Some("sim")] {
+        for topic in [None, Some("serve"), Some("cli"), Some("sim"), Some("inspect")] {
             for line in help(topic).unwrap_or_default().lines() {
                 assert!(line.chars().count() <= WIDTH + 4, "{line}");
                 assert_eq!(line, line.trim_end());

@@ -13,6 +13,8 @@ mod engine_bench;
 pub mod exit;
 mod explore;
 pub mod help;
+pub mod inspect;
+mod inspect_words;
 pub mod json;
 pub mod lines;
 pub mod progress;

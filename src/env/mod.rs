@@ -1,11 +1,15 @@
 //! What a node needs from the world: a disk, a clock, random numbers.
 //!
 //! Components take these as traits, so that the same code runs on a real machine and in the
-//! simulator. Everything that differs between operating systems sits in [`real`].
+//! simulator. Everything that differs between operating systems sits in [`real`]. Beside them lies
+//! the word for what looking through files finds ([`Finding`]), which all storage code shares.
 //! Left out on purpose: sockets and threads. Those belong to `server/` alone, because components
 //! exchange events, not bytes.
 
+mod finding;
 pub mod real;
+
+pub use finding::{FINDINGS_MAX, Finding, Findings};
 
 use std::fmt;
 use std::io;

@@ -179,6 +179,28 @@ impl LsmReader {
     }
 }
 
+impl LsmView {
+    /// What the tables of a store show that is only looked at.
+    ///
+    /// # Errors
+    /// As [`lsm::inspect::Inspection::view`].
+    pub fn of(
+        inspection: &lsm::inspect::Inspection,
+        disk: &Arc<dyn Disk>,
+    ) -> Result<LsmView, StoreError> {
+        Ok(LsmView { view: inspection.view(disk)? })
+    }
+}
+
+/// Space and key of a key as tables and manifest hold it; no space for one that none of ours wrote.
+pub fn split_stored_key(stored: &[u8]) -> (Option<Space>, &[u8]) {
+    match stored.split_first() {
+        Some((0, key)) => (Some(Space::Meta), key),
+        Some((1, key)) => (Some(Space::User), key),
+        _ => (None, stored),
+    }
+}
+
 impl Reader for LsmReader {
     type View<'a> = LsmView;
 

@@ -79,6 +79,14 @@ pub fn place(view: &impl View) -> Result<Place, StoreError> {
     Ok(Place { index: view.applied(), term, configuration, installed })
 }
 
+/// How many client sessions a view holds; each record is decoded.
+///
+/// # Errors
+/// The store's; [`StoreError::BadRecord`] for one that does not decode.
+pub fn session_count(view: &impl View) -> Result<usize, StoreError> {
+    Ok(Sessions::load(view, SessionBounds::STANDARD)?.len())
+}
+
 /// The replicated state machine on a store.
 ///
 /// Invariant: between calls the sessions in memory are those in the store, and `applied` is the

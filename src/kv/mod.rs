@@ -21,16 +21,17 @@ pub mod store;
 mod tests;
 mod types;
 
+pub use crate::lsm::inspect as store_inspect;
 pub use crate::lsm::{
     Backup, BackupWriter, Contents, Export, INCOMING_DIR, Import, LsmError, News,
-    Options as StoreOptions, Piece, STORE_DIR, Sealed, Staged, Stats as StoreStats,
+    Options as StoreOptions, Piece, STORE_DIR, Sealed, Staged, Stats as StoreStats, TableMeta,
     Worker as StoreWorker,
 };
 pub use bytes::Malformed;
 pub use codec::{CommandRef, decode_command, encode_command};
 pub use limits::{BadLimits, Limits, TooLarge};
-pub use lsm_store::{LsmReader, LsmStore, LsmView};
-pub use machine::{Committed, Machine, Place, place};
+pub use lsm_store::{LsmReader, LsmStore, LsmView, split_stored_key};
+pub use machine::{Committed, Machine, Place, place, session_count};
 pub use memory::{MemoryReader, MemoryStore};
 pub use query::answer;
 pub use store::{Change, Reader, Row, Scan, Space, Store, StoreError, View, fingerprint};

@@ -18,11 +18,12 @@
 use super::bytes::Malformed;
 use super::machine::INSTALLED_KEY;
 use super::types::{Found, Revision};
+use crate::env::Findings;
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::ops::{Bound, ControlFlow};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Two key spaces that change together and never meet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -189,6 +190,19 @@ impl StoreError {
     /// Whether what is on disk is not what was written: a snapshot from a peer puts that right.
     pub fn is_damage(&self) -> bool {
         matches!(self, StoreError::Damaged { .. } | StoreError::BadRecord { .. })
+    }
+
+    /// As something that was found on disk; `dir` is the store's, for an error that names no file.
+    pub fn found(&self, dir: &Path, findings: &mut Findings) {
+        match self {
+            StoreError::Io { path, offset, source } => {
+                findings.problem(path, *offset, format!("cannot read it: {source}"));
+            }
+            StoreError::Damaged { path, offset, what } => findings.problem(path, *offset, *what),
+            StoreError::BadRecord { .. } | StoreError::Failed => {
+                findings.problem(dir, 0, self.to_string());
+            }
+        }
     }
 }
 

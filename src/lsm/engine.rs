@@ -489,6 +489,14 @@ pub struct Row<'a> {
 }
 
 impl View {
+    /// What the tables of a version show, without an engine.
+    pub(super) fn of_tables(version: Version, shelf: Arc<Shelf>) -> View {
+        let applied = version.applied;
+        let (active, version) = (Arc::new(Memtable::default()), Arc::new(version));
+        let sources = Arc::new(Sources { active, frozen: Vec::new(), version });
+        View { sources, applied, shelf }
+    }
+
     /// Every batch up to this index is in the cut, none after.
     pub fn applied(&self) -> u64 {
         self.applied

@@ -128,7 +128,8 @@ pub(super) struct Manifest {
 }
 
 /// What a slot turned out to be.
-enum Slot {
+#[derive(Debug)]
+pub(super) enum Slot {
     Missing,
     Bad(Malformed),
     Good(u64, Box<State>),
@@ -148,7 +149,7 @@ impl Manifest {
         let mut sequences = [None; 2];
         let mut bad = None;
         for (i, file) in files.iter_mut().enumerate() {
-            match read_slot(disk.as_ref(), dir, identity, i, file)? {
+            match read_slot(disk.as_ref(), dir, identity, i, Open::Write, file)? {
                 Slot::Missing => {}
                 Slot::Bad(why) => bad = Some((i, why)),
                 Slot::Good(sequence, state) => {
@@ -228,16 +229,28 @@ impl Manifest {
     }
 }
 
-fn read_slot(
+/// Path of a slot.
+pub(super) fn slot_path(dir: &Path, slot: usize) -> PathBuf {
+    dir.join(SLOTS[slot])
+}
+
+/// Bytes of a slot that carry something; what follows is left from a longer manifest.
+pub(super) fn used_bytes(state: &State, identity: u64, slot: usize, sequence: u64) -> u64 {
+    encode(state, identity, slot, sequence).len() as u64
+}
+
+/// Reads a slot, and gives its file when it is there.
+pub(super) fn read_slot(
     disk: &dyn Disk,
     dir: &Path,
     identity: u64,
     slot: usize,
+    mode: Open,
     file: &mut Option<Arc<dyn DiskFile>>,
 ) -> Result<Slot, LsmError> {
     let path = dir.join(SLOTS[slot]);
     let io = |e| LsmError::io(&path, 0, e);
-    let opened = match disk.open(&path, Open::Write) {
+    let opened = match disk.open(&path, mode) {
         Ok(opened) => opened,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Slot::Missing),
         Err(e) => return Err(io(e)),

@@ -17,6 +17,7 @@
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
 //! | `snapshot`   | [`Export`] gives a version away, [`Import`] takes one in          |
 //! | `backup`     | a version in one file                                             |
+//! | `inspect`    | what a store that is not open holds, and all that is wrong        |
 //! | `worker`     | [`Worker`] flushes and compacts, a step at a time                 |
 //!
 //! What holds:
@@ -44,6 +45,7 @@ mod counters;
 mod engine;
 mod error;
 mod files;
+pub mod inspect;
 mod manifest;
 mod memtable;
 mod merge;
@@ -60,6 +62,7 @@ pub use counters::Stats;
 pub use engine::{Change, Engine, Found, Reader, Row, Scan, View};
 pub use error::{Class, LsmError};
 pub use snapshot::{Export, Extra, INCOMING_DIR, Import, PIECE_BYTES_MAX, Piece, Sealed, Staged};
+pub use table::TableMeta;
 pub use worker::{News, Step, Worker};
 
 /// Directory of the store within a data directory.

@@ -46,14 +46,19 @@ pub(super) struct TableOptions {
 
 /// What the manifest says of a table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct TableMeta {
-    pub(super) number: u64,
+pub struct TableMeta {
+    /// Its file is called after it.
+    pub number: u64,
     /// Length of the file.
-    pub(super) bytes: u64,
-    pub(super) entries: u64,
-    pub(super) tombstones: u64,
-    pub(super) smallest: Vec<u8>,
-    pub(super) largest: Vec<u8>,
+    pub bytes: u64,
+    /// Entries, tombstones among them.
+    pub entries: u64,
+    /// Entries that say that a key is gone.
+    pub tombstones: u64,
+    /// Its first key, with the byte of its space in front.
+    pub smallest: Vec<u8>,
+    /// Its last key.
+    pub largest: Vec<u8>,
 }
 
 impl TableMeta {
@@ -252,7 +257,9 @@ pub(super) struct Table {
     pub(super) meta: TableMeta,
     path: PathBuf,
     seed: Seed,
-    top: Arc<Block>,
+    pub(super) top: Arc<Block>,
+    /// Where that lies.
+    pub(super) top_at: Handle,
     shelf: Arc<Shelf>,
     doomed: AtomicBool,
     /// Where damage was met first, and what it was.
@@ -274,8 +281,9 @@ pub(super) enum Lookup {
     Put { revision: u64, block: Arc<Block>, value: Range<usize> },
 }
 
+/// What a block is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     Data,
     Partition,
 }
@@ -321,7 +329,7 @@ impl Table {
             return Err(damaged(at, "the footer counts other entries than the manifest"));
         }
         let empty = Block::new(vec![0; 4].into()).map_err(bad)?;
-        let mut table = Table::closed(path, seed, meta, shelf, empty);
+        let mut table = Table::closed(path, seed, meta, shelf, (empty, handle));
         table.top = table.read(handle, Kind::Data, &mut Through::Window(0, Vec::new()))?;
         Ok(table)
     }
@@ -338,7 +346,8 @@ impl Table {
                 let seed = Seed { identity, number: meta.number };
                 let empty = Block::new(vec![0; 4].into());
                 let empty = empty.map_err(|_| LsmError::damaged(&path, offset, what))?;
-                let table = Table::closed(path, seed, meta, shelf, empty);
+                let nowhere = Handle { offset: 0, len: 0 };
+                let table = Table::closed(path, seed, meta, shelf, (empty, nowhere));
                 let _ = table.damage.set((offset, what));
                 Ok(table)
             }
@@ -346,9 +355,16 @@ impl Table {
         }
     }
 
-    fn closed(path: PathBuf, seed: Seed, meta: TableMeta, shelf: &Arc<Shelf>, top: Block) -> Table {
+    fn closed(
+        path: PathBuf,
+        seed: Seed,
+        meta: TableMeta,
+        shelf: &Arc<Shelf>,
+        (top, top_at): (Block, Handle),
+    ) -> Table {
         let (shelf, doomed) = (Arc::clone(shelf), AtomicBool::new(false));
-        Table { meta, path, seed, top: Arc::new(top), shelf, doomed, damage: OnceLock::new() }
+        let (top, damage) = (Arc::new(top), OnceLock::new());
+        Table { meta, path, seed, top, top_at, shelf, doomed, damage }
     }
 
     /// The damage that was met in it, as the error of every further read.
@@ -372,7 +388,8 @@ impl Table {
         LsmError::damaged(&self.path, offset, what)
     }
 
-    fn read(
+    /// Reads a block and checks it.
+    pub(super) fn read(
         &self,
         handle: Handle,
         kind: Kind,

@@ -19,7 +19,7 @@ use crate::kv::{
     StoreWorker, View, place,
 };
 use crate::raft::codec;
-use crate::raft::{Configuration, HardState, Index, Persist, Restored, RestoredLog};
+use crate::raft::{Configuration, HardState, Index, Persist, Restored, RestoredLog, Term};
 use crate::wal::{self, Identity, LOG_DIR, Recovered, Wal, WalError};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -194,12 +194,7 @@ fn complete(
     }
     let mark = mark_of(view, &first_configuration(identity))?;
     let (index, term) = (mark.index, mark.term);
-    let known = match recovered.terms.iter().rev().find(|run| run.0 <= index) {
-        Some(run) if index <= recovered.last_index => Some(run.1),
-        _ => (index + 1 == recovered.first_index).then_some(recovered.prev_term),
-    };
-    // In front of the log: it was told, and was compacted since.
-    if known == Some(term) || index + 1 < recovered.first_index {
+    if was_told(recovered, index, term) {
         return Ok(None);
     }
     // A term that was never seen here: nobody got a vote in it.
@@ -214,6 +209,12 @@ fn complete(
     recovered.configurations.clear();
     recovered.configuration_before = Some((index, configuration));
     Ok(Some(told))
+}
+
+/// Whether a log knows of a snapshot that ends so.
+pub(super) fn was_told(recovered: &Recovered, index: Index, term: Term) -> bool {
+    // In front of the log: it was told, and was compacted since.
+    recovered.term(index) == Some(term) || index + 1 < recovered.first_index
 }
 
 /// The configuration the cluster began with.

@@ -9,6 +9,8 @@
 //! None of them has a thread, socket or clock; time is an argument. `server/` runs each on a thread
 //! with one inbox, the simulator steps each as an actor.
 //!
+//! [`open`] makes them of what is on disk; [`verify`] looks through that without opening it.
+//!
 //! Clients are named by a type parameter `C`: a handle in production, a number in the simulator.
 //! Nothing here looks inside. Dialects and frames are not known here: a client's request arrives
 //! as an encoded command or as the wish to read, and leaves as a [`Verdict`].
@@ -20,6 +22,7 @@ mod events;
 mod link;
 mod replica;
 mod snapshot;
+mod verify;
 mod words;
 
 #[cfg(test)]
@@ -31,4 +34,5 @@ pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
 pub use snapshot::{Ask, Fetch, Next, Source, Told};
+pub use verify::{Report, Totals, check_identity, verify};
 pub use words::*;

@@ -146,6 +146,20 @@ impl SimDisk {
         })))
     }
 
+    /// The files as the system shows them now, on a disk of their own that never fails: to look at.
+    pub fn copy(&self) -> SimDisk {
+        let copy = SimDisk::new(Dice::new(0));
+        let (state, mut to) = (self.state(), copy.state());
+        for (path, &id) in &state.names {
+            let bytes = state.files[id].bytes.clone();
+            let at = to.files.len();
+            to.names.insert(path.clone(), at);
+            to.files.push(File { durable_len: bytes.len(), bytes, ..File::default() });
+        }
+        drop(to);
+        copy
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

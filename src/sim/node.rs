@@ -8,11 +8,11 @@ use crate::env::Disk;
 use crate::kv::{LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
     Applier, Apply, BootError, Fetch, Input, Opened, Plan, Replica, ReplicaOptions, Source, Work,
-    first_configuration, open, restored,
+    first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
 use crate::raft::{self, Configuration, Index, Member, NodeId, Persist, Raft, Restored, Term};
-use crate::wal::{Identity, LogReader, Preparer, Wal, WalError};
+use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, Wal, WalError};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -199,6 +199,13 @@ impl SimNode {
         let torn = self.torn.take();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let data = Path::new(DATA);
+        // What an inspection says and what a start does must agree.
+        let copy: Arc<dyn Disk> = Arc::new(self.disk.copy());
+        let inspected = verify(&copy, data, &mut |_, _| {}).findings;
+        let damage = inspected.problems.iter().find(|problem| !problem.healed);
+        if let Some(problem) = damage.filter(|_| !self.has_damage()) {
+            return violated("no crash looks like damage", format!("node {}: {problem}", self.id));
+        }
         let opened = self.identity(&*disk, data).and_then(|identity| {
             let plan = Plan {
                 data,
@@ -211,8 +218,20 @@ impl SimNode {
             let Opened { wal, recovered, store, worker, completed } = opened;
             Ok((identity, wal, recovered, Machine::open(store)?, worker, completed))
         });
+        let log = data.join(LOG_DIR);
+        let mut problems = inspected.problems.iter().filter(|problem| !problem.healed);
+        let in_log = problems.find(|problem| problem.path.starts_with(&log));
+        if let (Some(problem), Ok(_)) = (in_log, &opened) {
+            return violated("damage is refused", format!("node {}: {problem}", self.id));
+        }
         let (identity, wal, recovered, machine, worker, completed) = match opened {
             Ok(opened) => opened,
+            Err(e) if is_damage(&e) && damage.is_none() => {
+                return violated(
+                    "an inspection finds all damage",
+                    format!("node {}: {e}", self.id),
+                );
+            }
             Err(e) if is_damage(&e) && self.has_damage() => {
                 self.refuses = true;
                 return Ok(Start::Refused);

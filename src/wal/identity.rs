@@ -14,7 +14,7 @@ use crate::env::{Disk, Open};
 use crate::raft::codec::{Input, Malformed};
 use crate::raft::{Member, NodeId};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The two copies, in the order in which they are written.
 const FILES: [&str; 2] = ["identity-a", "identity-b"];
@@ -52,9 +52,14 @@ pub struct Identity {
     pub members: Vec<Member>,
 }
 
-enum Slot {
+/// A copy as it was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityCopy {
+    /// There is no such file.
     Absent,
+    /// It is not what was written, and why.
     Bad(&'static str),
+    /// Its sequence number, the greater one counts, and what it says.
     Good(u64, Identity),
 }
 
@@ -68,26 +73,26 @@ impl Identity {
         let a = read_copy(disk, dir, 0)?;
         let b = read_copy(disk, dir, 1)?;
         let (seq, identity, repair) = match (a, b) {
-            (Slot::Good(a, identity), Slot::Good(b, other)) => match a.cmp(&b) {
+            (IdentityCopy::Good(a, identity), IdentityCopy::Good(b, other)) => match a.cmp(&b) {
                 std::cmp::Ordering::Equal => (a, identity, None),
                 std::cmp::Ordering::Greater => (a, identity, Some(1)),
                 std::cmp::Ordering::Less => (b, other, Some(0)),
             },
-            (Slot::Good(seq, identity), _) => (seq, identity, Some(1)),
-            (_, Slot::Good(seq, identity)) => (seq, identity, Some(0)),
+            (IdentityCopy::Good(seq, identity), _) => (seq, identity, Some(1)),
+            (_, IdentityCopy::Good(seq, identity)) => (seq, identity, Some(0)),
             // The second copy is not begun before the first is durable: a first store was cut
             // off, and nothing rests on it, for the log is made later.
-            (Slot::Absent | Slot::Bad(_), Slot::Absent) => {
+            (IdentityCopy::Absent | IdentityCopy::Bad(_), IdentityCopy::Absent) => {
                 if holds_log(disk, dir)? {
                     let what = "it is missing or spoiled, but the directory holds a log";
                     return Err(WalError::damaged(&dir.join(FILES[0]), 0, what));
                 }
                 return Ok(None);
             }
-            (Slot::Absent, Slot::Bad(what)) => {
+            (IdentityCopy::Absent, IdentityCopy::Bad(what)) => {
                 return Err(WalError::damaged(&dir.join(FILES[1]), 0, what));
             }
-            (Slot::Bad(what), Slot::Bad(_)) => {
+            (IdentityCopy::Bad(what), IdentityCopy::Bad(_)) => {
                 let what = format!("{what}; so is the other copy, {}", FILES[1]);
                 return Err(WalError::damaged(&dir.join(FILES[0]), 0, what));
             }
@@ -98,6 +103,14 @@ impl Identity {
         Ok(Some(identity))
     }
 
+    /// Reads both copies as they are, and repairs nothing: path and what is there, each.
+    ///
+    /// # Errors
+    /// The disk's, for the copy that could not be read.
+    pub fn copies(disk: &dyn Disk, dir: &Path) -> [(PathBuf, Result<IdentityCopy, WalError>); 2] {
+        [0, 1].map(|copy| (dir.join(FILES[copy]), read_copy(disk, dir, copy)))
+    }
+
     /// Stores the identity durably in `dir`, which is there already.
     ///
     /// # Errors
@@ -105,8 +118,8 @@ impl Identity {
     pub fn store(&self, disk: &dyn Disk, dir: &Path) -> Result<(), WalError> {
         let seq_of = |copy| {
             Ok(match read_copy(disk, dir, copy)? {
-                Slot::Good(seq, _) => seq,
-                Slot::Absent | Slot::Bad(_) => 0,
+                IdentityCopy::Good(seq, _) => seq,
+                IdentityCopy::Absent | IdentityCopy::Bad(_) => 0,
             })
         };
         let (a, b): (u64, u64) = (seq_of(0)?, seq_of(1)?);
@@ -205,19 +218,19 @@ fn crc(record: &[u8], copy: usize) -> u32 {
     hasher.finalize()
 }
 
-fn read_copy(disk: &dyn Disk, dir: &Path, copy: usize) -> Result<Slot, WalError> {
+fn read_copy(disk: &dyn Disk, dir: &Path, copy: usize) -> Result<IdentityCopy, WalError> {
     let path = dir.join(FILES[copy]);
     let file = match disk.open(&path, Open::Read) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Slot::Absent),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(IdentityCopy::Absent),
         Err(e) => return Err(WalError::io("open", &path, e)),
     };
     let len = file.len().map_err(|e| WalError::io("measure", &path, e))?;
     let mut bytes = vec![0; len.min(BYTES_MAX) as usize];
     file.read_exact_at(&mut bytes, 0).map_err(|e| WalError::io("read", &path, e))?;
     Ok(match Identity::decode(&bytes, copy) {
-        Ok((seq, identity)) => Slot::Good(seq, identity),
-        Err(Malformed(what)) => Slot::Bad(what),
+        Ok((seq, identity)) => IdentityCopy::Good(seq, identity),
+        Err(Malformed(what)) => IdentityCopy::Bad(what),
     })
 }
 
@@ -234,7 +247,11 @@ fn write_copy(disk: &dyn Disk, dir: &Path, copy: usize, bytes: &[u8]) -> Result<
     disk.sync_dir(dir).map_err(|e| WalError::io("sync", dir, e))
 }
 
-fn holds_log(disk: &dyn Disk, dir: &Path) -> Result<bool, WalError> {
+/// Whether there are files of a log in the data directory `dir`.
+///
+/// # Errors
+/// The disk's.
+pub fn holds_log(disk: &dyn Disk, dir: &Path) -> Result<bool, WalError> {
     for dir in [dir, &dir.join(LOG_DIR)] {
         match disk.list(dir) {
             Ok(names) if names.iter().any(|name| slot_of(name).is_some()) => return Ok(true),

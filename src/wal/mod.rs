@@ -31,6 +31,8 @@
 mod error;
 mod format;
 mod identity;
+pub mod inspect;
+mod look;
 mod reader;
 mod recover;
 mod recovered;
@@ -47,7 +49,7 @@ pub(crate) mod testdisk;
 mod tests;
 
 pub use error::{ReadError, WAY_OUT, WalError};
-pub use identity::Identity;
+pub use identity::{Identity, IdentityCopy, holds_log};
 pub use reader::LogReader;
 pub use recovered::{Cut, Recovered};
 pub use spare::{Preparer, Spare};

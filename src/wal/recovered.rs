@@ -1,5 +1,6 @@
 //! What opening a log found.
 
+use super::shape::{Places, Shape};
 use crate::raft::{Configuration, HardState, Index, Term};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,6 +30,33 @@ pub struct Recovered {
     pub bytes: u64,
     /// Batches replayed.
     pub batches: u64,
+}
+
+impl Recovered {
+    pub(super) fn of(shape: &Shape, places: &Places, cut: Option<Cut>, batches: u64) -> Recovered {
+        let live = |c: &&(Index, Arc<Configuration>)| c.0 > shape.base.0;
+        Recovered {
+            hard_state: shape.hard_state,
+            first_index: shape.base.0 + 1,
+            prev_term: shape.base.1,
+            last_index: shape.last,
+            terms: shape.runs.iter().copied().collect(),
+            configurations: shape.configurations.iter().filter(live).cloned().collect(),
+            configuration_before: shape.configuration_at(shape.base.0).cloned(),
+            cut,
+            segments: places.segments.len(),
+            bytes: places.bytes(),
+            batches,
+        }
+    }
+
+    /// Term of an entry that the log has, or of the one before its first.
+    pub fn term(&self, index: Index) -> Option<Term> {
+        match self.terms.iter().rev().find(|run| run.0 <= index) {
+            Some(run) if index <= self.last_index => Some(run.1),
+            _ => (index + 1 == self.first_index).then_some(self.prev_term),
+        }
+    }
 }
 
 /// A tail that was cut: a batch that was not completely written, or the last batch of several

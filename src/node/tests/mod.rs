@@ -9,6 +9,7 @@ mod forwards;
 mod life;
 mod reads;
 mod schedule;
+mod verify;
 mod writes;
 
 use super::*;
