@@ -395,7 +395,6 @@ impl Table {
         kind: Kind,
         through: &mut Through,
     ) -> Result<Arc<Block>, LsmError> {
-        self.sound()?;
         let counters = &self.shelf.counters;
         if matches!(through, Through::Cache) {
             if let Some(block) = self.shelf.cache.get(self.meta.number, handle.offset) {
@@ -414,7 +413,7 @@ impl Table {
         match through {
             Through::Cache => {
                 counters.block_reads.add(1);
-                self.fill(&mut bytes, handle.offset)?;
+                self.load(&mut bytes, handle.offset)?;
             }
             Through::Window(start, window) => {
                 let inside = |start: u64, window: &[u8]| {
@@ -425,7 +424,7 @@ impl Table {
                     let room = (self.meta.bytes - handle.offset).min(AHEAD_BYTES as u64);
                     *start = handle.offset;
                     window.resize(len.max(room as usize), 0);
-                    self.fill(window, handle.offset)?;
+                    self.load(window, handle.offset)?;
                 }
                 if let Some(range) = inside(*start, window) {
                     bytes.copy_from_slice(&window[range]);
@@ -471,6 +470,10 @@ impl Table {
     /// The file's bytes as they are.
     pub(super) fn fill(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
         self.sound()?;
+        self.load(bytes, offset)
+    }
+
+    fn load(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
         let file = match self.shelf.files.get(self.meta.number, &self.path) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => {

@@ -583,8 +583,7 @@ fn a_first_start_that_was_cut_off_is_sound_wherever_it_was() {
             let own = Identity::load(&crashed, Path::new(DATA)).unwrap();
             refused += u64::from(own.is_none());
             if let Some(own) = own {
-                open(&crashed.shared(), Path::new(DATA), &own, SEGMENT_BYTES_MIN, options())
-                    .unwrap();
+                open(&crashed.shared(), plan(Path::new(DATA), &own), |_| {}).unwrap();
                 assert_eq!(look(&crashed).findings.problems, [], "{n} {seed}: opened and healed");
             }
         }
