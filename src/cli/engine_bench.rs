@@ -206,7 +206,7 @@ impl Running {
         std::fs::create_dir_all(&dir).map_err(refuse)?;
         let (engine, mut worker): (Engine, Worker) =
             Engine::open(Arc::new(RealDisk), &dir, plan.options).map_err(|e| e.to_string())?;
-        let worker = std::thread::spawn(move || worker.run());
+        let worker = std::thread::spawn(move || worker.run(|_full| {}));
         Ok(Running { engine: Some(engine), worker: Some(worker) })
     }
 

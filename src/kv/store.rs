@@ -18,6 +18,7 @@
 use super::bytes::Malformed;
 use super::machine::INSTALLED_KEY;
 use super::types::{Found, Revision};
+use crate::env::is_out_of_space;
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -183,6 +184,13 @@ pub enum StoreError {
     },
     /// An earlier batch failed; the state in memory may be ahead of the store.
     Failed,
+}
+
+impl StoreError {
+    /// Whether there was no space for what was to be written.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if is_out_of_space(source))
+    }
 }
 
 impl fmt::Display for StoreError {

@@ -74,6 +74,9 @@ pub enum Input<C> {
         /// The store holds everything up to here durably.
         flushed: Index,
     },
+    /// Whether this node's disk is full: at each change, and, as long as it is, whenever a flush of
+    /// the store might help.
+    DiskFull(bool),
     /// The store holds a snapshot that ends there, durably; the log is to go on behind it.
     Installed {
         /// Where it ends.

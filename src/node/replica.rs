@@ -9,12 +9,16 @@
 //! - proposed, and another term was committed at its index: surely not applied;
 //! - proposed or forwarded, and no word of it: unknown. Never a guess.
 //!
+//! While the disk of the leader is full, writes that would add data are refused before they are
+//! proposed; whoever deletes is served. A follower cannot refuse what its leader has taken.
+//!
 //! Reads wait for a read index and then until that index is applied here; only then is the client
 //! told to read, so that one wake-up serves it.
 
 use super::compaction::Compaction;
 use super::events::{Apply, Effects, Input, Wants};
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
+use crate::kv::codec::CommandRef;
 use crate::raft::{
     Committed, Configuration, Index, NodeId, NotProposed, Raft, ReadId, RoleName, Term,
 };
@@ -87,6 +91,9 @@ pub struct Replica<C> {
     answers: Vec<(ReplyTo<C>, Answer)>,
     expire_at_us: u64,
     compaction: Compaction,
+    disk_full: bool,
+    /// The store is to flush: that may give space back.
+    flush: bool,
 }
 
 /// How often deadlines are looked at, in microseconds.
@@ -139,6 +146,8 @@ impl<C: Clone> Replica<C> {
             answers: Vec::new(),
             expire_at_us: 0,
             compaction,
+            disk_full: false,
+            flush: false,
         }
     }
 
@@ -217,6 +226,10 @@ impl<C: Clone> Replica<C> {
                 self.compaction.flushed(flushed);
                 self.raft.applied(index);
             }
+            Input::DiskFull(full) => {
+                self.disk_full = full;
+                self.flush = full;
+            }
             Input::Installed { mark } => {
                 self.compaction.flushed(mark.index);
                 if self.raft.install(mark, now_us) {
@@ -291,11 +304,12 @@ impl<C: Clone> Replica<C> {
         effects.apply = ready.committed.map(|committed| self.attach_waiters(committed));
         effects.answers = std::mem::take(&mut self.answers);
         effects.offer = ready.offer;
+        effects.flush = std::mem::take(&mut self.flush);
         if self.compaction.is_due() {
             let raft = &self.raft;
             let (first, shared) = (raft.first_index(), raft.shared_index());
             let cut = self.compaction.look(first, shared, raft.applied_index());
-            effects.flush = cut.flush;
+            effects.flush |= cut.flush;
             if let Some(through) = cut.through {
                 self.raft.compact(through);
                 effects.compact = Some(through);
@@ -313,8 +327,11 @@ impl<C: Clone> Replica<C> {
         }
         match self.raft.may_propose() {
             Ok(()) => {
+                if self.disk_full {
+                    self.refuse_growth();
+                }
                 // One batch in flight: what arrives meanwhile makes the next one larger.
-                if self.may_begin_batch() {
+                if self.may_begin_batch() && !self.queue.is_empty() {
                     self.propose_batch();
                 }
             }
@@ -336,6 +353,20 @@ impl<C: Clone> Replica<C> {
             writes: !leads || self.may_begin_batch(),
             reads: !leads || self.reading.is_empty(),
             applied: !self.applying_reads.is_empty() || self.raft.applier_is_full(),
+        }
+    }
+
+    /// What cannot be decoded counts as data.
+    fn refuse_growth(&mut self) {
+        let harmless = |bytes: &[u8]| CommandRef::decode(bytes).is_ok_and(|c| !c.adds_data());
+        let queue = std::mem::take(&mut self.queue);
+        for queued in queue {
+            if harmless(&queued.command) {
+                self.queue.push_back(queued);
+            } else {
+                self.inflight_bytes -= weight(&queued.command);
+                self.refuse(queued.reply_to, Refusal::DiskFull { node: self.raft.id() });
+            }
         }
     }
 

@@ -53,6 +53,11 @@ pub enum Refusal {
     LeaderBusy,
     /// The deadline passed before it was begun.
     Deadline,
+    /// The disk of the node that leads is full, and it would add data.
+    DiskFull {
+        /// That node.
+        node: NodeId,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -68,6 +73,11 @@ impl fmt::Display for Refusal {
             ),
             Refusal::LeaderBusy => f.write_str("busy: the leader is at its limit; try again later"),
             Refusal::Deadline => f.write_str("the deadline passed before it was begun"),
+            Refusal::DiskFull { node } => write!(
+                f,
+                "the disk of node {node}, which leads, is full and its reserve in use: nothing that \
+                 adds data is taken, reads and deletes go on; delete something or make space there"
+            ),
         }
     }
 }

@@ -238,7 +238,7 @@ fn read_peer(
                     Input::Forwarded { from, forward }
                 }
                 PeerFrame::ForwardAnswer(answer) => {
-                    let verdict = verdict_of(answer.result).map_err(io::Error::other)?;
+                    let verdict = verdict_of(from, answer.result).map_err(io::Error::other)?;
                     Input::ForwardAnswered { from, id: answer.id, verdict }
                 }
                 PeerFrame::Ping => {
@@ -267,7 +267,7 @@ fn read_peer(
     }
 }
 
-fn verdict_of(result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malformed> {
+fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malformed> {
     Ok(match result {
         ForwardResult::Applied(bytes) => {
             let mut input = KvInput(&bytes);
@@ -276,6 +276,9 @@ fn verdict_of(result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malfor
         }
         ForwardResult::Refused { class: Class::Busy, .. } => {
             Verdict::NotApplied(Refusal::LeaderBusy)
+        }
+        ForwardResult::Refused { class: Class::DiskFull, .. } => {
+            Verdict::NotApplied(Refusal::DiskFull { node: from })
         }
         ForwardResult::Refused { class: Class::Unknown, .. } => {
             Verdict::Unknown("the leader does not know what became of it")
@@ -511,6 +514,7 @@ pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
         (RoleName::Follower, Some(_)) => "following",
         _ => "no leader known",
     };
+    let state = if shared.reader.is_disk_full() { "disk full" } else { state };
     let peer = |p: &crate::raft::PeerProgress| PeerStatus {
         id: p.id,
         match_index: p.match_index,

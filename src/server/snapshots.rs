@@ -10,7 +10,8 @@ use super::native::read_one_frame;
 use super::pulse::handshake_reader;
 use super::sockets::write_patiently;
 use super::{ApplyQueue, Shared, fatal, lock};
-use crate::kv::{Piece, Reader as _, View as _};
+use crate::env::is_out_of_space;
+use crate::kv::{Piece, Reader as _, StoreError, View as _};
 use crate::node::{Ask, Fetch, Next, Source, Told, Work};
 use crate::raft::{NodeId, Offer};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
@@ -29,6 +30,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const ASK_TIMEOUT: Duration = Duration::from_secs(60);
 /// Pause before another connection.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The same while the disk is full.
+const SPACE_PAUSE: Duration = Duration::from_secs(2);
 /// Longest rest after an answer.
 const REST_MAX: Duration = Duration::from_millis(50);
 
@@ -91,6 +94,7 @@ fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
     let disk = Arc::clone(&shared.disk);
     let mut fetch = Fetch::new(disk, &shared.data, shared.reader.clone(), offer.index);
     let started = Instant::now();
+    let mut was_full = false;
     loop {
         offer = lock(&shared.fetching).unwrap_or(offer);
         fetch.aim(offer.index);
@@ -106,6 +110,16 @@ fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
                 return;
             }
             Ok(None) => {}
+            Err(e) if is_out_of_space(&e) => {
+                if !was_full {
+                    warning!(
+                        "no space for a snapshot from node={}, to be resumed: {e}",
+                        offer.from
+                    );
+                }
+                was_full = true;
+                thread::sleep(SPACE_PAUSE);
+            }
             Err(e) => {
                 warning!("a snapshot from node={} was cut off, to be resumed: {e}", offer.from);
             }
@@ -120,8 +134,19 @@ fn fetch(shared: &Arc<Shared>, mut offer: Offer, applier: &ApplyQueue) {
     }
 }
 
+/// A full disk sets a fetch back. Whatever else the own disk does to it, it may do to everything.
+fn stop_unless_full<T>(result: Result<T, StoreError>, fetch: &mut Fetch) -> io::Result<T> {
+    match result {
+        Err(e) if e.is_out_of_space() => {
+            fetch.set_back();
+            Err(io::Error::new(io::ErrorKind::StorageFull, e))
+        }
+        result => Ok(stop_on_error(result)),
+    }
+}
+
 /// Whatever the own disk does to a snapshot, it may do to everything else.
-fn stop_on_error<T>(result: Result<T, crate::kv::StoreError>) -> T {
+fn stop_on_error<T>(result: Result<T, StoreError>) -> T {
     match result {
         Ok(value) => value,
         Err(e) => fatal(format_args!("cannot take in a snapshot, the node stops: {e}")),
@@ -142,7 +167,8 @@ fn attempt(
                 let asked = Instant::now();
                 let told = ask_for(&mut stream, &mut reader, ask)?;
                 let gone = told == Told::Gone;
-                stop_on_error(fetch.told(told));
+                let taken = fetch.told(told);
+                stop_unless_full(taken, fetch)?;
                 if gone {
                     return Ok(None);
                 }
@@ -151,7 +177,8 @@ fn attempt(
             Next::Again => {}
             Next::Done(snapshot) => return Ok(Some(snapshot)),
         }
-        next = stop_on_error(fetch.go_on());
+        let went_on = fetch.go_on();
+        next = stop_unless_full(went_on, fetch)?;
     }
 }
 

@@ -11,7 +11,7 @@ use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Limits, Machine, StoreOptions};
 use crate::node::{
-    Applier, BootError, Opened, Replica, ReplicaOptions, first_configuration, open, restored,
+    Applier, BootError, Input, Opened, Replica, ReplicaOptions, first_configuration, open, restored,
 };
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -60,6 +60,8 @@ pub struct ServerOptions {
     pub wal_limit_bytes: u64,
     /// Bytes of the newest writes that are kept in memory before they go to a table.
     pub memtable_bytes: usize,
+    /// Bytes on disk that are kept for when the disk is full.
+    pub reserve_bytes: u64,
     /// Bytes of table blocks that are kept in memory.
     pub cache_bytes: usize,
     /// Which lines are logged.
@@ -166,6 +168,7 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
     let store = StoreOptions {
         memtable_bytes: options.memtable_bytes,
         cache_bytes: options.cache_bytes,
+        reserve_bytes: options.reserve_bytes,
         ..StoreOptions::new(identity.identity)
     };
     let segment_bytes = segment_bytes(options.wal_limit_bytes, options.limits.max_batch_bytes);
@@ -205,6 +208,17 @@ fn report(opened: &Opened, took_us: u64) {
         recovered.last_index - store.applied(),
         took_us / 1000
     );
+}
+
+fn tell_space(full: bool) {
+    if full {
+        warning!(
+            "the disk is full and the reserve in use: writes that add data are refused where this \
+             node leads; reads and deletes go on"
+        );
+    } else {
+        info!("the disk has space again and the reserve is whole: all writes are taken");
+    }
 }
 
 /// A thread that panics has met a bug of ours: the node must not go on without it, half alive.
@@ -360,8 +374,17 @@ fn run(
     let theirs = Arc::clone(&shared);
     let to_self = log_inbox.clone();
     spawn("log-writer", Box::new(move || log_writer::run(wal, &log_work, to_self, &theirs)))?;
+    let theirs = Arc::clone(&shared);
     let background = move || {
-        if let Err(e) = worker.run() {
+        let mut was_full = false;
+        let tell = |full| {
+            if full != was_full {
+                tell_space(full);
+            }
+            was_full = full;
+            let _ = theirs.raft.send(Input::DiskFull(full));
+        };
+        if let Err(e) = worker.run(tell) {
             fatal(format_args!("the store's background work failed, the node stops: {e}"));
         }
     };

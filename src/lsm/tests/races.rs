@@ -12,7 +12,7 @@ fn readers_see_whole_batches_while_writer_and_worker_run() {
     let keys: Vec<[u8; 1]> = (0..8).map(|i| [i * 31]).collect();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let working = scope.spawn(move || worker.run());
+        let working = scope.spawn(move || worker.run(|_full| {}));
         let readers: Vec<_> = (0..2)
             .map(|reverse| {
                 let (reader, keys, stop) = (engine.reader(), &keys, &stop);
