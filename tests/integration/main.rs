@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod cluster_script;
+mod full_disk;
 mod kill_rounds;
 mod loading;
 mod restart;
