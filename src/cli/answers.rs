@@ -54,6 +54,7 @@ pub(super) fn exit_of(class: Class) -> Exit {
         Class::Unavailable => Exit::Unavailable,
         Class::Unknown => Exit::Unknown,
         Class::Unauthorised => Exit::Unauthorised,
+        Class::DiskFull => Exit::DiskFull,
     }
 }
 

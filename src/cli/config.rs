@@ -75,6 +75,8 @@ pub struct ServeConfig {
     pub wal_limit_bytes: u64,
     /// Newest writes kept in memory, bytes.
     pub memtable_bytes: usize,
+    /// Room on disk that is kept for when the disk is full, bytes.
+    pub reserve_bytes: u64,
     /// Table blocks kept in memory, bytes.
     pub cache_bytes: usize,
     /// How much is logged.
@@ -300,6 +302,7 @@ pub fn resolve(
         inflight_bytes: settings.required("inflight-bytes", |t| sized(t, INFLIGHT_BYTES_MAX))?,
         wal_limit_bytes: settings.required("wal-limit", wal_limit)?,
         memtable_bytes: settings.required("memtable", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
+        reserve_bytes: settings.required("reserve", reserve)?,
         cache_bytes: settings.required("cache", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
         log_level: settings.required("log-level", LogLevel::from_str)?,
     };
@@ -437,6 +440,14 @@ fn wal_limit(text: &str) -> Result<u64, String> {
     if !(WAL_LIMIT_BYTES_MIN..=STORE_MEMORY_BYTES_MAX).contains(&bytes) {
         let (min, max) = (WAL_LIMIT_BYTES_MIN, STORE_MEMORY_BYTES_MAX);
         return Err(format!("'{text}' is not from {min} to {max} bytes"));
+    }
+    Ok(bytes)
+}
+
+fn reserve(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes > STORE_MEMORY_BYTES_MAX {
+        return Err(format!("'{text}' is more than {STORE_MEMORY_BYTES_MAX} bytes"));
     }
     Ok(bytes)
 }

@@ -136,6 +136,7 @@ fn exit_codes_follow_the_class() {
         (Class::Unavailable, Exit::Unavailable),
         (Class::Unknown, Exit::Unknown),
         (Class::TooLarge, Exit::TooLarge),
+        (Class::DiskFull, Exit::DiskFull),
         (Class::Invalid, Exit::Usage),
         (Class::Unauthorised, Exit::Unauthorised),
     ] {

@@ -59,6 +59,7 @@ fn options_of(config: &ServeConfig) -> Result<ServerOptions, String> {
         limits: config.limits,
         wal_limit_bytes: config.wal_limit_bytes,
         memtable_bytes: config.memtable_bytes,
+        reserve_bytes: config.reserve_bytes,
         cache_bytes: config.cache_bytes,
         log_level: match config.log_level {
             LogLevel::Error => Level::Error,

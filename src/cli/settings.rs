@@ -42,6 +42,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "inflight-bytes", value: "SIZE", default: "64MiB", help: "writes that are taken and not answered yet; further ones are busy" },
     Setting { name: "wal-limit", value: "SIZE", default: "256MiB", help: "log beyond which its front goes, from 1MiB; a member that lags further gets a snapshot" },
     Setting { name: "memtable", value: "SIZE", default: "32MiB", help: "newest writes kept in memory before they go to a table; two to four of these at a peak" },
+    Setting { name: "reserve", value: "SIZE", default: "64MiB", help: "room on disk that is kept so that deletes go on when the disk is full; 0 for none" },
     Setting { name: "cache", value: "SIZE", default: "64MiB", help: "table blocks kept in memory for reads" },
     Setting { name: "log-level", value: "error|warn|info|debug", default: "info", help: "how much is written to standard error" },
 ];

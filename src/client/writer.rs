@@ -362,7 +362,7 @@ impl Client {
                     flight.wait();
                 }
             }
-            Class::TooLarge | Class::Invalid | Class::Unauthorised => {
+            Class::TooLarge | Class::Invalid | Class::Unauthorised | Class::DiskFull => {
                 let doubt = pending.doubt;
                 let error = if doubt { uncertain(error) } else { error };
                 flight.finish(ticket, Err(error));

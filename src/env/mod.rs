@@ -48,6 +48,11 @@ pub enum Open {
     CreateNew,
 }
 
+/// Whether an operation failed because no space is left for it, on the disk or for this user.
+pub fn is_out_of_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// An open file. Reads and writes name their offset; there is no cursor.
 #[allow(clippy::len_without_is_empty)] // a length in bytes, not a collection
 pub trait DiskFile: Send + Sync + fmt::Debug {

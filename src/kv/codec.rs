@@ -193,6 +193,12 @@ impl<'a> CommandRef<'a> {
         Ok(command)
     }
 
+    /// Whether it may make the data larger: what deletes, reads, or concerns a session only does not.
+    pub fn adds_data(&self) -> bool {
+        let adds = |op: &OpRef<'_>| matches!(op, OpRef::Put { .. } | OpRef::Increment { .. });
+        matches!(self, CommandRef::Write(write) if write.ops.iter().any(adds))
+    }
+
     /// The same command with copies of its keys and values.
     pub fn to_command(&self) -> Command {
         match self {

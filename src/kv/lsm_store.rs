@@ -173,6 +173,16 @@ impl LsmReader {
         self.reader.damage().map(StoreError::from)
     }
 
+    /// As [`lsm::Reader::is_disk_full`].
+    pub fn is_disk_full(&self) -> bool {
+        self.reader.is_disk_full()
+    }
+
+    /// As [`lsm::Reader::lacks_space`].
+    pub fn lacks_space(&self, lacks: bool) {
+        self.reader.lacks_space(lacks);
+    }
+
     /// What the engine did and holds.
     pub fn stats(&self) -> lsm::Stats {
         self.reader.stats()

@@ -18,7 +18,7 @@
 use super::bytes::Malformed;
 use super::machine::INSTALLED_KEY;
 use super::types::{Found, Revision};
-use crate::env::Findings;
+use crate::env::{Findings, is_out_of_space};
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -190,6 +190,11 @@ impl StoreError {
     /// Whether what is on disk is not what was written: a snapshot from a peer puts that right.
     pub fn is_damage(&self) -> bool {
         matches!(self, StoreError::Damaged { .. } | StoreError::BadRecord { .. })
+    }
+
+    /// Whether there was no space for what was to be written.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if is_out_of_space(source))
     }
 
     /// As something that was found on disk; `dir` is the store's, for an error that names no file.

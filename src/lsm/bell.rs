@@ -1,6 +1,7 @@
 //! How the background hears that there is something to do.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 #[derive(Debug, Default)]
 struct State {
@@ -46,6 +47,20 @@ impl Bell {
             state.silent = true;
             self.silence.notify_all();
             state = self.heard.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.silent = false;
+        state.rung = false;
+    }
+
+    /// The same, but no longer than that.
+    pub(super) fn wait_at_most(&self, wait: Duration) {
+        let mut state = self.lock();
+        if !state.rung && !state.closed {
+            state.silent = true;
+            self.silence.notify_all();
+            // Woken for nothing it only looks once more than it had to.
+            let woken = self.heard.wait_timeout(state, wait);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.silent = false;
         state.rung = false;

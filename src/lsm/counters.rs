@@ -74,6 +74,8 @@ pub struct Stats {
     pub table_entries: u64,
     /// Tombstones in tables.
     pub tombstones: u64,
+    /// The disk is full, or was and the reserve is not whole again.
+    pub disk_full: bool,
 }
 
 fn ratio(a: u64, b: u64) -> f64 {

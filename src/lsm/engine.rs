@@ -87,6 +87,10 @@ pub(super) struct Shared {
     /// snapshot.
     manifest: Mutex<Writing>,
     pub(super) failed: AtomicBool,
+    /// The disk is full, or was and the reserve is not whole again.
+    pub(super) full: AtomicBool,
+    /// Somebody else on this disk lacks space.
+    pub(super) lacking: AtomicBool,
 }
 
 /// What goes with the writing of the manifest.
@@ -213,6 +217,8 @@ impl Engine {
             next_file: AtomicU64::new(state.next_file),
             manifest: Mutex::new(Writing { slots: manifest, epoch: 0 }),
             failed: AtomicBool::new(false),
+            full: AtomicBool::new(false),
+            lacking: AtomicBool::new(false),
         });
         let worker = Worker::new(Arc::clone(&shared), disk, state.pointers);
         let engine = Engine { shared, active, applied: state.applied, scratch: Vec::new() };
@@ -414,6 +420,21 @@ impl Reader {
             open_files: self.shared.shelf.files.open(),
             table_entries: tables().map(|t| t.meta.entries).sum(),
             tombstones: tables().map(|t| t.meta.tombstones).sum(),
+            disk_full: self.is_disk_full(),
+        }
+    }
+
+    /// Whether the disk is full, or was and the reserve is not whole again: what is written may
+    /// stay in memory for long, so that data should not grow.
+    pub fn is_disk_full(&self) -> bool {
+        self.shared.full.load(Ordering::Acquire)
+    }
+
+    /// Somebody else who writes to this disk lacks space, or does not any more. As long as that is
+    /// so, the disk counts as full and the reserve is left to them.
+    pub fn lacks_space(&self, lacks: bool) {
+        if self.shared.lacking.swap(lacks, Ordering::AcqRel) != lacks {
+            self.shared.shelf.bell.ring();
         }
     }
 }

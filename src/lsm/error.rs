@@ -1,5 +1,6 @@
 //! What can go wrong with the store's files, and what that means for the node.
 
+use crate::env::is_out_of_space;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -62,6 +63,11 @@ impl LsmError {
         } else {
             LsmError::io(path, offset, source)
         }
+    }
+
+    /// Whether there was no space for what was to be written.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self, LsmError::Io { source, .. } if is_out_of_space(source))
     }
 
     /// What has to happen now.

@@ -27,6 +27,8 @@ const VERSION: u32 = 1;
 pub(super) const LEVELS: usize = 7;
 /// No slot is larger: room for a hundred thousand tables with long keys.
 const SLOT_BYTES_MAX: u64 = 256 << 20;
+/// Slots grow by so much at a time: what a file system takes at once anyway.
+const GROW_BYTES: u64 = 4 << 10;
 /// Magic, version, identity, length of the body.
 const HEADER_BYTES: usize = 8 + 4 + 8 + 4;
 
@@ -197,6 +199,23 @@ impl Manifest {
             self.write_slot(slot, state)?;
         }
         Ok(good.into_iter().filter(|good| !good).count() as u64)
+    }
+
+    /// Makes the slots long enough for a state, and changes nothing that they say: behind the end of
+    /// what they hold stands what means nothing. So when there is no space for a new state, that is
+    /// known before the first of them is written.
+    pub(super) fn make_room(&self, state: &State) -> Result<(), LsmError> {
+        let need = encode(state, self.identity, 0, self.sequence).len() as u64;
+        for (file, name) in self.files.iter().zip(SLOTS) {
+            let Some(file) = file else { continue };
+            let path = self.dir.join(name);
+            let len = file.len().map_err(|e| LsmError::io(&path, 0, e))?;
+            if len < need {
+                let zeros = vec![0; (need.next_multiple_of(GROW_BYTES) - len) as usize];
+                file.write_all_at(&zeros, len).map_err(|e| LsmError::io(&path, len, e))?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes this the state of the store: when it returns, durably and in both slots; when it fails

@@ -15,6 +15,7 @@
 //! | `version`    | the tables at one time; what to compact next                      |
 //! | `merge`      | walks over all of it                                              |
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
+//! | `reserve`    | room for flushes and compactions on a full disk                   |
 //! | `snapshot`   | [`Export`] gives a version away, [`Import`] takes one in          |
 //! | `backup`     | a version in one file                                             |
 //! | `inspect`    | what a store that is not open holds, and all that is wrong        |
@@ -31,6 +32,8 @@
 //!   memtable goes in front of a compaction that is under way.
 //! * **Nothing stops the writer.** [`Engine::delay_us`] says how long to wait, smoothly more as
 //!   work piles up; an owner that does not wait pays with memory.
+//! * **A full disk is no failure** as long as nothing was half-changed: the job is given up, its
+//!   files go, memory and tables stay, and the reserve makes room for another attempt.
 //! * **A damaged block is never served**: checksums are seeded with store, file and offset.
 //!
 //! Left out on purpose: a write-ahead log, compression, snapshots by number (a view is one), more
@@ -49,6 +52,7 @@ pub mod inspect;
 mod manifest;
 mod memtable;
 mod merge;
+mod reserve;
 mod snapshot;
 mod table;
 mod version;
@@ -101,6 +105,9 @@ pub struct Options {
     pub level1_bytes: u64,
     /// How much a step of the worker does, bytes read or written.
     pub step_bytes: u64,
+    /// Room that is kept for flushes and compactions on a full disk, bytes; none with 0. To write
+    /// a memtable and a table of a compaction it must hold both.
+    pub reserve_bytes: u64,
 }
 
 impl Options {
@@ -117,6 +124,7 @@ impl Options {
             sync_bytes: 4 << 20,
             level1_bytes: 128 << 20,
             step_bytes: 256 << 10,
+            reserve_bytes: 0,
         }
     }
 }

@@ -143,11 +143,6 @@ impl TableBuilder {
         Ok(())
     }
 
-    /// The table's number.
-    pub(super) fn number(&self) -> u64 {
-        self.seed.number
-    }
-
     /// Length of the file if it ended now, nearly.
     pub(super) fn bytes(&self) -> u64 {
         self.offset + (self.buffer.len() + self.data.len()) as u64

@@ -141,6 +141,24 @@ impl Version {
             return None;
         }
         let upper = if level == 0 { self.oldest_cluster() } else { self.after(level, pointers) };
+        self.pick_of(level, upper)
+    }
+
+    /// What should be compacted while the disk is full: whatever may give space back, though it is
+    /// not due. That is level 0, which may hide what lies below, then tombstones above something.
+    pub(super) fn pick_for_space(&self) -> Option<Pick> {
+        if let Some(pick) = self.pick_of(0, self.oldest_cluster()) {
+            return Some(pick);
+        }
+        let below = |level: usize| {
+            let hiding = self.levels[level].iter().filter(|t| t.meta.tombstones > 0);
+            let mut picks = hiding.filter_map(|t| self.pick_of(level, vec![Arc::clone(t)]));
+            picks.find(|pick| !pick.inputs[1].is_empty())
+        };
+        (1..LEVELS - 1).find_map(below)
+    }
+
+    fn pick_of(&self, level: usize, upper: Vec<Arc<Table>>) -> Option<Pick> {
         let smallest = upper.iter().map(|t| t.meta.smallest.as_slice()).min()?;
         let largest = upper.iter().map(|t| t.meta.largest.as_slice()).max()?;
         let overlaps = |t: &&Arc<Table>| t.meta.overlaps(smallest, largest);

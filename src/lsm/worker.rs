@@ -3,19 +3,45 @@
 //! [`Worker::step`] does a bounded piece of the most urgent job. A job writes new tables, syncs
 //! them and their names, writes the manifest, and only then shows the new version and gives up the
 //! files it replaced: whatever the moment of a crash, a manifest names only complete files.
+//!
+//! # A full disk
+//!
+//! A job that finds no space for a table is given up: its files go, and what it was made from is
+//! still there. If a compaction held much of the space, it and the next ones are made in pieces: as
+//! soon as one table of the lower level is merged, its successors take its place and it goes,
+//! while the tables above, which say the same of those keys, stay until all are done. So a
+//! compaction of any size needs the room of a table or two.
+//! If that does not help, the reserve is given up, too, and the disk counts as full until that
+//! could be filled again. Meanwhile compactions are chosen for what they give back.
+//! What follows the first sync of the names of finished tables is final, full disk or not: it must
+//! not be done twice. The manifest's slots have been made long enough before.
 
 use super::LsmError;
 use super::block::Item;
 use super::engine::{Frozen, Shared};
-use super::manifest::LEVELS;
+use super::manifest::{LEVELS, Manifest};
 use super::memtable::MemCursor;
 use super::merge::{LevelCursor, Merge, Source};
+use super::reserve::Reserve;
 use super::table::{Start, Table, TableBuilder, TableCursor, TableMeta, table_name};
-use super::version::{Pick, Version};
+use super::version::{Pick, Version, bytes_of};
 use crate::env::Disk;
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+/// Pause before work that found no space is tried again.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+/// Pause between two pieces of the reserve: other work is more urgent.
+const RESERVE_PAUSE: Duration = Duration::from_millis(20);
+/// Busy or not, a piece of the reserve is written after so many pieces of work.
+const WORK_PER_RESERVE: u64 = 8;
+/// Compactions that found no space in a row, from which on the pause before the next one does not
+/// double any more: each may write much in vain.
+const DOUBLINGS_MAX: u32 = 4;
+/// Compactions that are made in pieces after one that found no space as a whole: it wrote in vain.
+const TIGHT_COMPACTIONS: u32 = 64;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +51,11 @@ pub enum Step {
     /// Damage was met in a table that was to be compacted: [`super::Reader::damage`] says what.
     /// Nothing is compacted from now on, until a snapshot is installed; flushes go on.
     Damaged,
+    /// A piece of the reserve was written, which is not urgent.
+    Reserved,
+    /// The disk is full and nothing can be done about it now: something is to be tried again after
+    /// a pause.
+    Full,
     /// Nothing was to be done.
     Idle,
 }
@@ -36,6 +67,8 @@ pub enum News {
     Flushed(u64),
     /// As [`Step::Damaged`].
     Damaged,
+    /// Whether the disk is full: see [`Worker::news`].
+    Full(bool),
 }
 
 /// Does the engine's background work. Invariant: it alone changes the version and writes the
@@ -49,6 +82,20 @@ pub struct Worker {
     epoch: u64,
     flush: Option<Flush>,
     compaction: Option<Compaction>,
+    /// What of a compaction in pieces is done.
+    pieces: Option<Pieces>,
+    reserve: Reserve,
+    /// Pieces of work since the last piece of the reserve.
+    worked: u64,
+    /// An error is final from here on: names or manifest may be half-written.
+    committing: bool,
+    /// Compactions in a row that found no space, and pauses before the next is tried.
+    in_vain: u32,
+    rest: u32,
+    /// Compactions that are still to be made in pieces though the disk is not full.
+    tight: u32,
+    /// What the owner was last told.
+    told_full: bool,
 }
 
 /// Writes a frozen memtable to a table.
@@ -57,6 +104,8 @@ struct Flush {
     frozen: Arc<Frozen>,
     cursor: MemCursor,
     builder: Option<TableBuilder>,
+    /// The table's number.
+    begun: Vec<u64>,
 }
 
 /// Merges tables into the next level.
@@ -68,6 +117,20 @@ struct Compaction {
     merge: Merge,
     builder: Option<TableBuilder>,
     outputs: Vec<TableMeta>,
+    /// Numbers of its tables.
+    begun: Vec<u64>,
+    /// It is a piece of another one and ends with this key.
+    until: Option<Pieces>,
+}
+
+/// How far a compaction in pieces has come: the level below it holds all that its upper tables say
+/// up to a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Pieces {
+    level: usize,
+    /// Numbers of the upper tables.
+    upper: Vec<u64>,
+    through: Vec<u8>,
 }
 
 /// What jobs need to make tables.
@@ -77,8 +140,11 @@ struct Bench<'w> {
 }
 
 impl Bench<'_> {
-    fn builder(&mut self) -> Result<TableBuilder, LsmError> {
-        self.shared.new_table(self.disk, self.shared.next_file())
+    /// Begins a table, and notes that.
+    fn builder(&mut self, begun: &mut Vec<u64>) -> Result<TableBuilder, LsmError> {
+        let number = self.shared.next_file();
+        begun.push(number);
+        self.shared.new_table(self.disk, number)
     }
 }
 
@@ -87,7 +153,7 @@ impl Flush {
         // Only the newest version of each key: older ones are seen by views that share the
         // memtable itself.
         let cursor = MemCursor::new(Arc::clone(&frozen.table), u64::MAX, Start::End, false);
-        Flush { frozen, cursor, builder: None }
+        Flush { frozen, cursor, builder: None, begun: Vec::new() }
     }
 
     /// Writes a piece; true when all is written.
@@ -97,7 +163,7 @@ impl Flush {
         while self.cursor.is_valid() {
             let builder = match &mut self.builder {
                 Some(builder) => builder,
-                none => none.insert(bench.builder()?),
+                none => none.insert(bench.builder(&mut self.begun)?),
             };
             builder.add(self.cursor.key(), self.cursor.item())?;
             self.cursor.advance();
@@ -111,15 +177,45 @@ impl Flush {
 
 impl Compaction {
     fn new(pick: Pick, base: Arc<Version>) -> Result<Compaction, LsmError> {
+        Compaction::behind(Start::End, pick, base, None)
+    }
+
+    /// What is left of a compaction in pieces, behind what is done of it: the next piece, which
+    /// replaces one table of the lower level, or the last.
+    fn piece(
+        mut pick: Pick,
+        base: Arc<Version>,
+        done: Option<&Pieces>,
+    ) -> Result<Compaction, LsmError> {
+        let numbers: Vec<u64> = pick.inputs[0].iter().map(|t| t.meta.number).collect();
+        let done = done.filter(|done| done.level == pick.level && done.upper == numbers);
+        let start = done.map_or(Start::End, |done| Start::Behind(&done.through));
+        let is_left = |t: &&Arc<Table>| done.is_none_or(|done| t.meta.largest > done.through);
+        let mut lower: Vec<_> = pick.inputs[1].iter().filter(is_left).cloned().collect();
+        let until = (lower.len() > 1).then(|| {
+            lower.truncate(1);
+            Pieces { level: pick.level, upper: numbers, through: lower[0].meta.largest.clone() }
+        });
+        pick.inputs[1] = Arc::new(lower);
+        Compaction::behind(start, pick, base, until)
+    }
+
+    fn behind(
+        start: Start<'_>,
+        pick: Pick,
+        base: Arc<Version>,
+        until: Option<Pieces>,
+    ) -> Result<Compaction, LsmError> {
         let [upper, lower] = &pick.inputs;
         let mut sources = Vec::with_capacity(upper.len() + 1);
         for table in upper.iter() {
-            let cursor = TableCursor::new(Arc::clone(table), Start::End, false, true)?;
+            let cursor = TableCursor::new(Arc::clone(table), start, false, true)?;
             sources.push(Source::Table(cursor));
         }
-        sources.push(Source::Level(LevelCursor::new(lower, Start::End, false, true)?));
+        sources.push(Source::Level(LevelCursor::new(lower, start, false, true)?));
         let merge = Merge::new(sources, false);
-        Ok(Compaction { pick, base, merge, builder: None, outputs: Vec::new() })
+        let (builder, outputs, begun) = (None, Vec::new(), Vec::new());
+        Ok(Compaction { pick, base, merge, builder, outputs, begun, until })
     }
 
     /// Merges a piece; true when all is written.
@@ -128,6 +224,9 @@ impl Compaction {
         let mut done = 0;
         while self.merge.is_valid() {
             let (key, item) = (self.merge.key(), self.merge.item());
+            if self.until.as_ref().is_some_and(|until| key > until.through.as_slice()) {
+                break;
+            }
             done += key.len() as u64 + 8;
             if let Item::Put { value, .. } = item {
                 done += value.len() as u64;
@@ -137,7 +236,7 @@ impl Compaction {
             if item != Item::Tombstone || self.base.may_hide_below(below, key) {
                 let builder = match &mut self.builder {
                     Some(builder) => builder,
-                    none => none.insert(bench.builder()?),
+                    none => none.insert(bench.builder(&mut self.begun)?),
                 };
                 builder.add(key, item)?;
                 if builder.bytes() >= options.table_bytes {
@@ -175,18 +274,39 @@ impl Worker {
         disk: Arc<dyn Disk>,
         pointers: [Vec<u8>; LEVELS],
     ) -> Worker {
-        Worker { shared, disk, pointers, epoch: 0, flush: None, compaction: None }
+        let reserve = Reserve::new(Arc::clone(&disk), &shared.dir, shared.options.reserve_bytes);
+        Worker {
+            shared,
+            disk,
+            pointers,
+            epoch: 0,
+            flush: None,
+            compaction: None,
+            pieces: None,
+            reserve,
+            worked: 0,
+            committing: false,
+            in_vain: 0,
+            rest: 0,
+            tight: 0,
+            told_full: false,
+        }
     }
 
-    /// Does a piece of work: a flush first, since memory waits for it, then compaction.
+    /// Does a piece of work: a flush first, since memory waits for it, then compaction, then the
+    /// reserve.
     ///
     /// # Errors
-    /// Whatever a file gives. It is final: every later step and write fails too.
+    /// Whatever a file gives, but for a full disk while nothing is half-changed. It is final: every
+    /// later step and write fails too.
     pub fn step(&mut self) -> Result<Step, LsmError> {
         if self.shared.failed.load(Ordering::Acquire) {
             return Err(LsmError::Failed);
         }
-        let step = self.piece();
+        let step = match self.work() {
+            Err(e) if e.is_out_of_space() && !self.committing => self.out_of_space(),
+            step => step,
+        };
         if step.is_err() {
             self.shared.failed.store(true, Ordering::Release);
         }
@@ -194,7 +314,7 @@ impl Worker {
     }
 
     /// Works until the engine is dropped, sleeping while there is nothing to do: the body of the
-    /// background thread.
+    /// background thread. `tell` hears whether the disk is full: see [`Worker::news`].
     ///
     /// # Errors
     /// As [`Worker::step`].
@@ -203,23 +323,137 @@ impl Worker {
         let _close = CloseAtEnd(Arc::clone(&self.shared));
         let mut told = self.shared.flushed.load(Ordering::Acquire);
         while !self.shared.shelf.bell.is_closed() {
-            match self.step()? {
-                Step::Worked => {}
-                Step::Damaged => tell(News::Damaged),
-                Step::Idle => self.shared.shelf.bell.wait(),
+            let step = self.step()?;
+            if let Some(full) = self.news(step) {
+                tell(News::Full(full));
+            }
+            if step == Step::Damaged {
+                tell(News::Damaged);
             }
             let now = self.shared.flushed.load(Ordering::Acquire);
             if now > told {
                 told = now;
                 tell(News::Flushed(now));
             }
+            let bell = &self.shared.shelf.bell;
+            match step {
+                Step::Worked | Step::Damaged => {}
+                Step::Reserved => bell.wait_at_most(RESERVE_PAUSE),
+                Step::Full => bell.wait_at_most(FULL_PAUSE),
+                Step::Idle => bell.wait(),
+            }
         }
         Ok(())
     }
 
+    /// What the owner is to hear after a step: whether the disk is full. At each change; and, as
+    /// long as it is full, whenever nothing but a flush of what is in memory could still help: what
+    /// was deleted gives no space back before that.
+    pub fn news(&mut self, step: Step) -> Option<bool> {
+        let full = self.shared.full.load(Ordering::Acquire);
+        let stuck = step == Step::Full && self.shared.sources().frozen.is_empty();
+        let news = self.told_full != full || stuck;
+        self.told_full = full;
+        news.then_some(full)
+    }
+
+    /// Whether the compaction that is under way is a piece of another.
+    #[cfg(test)]
+    pub(super) fn is_in_pieces(&self) -> bool {
+        self.compaction.as_ref().is_some_and(|compaction| compaction.until.is_some())
+    }
+
+    fn work(&mut self) -> Result<Step, LsmError> {
+        if self.shared.lacking.load(Ordering::Acquire) {
+            self.give_up_whole_compaction();
+            self.shared.full.store(true, Ordering::Release);
+            self.reserve.give_up()?;
+        }
+        match self.piece()? {
+            Step::Damaged => Ok(Step::Damaged),
+            Step::Worked => {
+                self.worked += 1;
+                let full = self.shared.full.load(Ordering::Acquire);
+                if self.worked.is_multiple_of(WORK_PER_RESERVE) && !full {
+                    self.keep_reserve()?;
+                }
+                Ok(Step::Worked)
+            }
+            _ => self.keep_reserve(),
+        }
+    }
+
+    /// Fills the reserve. Once that is whole the disk is not full any more.
+    fn keep_reserve(&mut self) -> Result<Step, LsmError> {
+        if self.shared.lacking.load(Ordering::Acquire) {
+            return Ok(self.full());
+        }
+        match self.reserve.fill(self.shared.options.step_bytes) {
+            Ok(false) => Ok(Step::Reserved),
+            Ok(true) => {
+                (self.in_vain, self.rest) = (0, 0);
+                let was_full = self.shared.full.swap(false, Ordering::AcqRel);
+                Ok(if was_full { Step::Worked } else { Step::Idle })
+            }
+            Err(e) if e.is_out_of_space() && self.give_up_whole_compaction() => Ok(Step::Worked),
+            // What it has it keeps: only what is missing is tried again.
+            Err(e) if e.is_out_of_space() => Ok(self.full()),
+            Err(e) => Err(e),
+        }
+    }
+
+    fn full(&mut self) -> Step {
+        self.shared.full.store(true, Ordering::Release);
+        self.rest = self.rest.saturating_sub(1);
+        Step::Full
+    }
+
+    /// No space was left for what a job wrote: it is given up, and begun anew with what the reserve
+    /// gives; or later.
+    fn out_of_space(&mut self) -> Result<Step, LsmError> {
+        let compacting = self.flush.is_none() && self.compaction.is_some();
+        let whole = self.give_up_whole_compaction();
+        self.give_up();
+        self.take_out_trash()?;
+        if whole {
+            return Ok(Step::Worked);
+        }
+        self.shared.full.store(true, Ordering::Release);
+        if self.reserve.give_up()? {
+            return Ok(Step::Worked);
+        }
+        if compacting {
+            self.in_vain = (self.in_vain + 1).min(DOUBLINGS_MAX);
+            self.rest = 1 << self.in_vain;
+        }
+        Ok(Step::Full)
+    }
+
+    /// Gives up a compaction that is not made in pieces, and holds much space perhaps; true when
+    /// there was one.
+    fn give_up_whole_compaction(&mut self) -> bool {
+        let full = self.shared.full.load(Ordering::Acquire);
+        let whole = self.compaction.is_some() && self.tight == 0 && !full;
+        if whole {
+            self.give_up();
+            self.tight = TIGHT_COMPACTIONS;
+        }
+        whole
+    }
+
+    /// Gives the jobs up: what they have written goes to the trash, what they work on stays as it
+    /// is, and they can be begun anew.
+    fn give_up(&mut self) {
+        let flush = self.flush.take().map(|flush| flush.begun);
+        let compaction = self.compaction.take().map(|compaction| compaction.begun);
+        let numbers = flush.into_iter().chain(compaction).flatten();
+        let paths = numbers.map(|number| self.shared.dir.join(table_name(number)));
+        self.shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner).extend(paths);
+    }
+
     fn piece(&mut self) -> Result<Step, LsmError> {
         if self.epoch != self.shared.manifest().epoch {
-            self.begin_anew()?;
+            self.begin_anew();
         }
         // Behind that: jobs that were given up held tables of the old state.
         self.take_out_trash()?;
@@ -238,7 +472,7 @@ impl Worker {
             match compaction.step(&mut bench) {
                 Ok(false) => {}
                 Ok(true) => self.end_compaction()?,
-                Err(LsmError::Damaged { .. }) => return self.spoiled(),
+                Err(LsmError::Damaged { .. }) => return Ok(self.spoiled()),
                 Err(e) => return Err(e),
             }
             return Ok(Step::Worked);
@@ -247,16 +481,24 @@ impl Worker {
         if base.damage().is_some() {
             return Ok(Step::Idle);
         }
-        let Some(pick) = base.pick(self.shared.options.level1_bytes, &self.pointers) else {
-            return Ok(Step::Idle);
+        let full = self.shared.full.load(Ordering::Acquire);
+        let pick = match full {
+            true if self.rest > 0 => None,
+            true => base.pick_for_space(),
+            false => base.pick(self.shared.options.level1_bytes, &self.pointers),
         };
+        let Some(pick) = pick else { return Ok(Step::Idle) };
         // A table that meets nothing below goes down as it is.
         if let ([_], []) = (pick.inputs[0].as_slice(), pick.inputs[1].as_slice()) {
-            self.replace(&pick, &pick.inputs[0])?;
+            self.replace(&pick, &pick.inputs[0], &[])?;
         } else {
-            match Compaction::new(pick, base) {
+            let begun = match full || self.tight > 0 {
+                true => Compaction::piece(pick, base, self.pieces.as_ref()),
+                false => Compaction::new(pick, base),
+            };
+            match begun {
                 Ok(compaction) => self.compaction = Some(compaction),
-                Err(LsmError::Damaged { .. }) => return self.spoiled(),
+                Err(LsmError::Damaged { .. }) => return Ok(self.spoiled()),
                 Err(e) => return Err(e),
             }
         }
@@ -265,43 +507,29 @@ impl Worker {
 
     /// A table that is compacted is damaged, which it knows of itself from now on: none of it is
     /// copied on.
-    fn spoiled(&mut self) -> Result<Step, LsmError> {
-        self.give_up()?;
-        Ok(Step::Damaged)
+    fn spoiled(&mut self) -> Step {
+        self.give_up();
+        Step::Damaged
     }
 
-    /// A snapshot took the place of what the jobs work on.
-    fn begin_anew(&mut self) -> Result<(), LsmError> {
-        self.give_up()?;
+    /// A snapshot took the place of what the jobs work on: what they wrote is of no use.
+    fn begin_anew(&mut self) {
+        self.give_up();
+        self.pieces = None;
         self.pointers = Default::default();
         self.epoch = self.shared.manifest().epoch;
-        Ok(())
-    }
-
-    /// Gives up the jobs under way: what they wrote is of no use.
-    fn give_up(&mut self) -> Result<(), LsmError> {
-        let flushing = self.flush.take().and_then(|flush| flush.builder);
-        let (compacting, outputs) =
-            self.compaction.take().map_or((None, Vec::new()), |c| (c.builder, c.outputs));
-        let unfinished = flushing.iter().chain(&compacting).map(TableBuilder::number);
-        let numbers = unfinished.chain(outputs.iter().map(|meta| meta.number));
-        let paths = numbers.map(|number| self.shared.dir.join(table_name(number)));
-        let paths: Vec<_> = paths.collect();
-        drop((flushing, compacting));
-        for path in paths {
-            self.disk.remove(&path).map_err(|e| LsmError::io(&path, 0, e))?;
-        }
-        Ok(())
     }
 
     fn take_out_trash(&self) -> Result<(), LsmError> {
-        let trash = std::mem::take(
-            &mut *self.shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner),
-        );
-        for path in trash {
+        let trash = || self.shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut paths = std::mem::take(&mut *trash());
+        while let Some(path) = paths.pop() {
             match self.disk.remove(&path) {
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                    return Err(LsmError::io(&path, 0, e));
+                    let error = LsmError::io(&path, 0, e);
+                    paths.push(path);
+                    trash().append(&mut paths);
+                    return Err(error);
                 }
                 _ => {}
             }
@@ -320,26 +548,54 @@ impl Worker {
         self.disk.sync_dir(dir).map_err(|e| LsmError::io(dir, 0, e))
     }
 
+    /// Makes a version with these new tables durable. Only before the first sync may it fail and be
+    /// tried again, with other tables.
+    fn commit(
+        &mut self,
+        slots: &mut Manifest,
+        version: &Version,
+        pointers: &[Vec<u8>; LEVELS],
+        made: &[Arc<Table>],
+    ) -> Result<(), LsmError> {
+        let state = version.state(self.shared.next_file_now(), pointers.clone());
+        if let Err(e) = slots.make_room(&state) {
+            made.iter().for_each(|table| table.doom());
+            return Err(e);
+        }
+        self.committing = true;
+        if !made.is_empty() {
+            self.sync_names()?;
+        }
+        slots.write(&state)?;
+        self.committing = false;
+        Ok(())
+    }
+
     fn end_flush(&mut self) -> Result<(), LsmError> {
         let shared = Arc::clone(&self.shared);
         let mut manifest = shared.manifest();
         if manifest.epoch != self.epoch {
             return Ok(());
         }
-        let Some(Flush { frozen, builder, .. }) = self.flush.take() else { return Ok(()) };
+        let Some(flush) = &mut self.flush else { return Ok(()) };
+        let frozen = Arc::clone(&flush.frozen);
+        let meta = flush.builder.take().map(TableBuilder::finish).transpose()?;
+        let made = match meta {
+            Some(meta) => vec![self.open_table(meta)?],
+            None => Vec::new(),
+        };
         let mut version = self.shared.sources().version.as_ref().clone();
-        if let Some(builder) = builder {
-            let meta = builder.finish()?;
-            self.shared.shelf.counters.flushed.add(meta.bytes);
-            self.sync_names()?;
-            version = version.flushed(self.open_table(meta)?);
+        for table in &made {
+            version = version.flushed(Arc::clone(table));
         }
         version.applied = frozen.applied;
-        let state = version.state(shared.next_file_now(), self.pointers.clone());
-        manifest.slots.write(&state)?;
-        self.shared.install(version, true);
+        let pointers = self.pointers.clone();
+        self.commit(&mut manifest.slots, &version, &pointers, &made)?;
+        self.flush = None;
+        shared.shelf.counters.flushed.add(bytes_of(&made));
+        shared.install(version, true);
         // Last: whoever sees it finds the tables in the version.
-        self.shared.flushed.store(frozen.applied, Ordering::Release);
+        shared.flushed.store(frozen.applied, Ordering::Release);
         Ok(())
     }
 
@@ -347,37 +603,54 @@ impl Worker {
         if self.shared.manifest().epoch != self.epoch {
             return Ok(());
         }
-        let Some(Compaction { pick, outputs, .. }) = self.compaction.take() else {
+        let Some(compaction) = &mut self.compaction else { return Ok(()) };
+        let metas = std::mem::take(&mut compaction.outputs);
+        let made: Result<Vec<_>, _> = metas.into_iter().map(|m| self.open_table(m)).collect();
+        let made = made?;
+        // It stays the worker's job until it is done, so that it can be given up.
+        let Some(Compaction { pick, until, .. }) = &self.compaction else { return Ok(()) };
+        let (until, empty) = (until.clone(), Arc::default());
+        let [upper, lower] = &pick.inputs;
+        let upper = if until.is_some() { &empty } else { upper };
+        let gone = Pick { level: pick.level, inputs: [upper, lower].map(Arc::clone) };
+        let read = pick.tables().map(|t| t.meta.bytes).sum();
+        if !self.replace(&gone, &made, &made)? {
+            made.iter().for_each(|table| table.doom());
             return Ok(());
-        };
-        let counters = &self.shared.shelf.counters;
-        counters.compacted.add(outputs.iter().map(|t| t.bytes).sum());
-        counters.compaction_read.add(pick.tables().map(|t| t.meta.bytes).sum());
-        self.sync_names()?;
-        let outputs: Result<Vec<_>, _> = outputs.into_iter().map(|m| self.open_table(m)).collect();
-        let outputs = outputs?;
-        if self.replace(&pick, &outputs)? {
-            pick.tables().for_each(|table| table.doom());
-        } else {
-            outputs.iter().for_each(|table| table.doom());
         }
+        let counters = &self.shared.shelf.counters;
+        counters.compacted.add(bytes_of(&made));
+        counters.compaction_read.add(read);
+        gone.tables().for_each(|table| table.doom());
+        if until.is_none() {
+            self.tight = self.tight.saturating_sub(1);
+        }
+        self.pieces = until;
+        self.compaction = None;
+        self.in_vain = 0;
         Ok(())
     }
 
-    /// Makes the version with the outputs of a compaction durable, then current; false when a
-    /// snapshot came before.
-    fn replace(&mut self, pick: &Pick, outputs: &[Arc<Table>]) -> Result<bool, LsmError> {
+    /// Makes the version with the outputs of a compaction, some of them new, durable, then current;
+    /// false when a snapshot came before.
+    fn replace(
+        &mut self,
+        pick: &Pick,
+        outputs: &[Arc<Table>],
+        made: &[Arc<Table>],
+    ) -> Result<bool, LsmError> {
         let shared = Arc::clone(&self.shared);
         let mut manifest = shared.manifest();
         if manifest.epoch != self.epoch {
             return Ok(false);
         }
+        let mut pointers = self.pointers.clone();
         if let Some(last) = pick.inputs[0].last().filter(|_| pick.level > 0) {
-            self.pointers[pick.level].clone_from(&last.meta.largest);
+            pointers[pick.level].clone_from(&last.meta.largest);
         }
         let version = self.shared.sources().version.replaced(pick, outputs);
-        let state = version.state(shared.next_file_now(), self.pointers.clone());
-        manifest.slots.write(&state)?;
+        self.commit(&mut manifest.slots, &version, &pointers, made)?;
+        self.pointers = pointers;
         self.shared.install(version, false);
         Ok(true)
     }

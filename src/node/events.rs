@@ -81,6 +81,9 @@ pub enum Input<C> {
     },
     /// Damage was met in the store.
     Damaged,
+    /// Whether this node's disk is full: at each change, and, as long as it is, whenever a flush of
+    /// the store might help.
+    DiskFull(bool),
     /// The store holds a snapshot that ends there, durably; the log is to go on behind it.
     Installed {
         /// Where it ends.

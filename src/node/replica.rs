@@ -9,12 +9,16 @@
 //! - proposed, and another term was committed at its index: surely not applied;
 //! - proposed or forwarded, and no word of it: unknown. Never a guess.
 //!
+//! While the disk of the leader is full, writes that would add data are refused before they are
+//! proposed; whoever deletes is served. A follower cannot refuse what its leader has taken.
+//!
 //! Reads wait for a read index and then until that index is applied here; only then is the client
 //! told to read, so that one wake-up serves it.
 
 use super::compaction::Compaction;
 use super::events::{Apply, Effects, Input, Wants};
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
+use crate::kv::codec::CommandRef;
 use crate::raft::{
     Committed, Configuration, Index, NodeId, NotProposed, Raft, ReadId, RoleName, Term,
 };
@@ -101,10 +105,11 @@ pub struct Replica<C> {
     /// The store is damaged; `true` until the owner was told.
     repairing: Option<bool>,
     flushing: Vec<Flushing<C>>,
-    /// Asked since the last effects.
-    flush_asked: bool,
+    /// The store is to flush: asked since the last effects, or because that may give space back.
+    flush: bool,
     /// Who waits until the log writer has cut the log, and what is flushed.
     cutting: Vec<(ReplyTo<C>, Index)>,
+    disk_full: bool,
 }
 
 /// How often deadlines are looked at, in microseconds.
@@ -159,8 +164,9 @@ impl<C: Clone> Replica<C> {
             compaction,
             repairing: None,
             flushing: Vec::new(),
-            flush_asked: false,
+            flush: false,
             cutting: Vec::new(),
+            disk_full: false,
         }
     }
 
@@ -253,6 +259,10 @@ impl<C: Clone> Replica<C> {
                 self.compaction.flushed(flushed);
                 self.raft.applied(index);
             }
+            Input::DiskFull(full) => {
+                self.disk_full = full;
+                self.flush |= full;
+            }
             Input::Installed { mark } => {
                 self.compaction.flushed(mark.index);
                 self.repairing = None;
@@ -309,7 +319,7 @@ impl<C: Clone> Replica<C> {
             }
             Request::Flush { cut } => {
                 let index = self.raft.applied_index();
-                self.flush_asked = true;
+                self.flush = true;
                 self.flushing.push(Flushing { reply_to, deadline_us, index, cut });
             }
         }
@@ -341,7 +351,7 @@ impl<C: Clone> Replica<C> {
         effects.apply = ready.committed.map(|committed| self.attach_waiters(committed));
         effects.offer = ready.offer;
         effects.repair = self.repairing.as_mut().is_some_and(std::mem::take);
-        effects.flush = std::mem::take(&mut self.flush_asked);
+        effects.flush = std::mem::take(&mut self.flush);
         effects.compact = self.serve_flushed();
         effects.answers = std::mem::take(&mut self.answers);
         if self.compaction.is_due() {
@@ -384,8 +394,11 @@ impl<C: Clone> Replica<C> {
         }
         match self.raft.may_propose() {
             Ok(()) => {
+                if self.disk_full {
+                    self.refuse_growth();
+                }
                 // One batch in flight: what arrives meanwhile makes the next one larger.
-                if self.may_begin_batch() {
+                if self.may_begin_batch() && !self.queue.is_empty() {
                     self.propose_batch();
                 }
             }
@@ -407,6 +420,20 @@ impl<C: Clone> Replica<C> {
             writes: !leads || self.may_begin_batch(),
             reads: !leads || self.reading.is_empty(),
             applied: !self.applying_reads.is_empty() || self.raft.applier_is_full(),
+        }
+    }
+
+    /// What cannot be decoded counts as data.
+    fn refuse_growth(&mut self) {
+        let harmless = |bytes: &[u8]| CommandRef::decode(bytes).is_ok_and(|c| !c.adds_data());
+        let queue = std::mem::take(&mut self.queue);
+        for queued in queue {
+            if harmless(&queued.command) {
+                self.queue.push_back(queued);
+            } else {
+                self.inflight_bytes -= weight(&queued.command);
+                self.refuse(queued.reply_to, Refusal::DiskFull { node: self.raft.id() });
+            }
         }
     }
 

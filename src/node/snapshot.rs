@@ -134,10 +134,15 @@ impl Fetch {
         self.import.as_ref().map(Import::bytes)
     }
 
+    /// There is no space for what comes: it is begun again some time later, with what is here.
+    pub fn set_back(&mut self) {
+        self.import = None;
+    }
+
     /// What to do next.
     ///
     /// # Errors
-    /// The disk's: the node stops.
+    /// The disk's: the node stops, unless only space is missing ([`Fetch::set_back`]).
     pub fn go_on(&mut self) -> Result<Next, StoreError> {
         let Some(import) = &mut self.import else { return Ok(Next::Ask(self.begin())) };
         if let Some(piece) = import.missing() {
@@ -152,7 +157,7 @@ impl Fetch {
     /// The other side has said something. What was not asked for is passed over.
     ///
     /// # Errors
-    /// The disk's: the node stops. What is no manifest is asked for again.
+    /// As [`Fetch::go_on`]. What is no manifest is asked for again.
     pub fn told(&mut self, told: Told) -> Result<(), StoreError> {
         match told {
             Told::Begins { manifest } => {

@@ -55,6 +55,11 @@ pub enum Refusal {
     Damaged,
     /// The deadline passed before it was begun.
     Deadline,
+    /// The disk of the node that leads is full, and it would add data.
+    DiskFull {
+        /// That node.
+        node: NodeId,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -73,6 +78,11 @@ impl fmt::Display for Refusal {
                 f.write_str("this node's store is damaged and is being repaired; ask another one")
             }
             Refusal::Deadline => f.write_str("the deadline passed before it was begun"),
+            Refusal::DiskFull { node } => write!(
+                f,
+                "the disk of node {node}, which leads, is full and its reserve in use: nothing that \
+                 adds data is taken, reads and deletes go on; delete something or make space there"
+            ),
         }
     }
 }

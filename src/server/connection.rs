@@ -135,6 +135,7 @@ impl Shared {
     pub(crate) fn refused(&self, refusal: Refusal) -> Failure {
         let class = match refusal {
             Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
+            Refusal::DiskFull { .. } => Class::DiskFull,
             _ => Class::Unavailable,
         };
         let leader = self.leader.load(Ordering::Relaxed);

@@ -10,8 +10,9 @@ use crate::raft::{Index, Persist};
 use crate::wal::{Preparer, Spare, Wal, WalError};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 /// What the log writer is sent.
 #[derive(Debug)]
@@ -23,6 +24,14 @@ pub(crate) enum LogWork {
     /// A spare segment is ready, or could not be made.
     Spare(Result<Spare, WalError>),
 }
+
+/// Without space, a spare is tried again after so long.
+const SPACE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The log waits for space only so long before it is written all the same, and the process ends if
+/// that fails: so many attempts, with this pause.
+const SPACE_TRIES: usize = 200;
+const SPACE_STEP: Duration = Duration::from_millis(10);
 
 /// Requests written as one batch at most: bounds the memory of one write.
 const BATCH_REQUESTS_MAX: usize = 256;
@@ -41,15 +50,34 @@ pub(crate) fn run(
     }
     order_spare(&mut wal, &spares);
     let mut batch: Vec<Persist> = Vec::new();
-    while let Ok(first) = inbox.recv() {
-        let mut next = Some(first);
+    loop {
+        let lacks_space = wal.lacks_space();
+        // The store's reserve is for the log, too.
+        shared.reader.lacks_space(lacks_space);
+        let mut next = match lacks_space {
+            false => inbox.recv().ok(),
+            true => match inbox.recv_timeout(SPACE_PAUSE) {
+                Ok(work) => Some(work),
+                Err(RecvTimeoutError::Disconnected) => None,
+                Err(RecvTimeoutError::Timeout) => {
+                    wal.hope();
+                    order_spare(&mut wal, &spares);
+                    continue;
+                }
+            },
+        };
+        if next.is_none() {
+            return;
+        }
         let mut through = None;
         while let Some(work) = next {
             match work {
                 LogWork::Persist(persist) => batch.push(persist),
                 LogWork::Compact(index) => through = Some(index),
                 LogWork::Spare(spare) => {
-                    if let Err(e) = &spare {
+                    if let Err(e) = &spare
+                        && !(wal.lacks_space() && e.is_out_of_space())
+                    {
                         warning!("no spare log segment, the next one is tried later: {e}");
                     }
                     wal.prepared(spare);
@@ -64,6 +92,7 @@ pub(crate) fn run(
         if batch.is_empty() {
             continue;
         }
+        wait_for_space(&mut wal, &batch, shared);
         match wal.write(&batch) {
             Ok(durable) => {
                 let (seq, log_bytes) = (durable.seq, wal.bytes());
@@ -79,6 +108,24 @@ pub(crate) fn run(
         batch.clear();
         shared.log_bytes.store(wal.bytes(), Ordering::Relaxed);
         order_spare(&mut wal, &spares);
+    }
+}
+
+/// Makes the segments that are needed now. If there is no space for them, the store gives up its
+/// reserve as soon as it hears of that.
+fn wait_for_space(wal: &mut Wal, batch: &[Persist], shared: &Shared) {
+    let mut tries = 0;
+    while tries < SPACE_TRIES && wal.needs_segment(batch) {
+        match wal.make_spare() {
+            Ok(()) => {}
+            Err(e) if e.is_out_of_space() => {
+                shared.reader.lacks_space(true);
+                thread::sleep(SPACE_STEP);
+                tries += 1;
+            }
+            // Whatever else the disk says, it says to the log, too.
+            Err(_) => return,
+        }
     }
 }
 

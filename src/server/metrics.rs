@@ -17,6 +17,9 @@ pub(crate) fn text(shared: &Shared) -> String {
     page.gauge("kontiki_log_bytes", "Bytes in use in the log.", log as f64);
     let connections = shared.connections.load(Ordering::Relaxed);
     page.gauge("kontiki_connections", "Connections that are served now.", connections as f64);
+    let full = f64::from(u8::from(shared.reader.is_disk_full()));
+    let help = "1 while the disk is full, until the reserve is whole again; else 0.";
+    page.gauge("kontiki_disk_full", help, full);
     store(&mut page, &shared.reader.stats());
     page.0
 }

@@ -239,7 +239,7 @@ fn read_peer(
                     Input::Forwarded { from, forward }
                 }
                 PeerFrame::ForwardAnswer(answer) => {
-                    let verdict = verdict_of(answer.result).map_err(io::Error::other)?;
+                    let verdict = verdict_of(from, answer.result).map_err(io::Error::other)?;
                     Input::ForwardAnswered { from, id: answer.id, verdict }
                 }
                 PeerFrame::Ping => {
@@ -268,7 +268,7 @@ fn read_peer(
     }
 }
 
-fn verdict_of(result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malformed> {
+fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malformed> {
     Ok(match result {
         ForwardResult::Applied(bytes) => {
             let mut input = KvInput(&bytes);
@@ -277,6 +277,9 @@ fn verdict_of(result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malfor
         }
         ForwardResult::Refused { class: Class::Busy, .. } => {
             Verdict::NotApplied(Refusal::LeaderBusy)
+        }
+        ForwardResult::Refused { class: Class::DiskFull, .. } => {
+            Verdict::NotApplied(Refusal::DiskFull { node: from })
         }
         ForwardResult::Refused { class: Class::Unknown, .. } => {
             Verdict::Unknown("the leader does not know what became of it")
@@ -530,6 +533,7 @@ pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
         (RoleName::Follower, Some(_)) => "following",
         _ => "no leader known",
     };
+    let state = if shared.reader.is_disk_full() { "disk full" } else { state };
     let fetching = lock(&shared.fetching).as_ref().map(snapshots::Fetching::words);
     let state = if status.repairing { "repairing its store" } else { state };
     let state = fetching.map_or(state.to_string(), |words| format!("{state}, {words}"));

@@ -314,6 +314,7 @@ fn result_of(verdict: &Verdict) -> ForwardResult {
         Verdict::NotApplied(refusal) => {
             let class = match refusal {
                 Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
+                Refusal::DiskFull { .. } => Class::DiskFull,
                 _ => Class::Unavailable,
             };
             ForwardResult::Refused { class, message: refusal.to_string() }

@@ -11,7 +11,8 @@ use super::native::read_one_frame;
 use super::pulse::handshake_reader;
 use super::sockets::write_patiently;
 use super::{ApplyQueue, Shared, fatal, lock};
-use crate::kv::{Piece, Reader as _, View as _};
+use crate::env::is_out_of_space;
+use crate::kv::{Piece, Reader as _, StoreError, View as _};
 use crate::node::{Ask, Fetch, Next, Request, Source, Told, Work};
 use crate::raft::{Index, NodeId, Offer};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
@@ -35,6 +36,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 const RETRY_PAUSES_MAX: u32 = 25;
 /// Different failures of one fetch that are logged.
 const TROUBLES_MAX: usize = 20;
+/// The same while the disk is full.
+const SPACE_PAUSE: Duration = Duration::from_secs(2);
 /// Longest rest after an answer.
 const REST_MAX: Duration = Duration::from_millis(50);
 
@@ -163,6 +166,7 @@ fn fetch(shared: &Arc<Shared>, applier: &ApplyQueue) {
     let started = Instant::now();
     let mut troubles = BTreeSet::new();
     let mut told = None;
+    let mut was_full = false;
     for round in 0.. {
         let Some(Fetching { offer, repairs, .. }) = *lock(&shared.fetching) else { return };
         let from = if repairs { shared.other_member(round) } else { offer.from };
@@ -183,6 +187,13 @@ fn fetch(shared: &Arc<Shared>, applier: &ApplyQueue) {
                 return;
             }
             Ok(None) => {}
+            Err(e) if is_out_of_space(&e) => {
+                if !was_full {
+                    warning!("no space for a snapshot from node={from}, to be resumed: {e}");
+                }
+                was_full = true;
+                thread::sleep(SPACE_PAUSE);
+            }
             Err(e) => {
                 // Not every time: a damaged store is repaired when somebody can, hours later perhaps.
                 if troubles.len() < TROUBLES_MAX && troubles.insert((from, e.to_string())) {
@@ -213,8 +224,19 @@ impl Shared {
     }
 }
 
+/// A full disk sets a fetch back. Whatever else the own disk does to it, it may do to everything.
+fn stop_unless_full<T>(result: Result<T, StoreError>, fetch: &mut Fetch) -> io::Result<T> {
+    match result {
+        Err(e) if e.is_out_of_space() => {
+            fetch.set_back();
+            Err(io::Error::new(io::ErrorKind::StorageFull, e))
+        }
+        result => Ok(stop_on_error(result)),
+    }
+}
+
 /// Whatever the own disk does to a snapshot, it may do to everything else.
-fn stop_on_error<T>(result: Result<T, crate::kv::StoreError>) -> T {
+fn stop_on_error<T>(result: Result<T, StoreError>) -> T {
     match result {
         Ok(value) => value,
         Err(e) => fatal(format_args!("cannot take in a snapshot, the node stops: {e}")),
@@ -235,7 +257,8 @@ fn attempt(
                 let asked = Instant::now();
                 let told = ask_for(&mut stream, &mut reader, ask)?;
                 let gone = told == Told::Gone;
-                stop_on_error(fetch.told(told));
+                let taken = fetch.told(told);
+                stop_unless_full(taken, fetch)?;
                 if let Some(fetching) = lock(&shared.fetching).as_mut() {
                     fetching.progress = fetch.progress();
                 }
@@ -247,7 +270,8 @@ fn attempt(
             Next::Again => {}
             Next::Done(snapshot) => return Ok(Some(snapshot)),
         }
-        next = stop_on_error(fetch.go_on());
+        let went_on = fetch.go_on();
+        next = stop_unless_full(went_on, fetch)?;
     }
 }
 

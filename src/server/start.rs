@@ -63,6 +63,8 @@ pub struct ServerOptions {
     pub wal_limit_bytes: u64,
     /// Bytes of the newest writes that are kept in memory before they go to a table.
     pub memtable_bytes: usize,
+    /// Bytes on disk that are kept for when the disk is full.
+    pub reserve_bytes: u64,
     /// Bytes of table blocks that are kept in memory.
     pub cache_bytes: usize,
     /// Which lines are logged.
@@ -191,6 +193,7 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
     let store = StoreOptions {
         memtable_bytes: options.memtable_bytes,
         cache_bytes: options.cache_bytes,
+        reserve_bytes: options.reserve_bytes,
         ..StoreOptions::new(identity.identity)
     };
     let segment_bytes = segment_bytes(options.wal_limit_bytes, options.limits.max_batch_bytes);
@@ -253,6 +256,17 @@ fn name(part: Part) -> &'static str {
         Part::Log => "log",
         Part::Store => "store",
         Part::Restore => "restore",
+    }
+}
+
+fn tell_space(full: bool) {
+    if full {
+        warning!(
+            "the disk is full and the reserve in use: writes that add data are refused where this \
+             node leads; reads and deletes go on"
+        );
+    } else {
+        info!("the disk has space again and the reserve is whole: all writes are taken");
     }
 }
 
@@ -468,9 +482,17 @@ fn run(
     spawn("log-writer", Box::new(move || log_writer::run(wal, &log_work, to_self, &theirs)))?;
     let theirs = Arc::clone(&shared);
     let background = move || {
+        let mut was_full = false;
         let tell = |news| match news {
             News::Flushed(index) => drop(theirs.raft.send(Input::Flushed { index })),
             News::Damaged => theirs.damage_met(),
+            News::Full(full) => {
+                if full != was_full {
+                    tell_space(full);
+                }
+                was_full = full;
+                let _ = theirs.raft.send(Input::DiskFull(full));
+            }
         };
         if let Err(e) = worker.run(tell) {
             fatal(format_args!("the store's background work failed, the node stops: {e}"));

@@ -322,6 +322,8 @@ fn put_failure(out: &mut Vec<u8>, failure: &Failure) {
         Class::Unavailable => format!("CLUSTERDOWN {message}"),
         Class::Unknown => format!("ERR UNKNOWN outcome: {message}"),
         Class::Unauthorised => format!("NOAUTH {message}"),
+        // What Redis says when it takes nothing that needs more memory.
+        Class::DiskFull => format!("OOM {message}"),
         Class::TooLarge | Class::Invalid => format!("ERR {message}"),
     };
     put_error(out, &text);

@@ -14,6 +14,8 @@
 //!   down, and the one it hits is torn; all later ones fail and touch nothing.
 //! - [`Trouble`] makes one later operation fail with an error. After a failed sync the unsynced
 //!   writes of the file are in doubt: a power loss may take them even if a later sync succeeds.
+//! - The disk may be full for a while: [`SimDisk::limit`] says how much room is left, what makes a
+//!   file longer takes of it, a removed file gives back, and when nothing is left no file is made.
 //! - Bits flip only in what [`SimDisk::flip`] is told, behind everyone's back.
 //!
 //! Not modelled: errors that go away by themselves, a disk that lies about syncs, reads that return
@@ -56,6 +58,8 @@ struct State {
     power_fails_in: Option<u64>,
     dark: bool,
     trouble: Option<Trouble>,
+    /// Bytes that all files together may have.
+    capacity: Option<usize>,
     /// How often each trouble struck.
     pub(super) struck: BTreeMap<Trouble, u64>,
     syncs: u64,
@@ -141,6 +145,7 @@ impl SimDisk {
             power_fails_in: None,
             dark: false,
             trouble: None,
+            capacity: None,
             struck: BTreeMap::new(),
             syncs: 0,
         })))
@@ -177,6 +182,13 @@ impl SimDisk {
     /// The next operation of that kind fails.
     pub fn trouble(&self, trouble: Option<Trouble>) {
         self.state().trouble = trouble;
+    }
+
+    /// All files together may become longer by so many bytes; none for any number.
+    pub fn limit(&self, room: Option<usize>) {
+        let mut state = self.state();
+        let used = state.used();
+        state.capacity = room.map(|room| used + room);
     }
 
     /// How often each trouble struck so far.
@@ -298,6 +310,19 @@ impl State {
         strikes
     }
 
+    fn used(&self) -> usize {
+        self.names.values().map(|&id| self.files[id].bytes.len()).sum()
+    }
+
+    /// Whether there is no room for so many bytes more.
+    fn is_full_for(&mut self, bytes: usize) -> bool {
+        let full = self.capacity.is_some_and(|capacity| self.used() + bytes > capacity);
+        if full {
+            *self.struck.entry(Trouble::Full).or_default() += 1;
+        }
+        full || self.strikes(Trouble::Full)
+    }
+
     fn light(&mut self, changes: bool) -> io::Result<Power> {
         if self.dark {
             return Err(dark());
@@ -342,7 +367,7 @@ impl Disk for SimDisk {
             (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(id), _) => id,
             (None, Open::CreateNew) => {
-                if state.strikes(Trouble::Full) {
+                if state.is_full_for(1) {
                     return Err(full());
                 }
                 let id = state.files.len();
@@ -432,7 +457,8 @@ impl DiskFile for SimFile {
         if state.strikes(Trouble::Write) {
             return Err(eio());
         }
-        if at + buf.len() > state.files[self.1].bytes.len() && state.strikes(Trouble::Full) {
+        let grows = (at + buf.len()).saturating_sub(state.files[self.1].bytes.len());
+        if grows > 0 && state.is_full_for(grows) {
             return Err(full());
         }
         state.files[self.1].write(at, buf);

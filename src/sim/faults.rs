@@ -86,6 +86,18 @@ pub enum Fault {
         /// Which.
         trouble: Trouble,
     },
+    /// The disk is full for a while.
+    FillDisk {
+        /// The node.
+        node: NodeId,
+        /// Bytes that are left.
+        room: u64,
+    },
+    /// The disk has space again.
+    EmptyDisk {
+        /// The node.
+        node: NodeId,
+    },
     /// Syncs become slow, or fast again.
     SlowDisk {
         /// The node.
@@ -177,6 +189,8 @@ impl Fault {
             Fault::DiskTrouble { trouble: Trouble::Write, .. } => "write error armed",
             Fault::DiskTrouble { trouble: Trouble::Sync, .. } => "sync error armed",
             Fault::DiskTrouble { trouble: Trouble::Full, .. } => "full disk armed",
+            Fault::FillDisk { .. } => "disk is full for a while",
+            Fault::EmptyDisk { .. } => "disk has space again",
             Fault::SlowDisk { .. } => "slow disk",
             Fault::BitFlip { .. } => "bit flip",
             Fault::FlipIdentity { both: false, .. } => "bit flip in one identity copy",
@@ -201,6 +215,8 @@ impl Fault {
             | Fault::Isolate { node }
             | Fault::DiskTrouble { node, .. }
             | Fault::SlowDisk { node, .. }
+            | Fault::FillDisk { node, .. }
+            | Fault::EmptyDisk { node }
             | Fault::BitFlip { node, .. }
             | Fault::FlipIdentity { node, .. }
             | Fault::FlipStore { node, .. }
@@ -253,9 +269,11 @@ impl Fault {
             Fault::Misdirect { from, to, .. } => [from, to, 0, 0],
             Fault::Wipe { down_us, .. } => [down_us, 0, 0, 0],
             Fault::Burst { writes, .. } => [writes, 0, 0, 0],
+            Fault::FillDisk { room, .. } => [room, 0, 0, 0],
             Fault::Rush { for_us } => [for_us, 0, 0, 0],
             Fault::DiskTrouble { trouble, .. } => [trouble as u64, 0, 0, 0],
             Fault::Isolate { .. }
+            | Fault::EmptyDisk { .. }
             | Fault::Heal
             | Fault::Reconnect
             | Fault::Compact { .. }
@@ -297,6 +315,10 @@ impl Fault {
             Fault::Heal => world.network.heal(),
             Fault::Reconnect => world.network.reconnect(),
             Fault::DiskTrouble { node, trouble } => world.nodes[&node].disk.trouble(Some(trouble)),
+            Fault::FillDisk { node, room } => {
+                world.nodes[&node].disk.limit(usize::try_from(room).ok());
+            }
+            Fault::EmptyDisk { node } => world.nodes[&node].disk.limit(None),
             Fault::SlowDisk { node, sync_us_max } => {
                 if let Some(n) = world.nodes.get_mut(&node) {
                     n.sync_us_max = sync_us_max;
@@ -376,6 +398,8 @@ fn flip_store(world: &mut World, node: NodeId, at: u64) {
     }
     let mut files = n.disk.files();
     files.retain(|(path, len)| path.parent().is_some_and(|d| d.ends_with(STORE_DIR)) && *len > 0);
+    // What means nothing cannot be damaged.
+    files.retain(|(path, _)| !path.ends_with("reserve"));
     if let Some((path, len)) = files.get((at >> 40) as usize % files.len().max(1)) {
         n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
         n.store_flipped = true;

@@ -89,6 +89,8 @@ pub(super) struct Up {
     pub(super) to_write: VecDeque<Persist>,
     /// It is busy.
     pub(super) writing: bool,
+    /// Attempts to find space for a segment that is needed now.
+    pub(super) space_tries: u32,
     /// A spare segment in the making.
     pub(super) preparer: Option<Preparer>,
     /// Reads the log file.
@@ -107,6 +109,8 @@ pub(super) struct Up {
     pub(super) worker: StoreWorker,
     /// It is busy.
     pub(super) storing: bool,
+    /// It said last that the disk is full.
+    pub(super) full: bool,
     /// The log up to here is to go.
     pub(super) to_compact: Option<Index>,
     /// A snapshot that is being fetched.
@@ -281,11 +285,13 @@ impl SimNode {
             led: false,
             to_write: VecDeque::new(),
             writing: false,
+            space_tries: 0,
             preparer: None,
             log: wal.reader(),
             reader: machine.reader(),
             worker,
             storing: false,
+            full: false,
             to_compact: None,
             fetching: None,
             sources: BTreeMap::new(),

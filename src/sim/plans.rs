@@ -12,6 +12,9 @@ use super::faults::Fault;
 use super::world::World;
 use crate::raft::NodeId;
 
+/// Largest room that is left on a disk that becomes full: a few segments of the log.
+const FULL_ROOM_BYTES_MAX: u64 = 48 << 10;
+
 /// Decides what goes wrong next.
 pub trait Plan {
     /// Faults to apply now, and the time until the next question, in microseconds.
@@ -57,7 +60,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(39) {
+        Some(match dice.below(42) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5..8 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -83,6 +86,8 @@ impl Random {
             33..35 => Fault::Burst { node, writes: dice.log_between(1, 60) },
             35 => Fault::Compact { node },
             36..38 => Fault::Rush { for_us: dice.log_between(50_000, 1_000_000) },
+            38 => Fault::FillDisk { node: from, room: dice.below(FULL_ROOM_BYTES_MAX) },
+            39..41 => Fault::EmptyDisk { node: from },
             _ => {
                 // Damage for good: one node, so that a majority stays.
                 let spent = world.nodes.values().any(|n| n.has_damage() || n.wiped);
@@ -140,7 +145,7 @@ impl Adversary {
         let follower = *dice.pick(&others);
         let short = |dice: &mut Dice| dice.log_between(100, 20_000);
         let mut script: Vec<(u64, Fault)> = Vec::new();
-        match dice.below(25) {
+        match dice.below(27) {
             // Swizzle: cut nodes off one by one, heal in another order.
             0 => {
                 for _ in 0..all.len() {
@@ -389,6 +394,27 @@ impl Adversary {
                 }
                 let (from, to) = (follower, LEADER);
                 script.push((short(dice), Fault::Reset { from, to }));
+            }
+            // A disk is full while much is written, and now and then the node on it dies. Then there
+            // is space again, or first somebody deletes.
+            25 | 26 => {
+                let node = if dice.chance(2, 3) { leader } else { follower };
+                let room = dice.below(FULL_ROOM_BYTES_MAX);
+                script.push((short(dice), Fault::FillDisk { node, room }));
+                for _ in 0..dice.between(2, 8) {
+                    let burst = Fault::Burst { node: LEADER, writes: dice.between(10, 60) };
+                    script.push((dice.log_between(20_000, 400_000), burst));
+                    if dice.chance(1, 8) {
+                        let down_us = dice.log_between(10_000, 400_000);
+                        let fault = match dice.chance(1, 2) {
+                            true => Fault::PowerLoss { node, down_us },
+                            false => Fault::Kill { node, down_us },
+                        };
+                        script.push((short(dice), fault));
+                    }
+                }
+                script.push((dice.log_between(10_000, 2_000_000), Fault::EmptyDisk { node }));
+                script.push((1_500_000, Fault::Rush { for_us: 300_000 }));
             }
             // Votes are torn: power fails around elections.
             _ => {

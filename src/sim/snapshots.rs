@@ -8,7 +8,7 @@ use super::network::Packet;
 use super::node::{ClientId, Fetching};
 use super::world::{Event, World};
 use crate::env::Disk;
-use crate::kv::{Reader as _, Staged, View as _};
+use crate::kv::{Reader as _, Staged, StoreError, View as _};
 use crate::node::{ApplyError, Ask, Fetch, Input, Next, Request, Source, Told};
 use crate::raft::{Index, NodeId, Offer};
 use std::path::Path;
@@ -105,9 +105,25 @@ impl World {
                 self.note(node, "snapshot fetched", [index, 0, 0, 0]);
                 self.start_applying(node, 0);
             }
-            Err(e) => return self.store_failed(node, "disk error in fetching a snapshot", &e),
+            Err(e) => return self.fetch_failed(node, &e),
         }
         Ok(())
+    }
+
+    /// A full disk is waited out; anything else stops the node.
+    fn fetch_failed(&mut self, node: NodeId, e: &StoreError) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let life = n.life;
+        match n.up.as_mut().and_then(|up| up.fetching.as_mut()) {
+            Some(fetching) if e.is_out_of_space() => {
+                fetching.fetch.set_back();
+                let turn = fetching.turn;
+                self.count("snapshot put off for want of space");
+                self.schedule(PATIENCE_US, node, life, Event::Fetch { turn });
+                Ok(())
+            }
+            _ => self.store_failed(node, "disk error in fetching a snapshot", e),
+        }
     }
 
     /// Somebody fetches here.
@@ -148,7 +164,7 @@ impl World {
         fetching.unanswered = if gone { UNANSWERED_MAX } else { 0 };
         let turn = fetching.turn;
         if let Err(e) = fetching.fetch.told(told) {
-            return self.store_failed(node, "disk error in fetching a snapshot", &e);
+            return self.fetch_failed(node, &e);
         }
         let delay_us = if gone { PATIENCE_US / 2 } else { hop_us };
         self.count(if gone { "snapshot pieces gone" } else { "snapshot pieces" });

@@ -26,6 +26,7 @@ pub(super) fn store_options() -> lsm::Options {
         sync_bytes: 1 << 10,
         level1_bytes: 8 << 10,
         step_bytes: 1 << 10,
+        reserve_bytes: 12 << 10,
         ..lsm::Options::new(0)
     }
 }
@@ -173,7 +174,14 @@ impl World {
         let (life, slow_us) = (n.life, n.sync_us_max);
         let Some(up) = &mut n.up else { return Ok(()) };
         let before = up.reader.stats();
-        match up.worker.step() {
+        let step = up.worker.step();
+        let news = step.as_ref().ok().and_then(|step| up.worker.news(*step));
+        if let Some(full) = news {
+            self.tell_full(node, full);
+        }
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let Some(up) = &mut n.up else { return Ok(()) };
+        match step {
             Ok(Step::Idle) => up.storing = false,
             Ok(Step::Damaged) => {
                 let damage = up.reader.damage();
@@ -185,7 +193,12 @@ impl World {
                     None => violated("damage has a place", format!("node {node}")),
                 };
             }
-            Ok(Step::Worked) => {
+            Ok(Step::Full) => {
+                self.count("work put off for want of space");
+                let delay_us = self.dice.log_between(50_000, 1_000_000);
+                self.schedule(delay_us, node, life, Event::Store);
+            }
+            Ok(Step::Worked | Step::Reserved) => {
                 let now = up.reader.stats();
                 let flushed = up.applier.machine().store().flushed();
                 let news = (flushed > n.flushed).then_some(flushed);
@@ -207,6 +220,17 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// The store's background says whether the disk is full.
+    fn tell_full(&mut self, node: NodeId, full: bool) {
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
+        let was_full = std::mem::replace(&mut up.full, full);
+        if was_full && !full {
+            self.count("full disk recovered");
+        }
+        self.note(node, "disk full", [u64::from(full), 0, 0, 0]);
+        self.input(node, Input::DiskFull(full));
     }
 
     /// A node's store cannot be read or written: the node stops. When it is damaged, which it may be

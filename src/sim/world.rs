@@ -13,7 +13,7 @@ use super::node::{ClientId, SimNode};
 use super::store::empty_model;
 use super::trace::{Step, Trace};
 use crate::kv::{Machine, MemoryStore};
-use crate::node::{Answer, Applied, Effects, Input, LogMessages, ReplyTo, Work};
+use crate::node::{Answer, Applied, Effects, Input, LogMessages, Refusal, ReplyTo, Verdict, Work};
 use crate::raft::{Index, Member, NodeId, RoleName};
 use crate::wal::ReadError;
 use std::cmp::Reverse;
@@ -66,6 +66,10 @@ impl Ord for Scheduled {
         (self.at_us, self.order).cmp(&(other.at_us, other.order))
     }
 }
+
+/// How often the log writer tries to find space for a segment, and the pause between.
+const SPACE_TRIES: u32 = 200;
+const SPACE_STEP_US: u64 = 10_000;
 
 /// The life of an event that concerns no process.
 pub(super) const ANY_LIFE: u64 = u64::MAX;
@@ -367,6 +371,9 @@ impl World {
     pub(super) fn deliver(&mut self, node: NodeId, answers: Vec<(ReplyTo<ClientId>, Answer)>) {
         let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return };
         for (reply_to, answer) in answers {
+            if let Answer::Write(Verdict::NotApplied(Refusal::DiskFull { .. })) = answer {
+                self.count("growth refused");
+            }
             match reply_to {
                 ReplyTo::Client { client, request } => {
                     let delay_us = self.hop_us() + 50;
@@ -426,6 +433,20 @@ impl World {
             self.start_writing(node);
             return Ok(());
         }
+        let mut made = Ok(());
+        while made.is_ok() && up.wal.needs_segment(&batch) {
+            made = up.wal.make_spare();
+        }
+        if made.is_err_and(|e| e.is_out_of_space()) && up.space_tries < SPACE_TRIES {
+            up.space_tries += 1;
+            batch.into_iter().rev().for_each(|persist| up.to_write.push_front(persist));
+            up.reader.lacks_space(true);
+            self.count("log waited for space");
+            self.start_storing(node);
+            self.schedule(SPACE_STEP_US, node, life, Event::Write);
+            return Ok(());
+        }
+        up.space_tries = 0;
         let written = up.wal.write(&batch);
         match written {
             Ok(durable) => {
@@ -477,20 +498,38 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let life = n.life;
         let Some(up) = &mut n.up else { return };
-        let Some(preparer) = &mut up.preparer else { return };
+        if up.preparer.is_none() {
+            // It failed, and a while has passed.
+            up.wal.hope();
+            up.preparer = up.wal.prepare();
+        }
+        let Some(preparer) = &mut up.preparer else {
+            up.reader.lacks_space(up.wal.lacks_space());
+            return;
+        };
         match preparer.step() {
             Ok(None) => self.schedule(2_000, node, life, Event::Prepare),
             Ok(Some(spare)) => {
                 up.preparer = None;
                 up.wal.prepared(Ok(spare));
+                up.reader.lacks_space(up.wal.lacks_space());
+                self.start_storing(node);
             }
             Err(e) => {
                 up.preparer = None;
                 up.wal.prepared(Err(e));
+                let lacks_space = up.wal.lacks_space();
+                up.reader.lacks_space(lacks_space);
                 if n.disk.is_dark() {
                     self.disk_failed(node, "");
-                } else {
-                    self.count("spare segment failed");
+                    return;
+                }
+                self.count("spare segment failed");
+                if lacks_space {
+                    self.count("log short of space");
+                    self.start_storing(node);
+                    let delay_us = self.dice.log_between(50_000, 1_000_000);
+                    self.schedule(delay_us, node, life, Event::Prepare);
                 }
             }
         }

@@ -1,5 +1,6 @@
 //! What can go wrong with the log, and what that means for the process.
 
+use crate::env::is_out_of_space;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -69,6 +70,11 @@ pub enum WalError {
 impl WalError {
     pub(super) fn io(what: &'static str, path: &Path, source: io::Error) -> WalError {
         WalError::Io { what, path: path.to_path_buf(), source }
+    }
+
+    /// Whether there was no space for what was to be written.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self, WalError::Io { source, .. } if is_out_of_space(source))
     }
 
     pub(super) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> WalError {

@@ -160,6 +160,8 @@ pub struct Wal {
     preparing: usize,
     /// A spare could not be made, and nothing has changed since that lets hope for the next.
     no_spares: bool,
+    /// The last one could not be made for want of space.
+    no_space: bool,
     next_slot: u64,
     /// `seq` of the last request that is durable.
     last_request: u64,
@@ -292,9 +294,63 @@ impl Wal {
     pub fn prepared(&mut self, outcome: Result<Spare, WalError>) {
         self.preparing = self.preparing.saturating_sub(1);
         match outcome {
-            Ok(spare) => self.spares.push(spare),
-            Err(_) => self.no_spares = true,
+            Ok(spare) => {
+                self.no_space = false;
+                self.spares.push(spare);
+            }
+            Err(e) => {
+                self.no_space = e.is_out_of_space();
+                self.no_spares = true;
+            }
         }
+    }
+
+    /// Whether a spare is wanted and could not be made for want of space: the log is about to meet
+    /// the end of the disk.
+    pub fn lacks_space(&self) -> bool {
+        self.no_space && self.spares.len() < SPARES_WANTED
+    }
+
+    /// Whether writing these may begin more segments than there are spares. It may say so once too
+    /// often, never too seldom.
+    pub fn needs_segment(&self, requests: &[Persist]) -> bool {
+        let (mut rolls, mut last, mut bytes, mut largest) = (0, self.shape.last, 0, 0);
+        for Persist { reset, entries, .. } in requests {
+            rolls += u64::from(reset.is_some());
+            if let (Some(first), Some(end)) = (entries.first(), entries.last()) {
+                rolls += u64::from(first.index <= last);
+                last = end.index;
+            }
+            for entry in entries {
+                let record = (format::ENTRY_RECORD_BYTES + entry_len(entry)) as u64;
+                bytes += record;
+                largest = largest.max(record);
+            }
+            // It may be torn into batches of its own: hard state, mark of a snapshot, entries.
+            bytes += 4 * format::ALIGN_BYTES;
+        }
+        if self.current.offset + bytes > self.current.end {
+            // Each batch may need one. It is full but for a record, and any two are more than full.
+            let batch = (self.batch_limit / 2).max(self.batch_limit.saturating_sub(largest));
+            rolls += bytes.div_ceil(batch.max(1));
+        }
+        (self.spares.len() as u64) < rolls
+    }
+
+    /// Makes a spare now. A failure is not the log's.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub fn make_spare(&mut self) -> Result<(), WalError> {
+        let made = self.preparer().finish();
+        self.no_space = made.as_ref().is_err_and(WalError::is_out_of_space);
+        self.spares.push(made?);
+        Ok(())
+    }
+
+    /// There may be space again: [`Wal::prepare`] is to try.
+    pub fn hope(&mut self) {
+        self.no_spares = false;
     }
 
     /// Index of the first entry; one more than the last when there is none.

@@ -102,6 +102,7 @@ pub(super) fn open(
         spares,
         preparing: 0,
         no_spares: false,
+        no_space: false,
         next_slot,
         last_request: 0,
         poisoned: false,

@@ -112,3 +112,44 @@ impl Preparer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::SPARES_WANTED;
+    use super::super::testdisk::{Fault, TestDisk};
+    use super::super::tests::{command, open, persist, voted};
+
+    /// Whoever asks before each write whether a segment is needed, and makes it, never has the log
+    /// fail for want of space: on a full disk it learns that before anything is written, and when
+    /// there is space again the same write is done.
+    #[test]
+    fn a_segment_that_is_needed_can_be_made_before_the_log_needs_it() {
+        for len in [1, 300, 2500, 7000] {
+            let disk = TestDisk::default();
+            let mut wal = open(&disk).unwrap().0;
+            let mut put_off = 0;
+            for index in 1..60 {
+                // Now and then an entry is replaced, which may take a segment of its own.
+                let term = index / 10 + 1;
+                let at = if index % 10 == 0 { wal.last_index() } else { wal.last_index() + 1 };
+                let requests = [persist(voted(term, 1), vec![command(at.max(1), term, len)])];
+                disk.fail(Some(Fault::Full));
+                while wal.needs_segment(&requests) {
+                    assert!(wal.make_spare().unwrap_err().is_out_of_space());
+                    // With as many as are usually kept, what is lacking is lacking for this write only.
+                    assert_eq!(wal.lacks_space(), wal.spares.len() < SPARES_WANTED);
+                    disk.fail(None);
+                    wal.make_spare().unwrap();
+                    disk.fail(Some(Fault::Full));
+                    put_off += 1;
+                }
+                wal.write(&requests).unwrap();
+                assert!(!wal.lacks_space());
+            }
+            assert!(put_off >= 1, "{len}");
+            disk.fail(None);
+            let last = wal.last_index();
+            assert_eq!(open(&disk).unwrap().0.last_index(), last);
+        }
+    }
+}

@@ -69,6 +69,8 @@ struct State {
     now: Image,
     ops: Vec<Op>,
     fault: Option<Fault>,
+    /// Bytes that all files together may have.
+    capacity: Option<usize>,
     before_read: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -104,6 +106,12 @@ impl Image {
             }
             _ => {}
         }
+    }
+}
+
+impl State {
+    fn used(&self) -> usize {
+        self.now.names.values().map(|&id| self.now.files[id].len()).sum()
     }
 }
 
@@ -244,6 +252,13 @@ impl TestDisk {
         self.state().fault = fault;
     }
 
+    /// Leaves room for so many bytes more than all files have now, or for any number.
+    pub(crate) fn limit(&self, room: Option<usize>) {
+        let mut state = self.state();
+        let used = state.used();
+        state.capacity = room.map(|room| used + room);
+    }
+
     /// Runs this in the middle of the next read.
     pub(crate) fn before_read(&self, act: impl FnOnce() + Send + 'static) {
         self.state().before_read = Some(Box::new(act));
@@ -341,8 +356,10 @@ impl DiskFile for TestFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         self.0.check(Fault::Write)?;
         let mut state = self.0.state();
-        let grows = offset as usize + buf.len() > state.now.files[self.1].len();
-        if grows && state.fault == Some(Fault::Full) {
+        let end = offset as usize + buf.len();
+        let grows = end.saturating_sub(state.now.files[self.1].len());
+        let full = state.capacity.is_some_and(|capacity| state.used() + grows > capacity);
+        if grows > 0 && (full || state.fault == Some(Fault::Full)) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         put(&mut state.now.files[self.1], offset, buf);

@@ -161,17 +161,21 @@ pub enum Class {
     Unknown,
     /// The token does not allow it.
     Unauthorised,
+    /// The disk is full and the request would add data; surely not applied; the same again only
+    /// once there is space.
+    DiskFull,
 }
 
 impl Class {
     /// All classes, in the order of their numbers.
-    pub const ALL: [Class; 6] = [
+    pub const ALL: [Class; 7] = [
         Class::Busy,
         Class::TooLarge,
         Class::Invalid,
         Class::Unavailable,
         Class::Unknown,
         Class::Unauthorised,
+        Class::DiskFull,
     ];
 
     /// Its number on the wire.
@@ -183,6 +187,7 @@ impl Class {
             Class::Unavailable => 4,
             Class::Unknown => 5,
             Class::Unauthorised => 6,
+            Class::DiskFull => 7,
         }
     }
 
@@ -195,6 +200,7 @@ impl Class {
             Class::Unavailable => "unavailable",
             Class::Unknown => "unknown",
             Class::Unauthorised => "unauthorised",
+            Class::DiskFull => "disk_full",
         }
     }
 
@@ -218,6 +224,7 @@ impl fmt::Display for Class {
             Class::Unavailable => "unavailable",
             Class::Unknown => "outcome unknown",
             Class::Unauthorised => "not authorised",
+            Class::DiskFull => "disk full",
         })
     }
 }

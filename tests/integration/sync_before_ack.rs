@@ -20,7 +20,8 @@ fn nothing_is_acknowledged_before_it_is_synced_on_a_majority() {
     let begun = Instant::now();
     // Traced processes are slow; an election in the middle would only make the test longer.
     let flags = ["--election-timeout-ms", "3000"].map(str::to_owned).to_vec();
-    let mut cluster = Cluster::with(3, Setup { flags, wrapper: wrapper("trace-%") });
+    let mut cluster =
+        Cluster::with(3, Setup { flags, wrapper: wrapper("trace-%"), ..Setup::default() });
     let leader = cluster.leader();
     let mut client = Text::connect(&cluster.nodes[leader].address).expect("a connection");
     let keys: Vec<String> = (0..WRITES).map(|n| format!("sync-{n:05}")).collect();

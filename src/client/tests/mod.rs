@@ -125,11 +125,13 @@ fn a_refusal_of_a_later_copy_does_not_end_the_doubt() {
     let node = Node::writes(1, &Store::new(), [Step::ServeAndClose, refused]);
     let error = client(&[&node], PATIENT).write(add("n", 1)).unwrap_err();
     assert_eq!(error.class, Class::Unknown, "{error}");
-    // Without the doubt the same refusal is final at once.
-    let refused = Step::Refuse(failure(Class::TooLarge, None));
-    let node = Node::writes(1, &Store::new(), [refused]);
-    let error = client(&[&node], PATIENT).write(add("n", 1)).unwrap_err();
-    assert_eq!((error.class, node.stamps().len()), (Class::TooLarge, 1));
+    // Without the doubt the same refusal is final at once, and so is that of a full disk.
+    for class in [Class::TooLarge, Class::DiskFull] {
+        let refused = Step::Refuse(failure(class, None));
+        let node = Node::writes(1, &Store::new(), [refused]);
+        let error = client(&[&node], PATIENT).write(add("n", 1)).unwrap_err();
+        assert_eq!((error.class, node.stamps().len()), (class, 1));
+    }
 }
 
 #[test]

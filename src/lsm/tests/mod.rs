@@ -4,6 +4,7 @@
 mod crash;
 mod damage;
 mod format;
+mod full;
 mod model;
 mod races;
 mod snapshot;

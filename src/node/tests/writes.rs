@@ -221,3 +221,69 @@ fn small_writes_are_bounded_as_well() {
     assert_eq!(c.answer(writes[0]), Some(&Answer::Write(Verdict::Applied(Outcome::Malformed))));
     assert_eq!(c.inflight(leader), 0);
 }
+
+fn command(ops: Vec<Op>) -> Request {
+    let mut bytes = Vec::new();
+    encode_command(&Command::Write(Write { ops, ..Write::default() }), &mut bytes);
+    Request::Write(Arc::from(bytes))
+}
+
+/// The leader's disk is full. Whatever would add data is refused, also when a follower forwards it,
+/// and so are bytes that are no command; deletes and sessions go on. With space again all do.
+#[test]
+fn on_a_full_disk_the_leader_refuses_what_adds_data_and_takes_deletes() {
+    let (mut c, leader) = Cluster::led(3);
+    let before = c.write(leader, "k", SOON_US);
+    c.settle();
+    let stored = c.revision(before);
+    let key = || b"k".to_vec();
+    let put = Op::Put { key: key(), value: b"v".to_vec() };
+    let (delete, add) = (Op::Delete { key: key() }, Op::Increment { key: key(), by: 1 });
+    c.input(leader, Input::DiskFull(true));
+    let follower = c.followers(leader)[0];
+    for node in [leader, follower] {
+        let growing = vec![
+            command(vec![put.clone()]),
+            command(vec![add.clone()]),
+            command(vec![delete.clone(), put.clone()]),
+            Request::Write(Arc::from(*b"none")),
+        ];
+        let growing = c.ask_all(node, growing, SOON_US);
+        let mut session = Vec::new();
+        encode_command(&Command::OpenSession, &mut session);
+        let session = Request::Write(Arc::from(session));
+        let taken = vec![command(vec![delete.clone()]), session];
+        let taken = c.ask_all(node, taken, SOON_US);
+        c.settle();
+        for write in growing {
+            assert_eq!(c.refusal(write), Refusal::DiskFull { node: leader }, "at {node}");
+        }
+        assert!(c.revision(taken[0]) > stored, "at {node}");
+        let opened = matches!(
+            c.answer(taken[1]),
+            Some(Answer::Write(Verdict::Applied(Outcome::SessionOpened { .. })))
+        );
+        assert!(opened, "at {node}");
+        assert_eq!(c.inflight(node), 0);
+    }
+    // What a follower's disk is like is nobody's business but its own.
+    c.input(leader, Input::DiskFull(false));
+    c.input(follower, Input::DiskFull(true));
+    for node in [leader, follower] {
+        let write = c.ask(node, command(vec![put.clone()]), SOON_US);
+        c.settle();
+        c.revision(write);
+    }
+}
+
+/// As long as the disk is full a flush may give space back: the store is asked for one each time
+/// that is said, and not again when it is full no more.
+#[test]
+fn a_full_disk_asks_the_store_to_flush() {
+    let (mut c, leader) = Cluster::led(1);
+    let mut flushes = |full| {
+        c.node(leader).replica.handle(Input::DiskFull(full), 0);
+        c.node(leader).replica.effects().flush
+    };
+    assert_eq!([true, true, false].map(&mut flushes), [true, true, false]);
+}

@@ -23,6 +23,8 @@ static ONE: Mutex<()> = Mutex::new(());
 pub(crate) struct Setup {
     /// Further flags of every node.
     pub(crate) flags: Vec<String>,
+    /// Where the data directories are, if not beside the logs.
+    pub(crate) data: Option<PathBuf>,
     /// Words in front of the command of each node, `%` being its number.
     pub(crate) wrapper: Vec<String>,
 }
@@ -86,7 +88,7 @@ impl Cluster {
                 .enumerate()
                 .map(|(at, port)| Node {
                     address: format!("127.0.0.1:{port}"),
-                    data: cluster.dir.path().join(format!("{port}")),
+                    data: cluster.data().join(format!("{port}")),
                     log: cluster.dir.path().join(format!("n{}.log", at + 1)),
                     child: None,
                 })
@@ -98,6 +100,10 @@ impl Cluster {
             (0..count).for_each(|node| cluster.kill(node));
         }
         panic!("somebody took the ports, {PORT_ATTEMPTS} times");
+    }
+
+    fn data(&self) -> &Path {
+        self.setup.data.as_deref().unwrap_or(self.dir.path())
     }
 
     fn all_serve_unless_a_port_was_taken(&mut self) -> bool {
@@ -129,6 +135,10 @@ impl Cluster {
             .map(str::to_owned)
             .to_vec();
         words.push(self.addresses().join(","));
+        if !self.setup.flags.iter().any(|flag| flag == "--reserve") {
+            // Tests are many, and what each of them writes is in the way of the others.
+            words.extend(["--reserve", "1MiB"].map(str::to_owned));
+        }
         words.extend(self.setup.flags.iter().cloned());
         words
     }
