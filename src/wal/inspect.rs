@@ -1,8 +1,8 @@
 //! Looking through a log without opening it: what each file is, every batch and every entry, and
 //! all that is wrong rather than the first of it.
 //!
-//! Two passes. The first is the very check that opening makes (`look`): what it refuses is a
-//! problem. The second walks every segment of the log from its header to its end, goes on behind
+//! Two passes. The first is the very check that opening makes (`look`): when it refuses, there is a
+//! problem, at least the one it met. The second walks every segment of the log from its header to its end, goes on behind
 //! what is not sound, decodes entry by entry, and also looks at what opening has no use for, such
 //! as padding. Files are opened for reading only and nothing is kept but a line for each file, so
 //! that memory does not grow with the log beyond what opening it takes.
@@ -10,8 +10,8 @@
 use super::error::WalError;
 use super::format::{self, ALIGN_BYTES, BatchHeader, Place, Record, Records};
 use super::look::{
-    self, Found, Head, Look, Next, Window, find, first_live, has_end_mark, later_batch, look,
-    next_at, would_cut,
+    self, Found, Head, Look, Next, Window, find, has_end_mark, later_batch, look, next_at,
+    would_cut,
 };
 use super::recovered::Recovered;
 use crate::env::{Disk, Findings, Open};
@@ -88,7 +88,8 @@ pub fn inspect(
     visit: &mut dyn FnMut(Placed<'_>, &mut Findings),
 ) -> Inspection {
     let mut inspection = Inspection::default();
-    let mut sound = None;
+    let (mut sound, mut refused) = (None, None);
+    let problems = findings.problem_count();
     match look(disk, dir, identity, must_exist, Open::Read) {
         Ok(found) => sound = Some(found),
         Err(WalError::Io { path, source, .. })
@@ -99,7 +100,7 @@ pub fn inspect(
             }
             return inspection;
         }
-        Err(e) => report(findings, dir, e),
+        Err(e) => refused = Some(e),
     }
     let names = match look::slots(disk, dir) {
         Ok(names) => names,
@@ -118,13 +119,15 @@ pub fn inspect(
             }
         }
     }
-    let (segments, first) = live_segments(&files, identity, findings);
+    let (segments, first) = live_segments(dir, &files, identity, findings);
     let newest = segments.last_key_value().map(|(number, _)| *number);
-    // Whether a segment is missing, which a file without a header may have been.
-    let whole = segments.last_key_value().is_some_and(|(number, segment)| {
-        let marked = has_end_mark(segment.found, identity, *number);
-        segments.len() as u64 == number + 1 - first && marked.is_ok_and(|marked| !marked)
-    });
+    let missing = missing_segments(&segments, first, identity);
+    if !missing.is_empty() {
+        let what = format!("the log lacks segment {}", missing.join(", "));
+        findings.problem(dir, 0, what);
+    }
+    // A file without a header may have been one of those.
+    let whole = missing.is_empty() && newest.is_some();
     for found in &files {
         if !segments.values().any(|segment| std::ptr::eq(segment.found, found)) {
             rest.push(not_live(found, whole || sound.is_some(), findings));
@@ -147,11 +150,18 @@ pub fn inspect(
         }
         if newest == Some(*number) {
             inspection.last_batch = walk.last.map(|offset| (found.path.clone(), offset));
+            if let Err(e) = walk.check_tail(findings) {
+                report(findings, dir, e);
+            }
         }
         inspection.files.push(walk.file.clone());
         before = Some(walk);
     }
     inspection.files.append(&mut rest);
+    // What opening meets first is often a consequence of what was named; it counts when nothing was.
+    if let Some(e) = refused.filter(|_| findings.problem_count() == problems) {
+        report(findings, dir, e);
+    }
     if let Some(found) = sound {
         note_tail(&found, findings);
         let Look { shape, places, batches, .. } = &found;
@@ -192,6 +202,7 @@ struct Live<'a> {
 /// The segments from the first of the log to the newest. One whose header cannot be read is known
 /// by a batch that belongs nowhere else. And the number of the first.
 fn live_segments<'a>(
+    dir: &Path,
     files: &'a [Found],
     identity: u64,
     findings: &mut Findings,
@@ -211,23 +222,18 @@ fn live_segments<'a>(
         }
     }
     let Some((&newest, segment)) = live.last_key_value() else { return (live, 1) };
-    let first = match first_live(segment.found) {
-        Ok(first) => first,
-        Err(e) => {
-            report(findings, &segment.found.path, e);
-            newest
-        }
+    let least = match &segment.found.head {
+        Head::Sound(header, _) => header.first_segment,
+        Head::Blank | Head::Bad => newest,
     };
-    live.retain(|number, _| (first..=newest).contains(number));
     for found in files.iter().filter(|found| matches!(found.head, Head::Bad)) {
         // In a gap, or behind the newest whose header can be read.
-        for number in first..=newest + 1 {
+        for number in least..=newest + 1 {
             if live.contains_key(&number) {
                 continue;
             }
             match first_batch(found, identity, number) {
                 Ok(Some(used)) => {
-                    findings.problem(&found.path, 0, "the header cannot be read");
                     live.insert(number, Live { found, first_seq: None, header: None, used });
                     break;
                 }
@@ -236,7 +242,76 @@ fn live_segments<'a>(
             }
         }
     }
+    let first = match live.last_key_value() {
+        Some((&number, segment)) => first_recorded(segment, identity, number, least),
+        None => Ok(least),
+    };
+    let mut first = first.unwrap_or_else(|e| {
+        report(findings, dir, e);
+        least
+    });
+    if let Some((&last, segment)) = live.last_key_value()
+        && is_marked(segment.found, identity, last)
+    {
+        // The newest is gone, and may have said that the log begins later: what lies in front of a
+        // gap may have been given up.
+        let run = (first..=last).rev().take_while(|number| live.contains_key(number));
+        first = run.last().unwrap_or(last);
+    }
+    live.retain(|number, _| *number >= first);
+    for segment in live.values().filter(|segment| segment.header.is_none()) {
+        findings.problem(&segment.found.path, 0, "the header cannot be read");
+    }
     (live, first)
+}
+
+/// The number of the log's first segment, as the newest one tells: its header, which says `least`,
+/// and records behind it, beyond damage too.
+fn first_recorded(
+    segment: &Live<'_>,
+    identity: u64,
+    number: u64,
+    least: u64,
+) -> Result<u64, WalError> {
+    let found = segment.found;
+    let (mut first, mut offset, mut due) = (least, segment.used, segment.first_seq.unwrap_or(1));
+    let mut window = Window::new(found);
+    let end = format::data_end(found.len);
+    loop {
+        let place = Place { identity, segment: number, offset };
+        let Next::Batch(batch) = next_at(&mut window, place, end, |_| true)? else {
+            match later_batch(found, identity, number, offset + ALIGN_BYTES, due)? {
+                Some(later) => offset = later,
+                None => return Ok(first),
+            }
+            continue;
+        };
+        due = batch.seq.saturating_add(1);
+        let mut records = Records::of(window.get(offset, batch.total())?);
+        // What does not decode is reported by the walk.
+        while let Ok(Some(record)) = records.take() {
+            if let Record::FirstSegment(recorded) = record {
+                first = first.max(recorded.min(number));
+            }
+        }
+        offset += format::aligned(batch.total() as u64);
+    }
+}
+
+/// Whether a segment says that the one behind it was begun; not when that cannot be read, which the
+/// walk reports.
+fn is_marked(found: &Found, identity: u64, number: u64) -> bool {
+    has_end_mark(found, identity, number).is_ok_and(|marked| marked)
+}
+
+/// Segments from the first on that no file is; also the one behind the newest, when that says that
+/// it was begun.
+fn missing_segments(segments: &BTreeMap<u64, Live<'_>>, first: u64, identity: u64) -> Vec<String> {
+    let Some((&newest, segment)) = segments.last_key_value() else { return Vec::new() };
+    let mut missing: Vec<u64> =
+        (first..newest).filter(|number| !segments.contains_key(number)).collect();
+    missing.extend(is_marked(segment.found, identity, newest).then_some(newest + 1));
+    missing.iter().map(u64::to_string).collect()
 }
 
 /// Where the first sound batch of that segment stands in a file, whatever its header says.
@@ -365,6 +440,21 @@ impl<'a> Walk<'a> {
             self.due = BatchHeader::decode(self.head(later)).map(|batch| batch.seq);
             self.file.used = later;
         }
+    }
+
+    /// A batch of one sector behind the newest segment's last cannot have been torn.
+    fn check_tail(&mut self, findings: &mut Findings) -> Result<(), WalError> {
+        let offset = self.file.used;
+        let (Some(due), true) = (self.due, offset < format::data_end(self.found.len)) else {
+            return Ok(());
+        };
+        let place = Place { identity: self.identity, segment: self.number, offset };
+        let sector = self.window.get(offset, ALIGN_BYTES as usize)?;
+        if sector.iter().any(|&byte| byte != 0) && format::sector_is_rotten(sector, place, due) {
+            let what = "a batch of one sector is not sound, and a sector is never half written";
+            findings.problem(&self.found.path, offset, what);
+        }
+        Ok(())
     }
 
     fn batch(

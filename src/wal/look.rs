@@ -400,7 +400,7 @@ pub(super) fn find(
 }
 
 /// The number of the log's first segment: the newest header tells, and records behind it.
-pub(super) fn first_live(newest: &Found) -> Result<u64, WalError> {
+fn first_live(newest: &Found) -> Result<u64, WalError> {
     let Head::Sound(header, used) = &newest.head else { return Ok(0) };
     let (mut first, mut offset) = (header.first_segment, *used);
     let mut window = Window::new(newest);

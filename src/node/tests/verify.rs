@@ -500,6 +500,9 @@ fn files_that_do_not_belong_together_are_named() {
         node.write(Write { ops: vec![op], ..Write::default() });
     }
     node.flush();
+    node.wal.compact(node.machine.store().flushed() - 20).unwrap();
+    let op = Op::Put { key: b"behind".to_vec(), value: b"it".to_vec() };
+    node.write(Write { ops: vec![op], ..Write::default() });
     let disk = &node.disk;
     let problems = |disk: &TestDisk| {
         let found = look(disk).findings.problems;
@@ -531,10 +534,18 @@ fn files_that_do_not_belong_together_are_named() {
     for gone in [live[1], live[live.len() - 1]] {
         let lost = disk.copy();
         lost.remove(&gone.path).unwrap();
-        let number = gone.number.unwrap().to_string();
+        let what = format!("the log lacks segment {}", gone.number.unwrap());
         let found = problems(&lost);
-        assert!(found.iter().any(|f| f.1.contains(&format!("segment {number}"))), "{found:?}");
+        assert!(found.iter().any(|f| f.1 == what), "{what}: {found:?}");
     }
+
+    // Damage at the front of the newest segment, in front of the word that the log begins later by
+    // now: no file that is not needed any more is missed.
+    let rotten = disk.copy();
+    let newest = live[live.len() - 1];
+    flip(&rotten, &newest.path, SECTOR + 30);
+    let found = problems(&rotten);
+    assert!(found.len() == 1 && found[0].0 == newest.path, "{found:?}");
 
     // The identity is that of another directory: nothing beside it is this node's.
     let other = disk.copy();
