@@ -5,7 +5,7 @@ use crate::support::http;
 use crate::support::native::Native;
 use crate::support::text::{Reply, Text, array};
 use crate::support::{Dice, say, wait_for};
-use kontiki::wire::client::Consistency;
+use kontiki::wire::client::{Call, Consistency};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -24,6 +24,8 @@ const WRITES_MAX: usize = 64 << 10;
 const WINDOW: usize = 64;
 /// A refusal lasts when so many attempts in a row, with this pause, met it.
 const REFUSALS: usize = 80;
+/// Sessions begun on a disk without space before the log must have met its end.
+const SESSIONS_MAX: usize = 200_000;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A file system in memory. It is unmounted whatever happens.
@@ -255,20 +257,20 @@ fn a_full_file_system_is_no_end_and_nothing_acknowledged_is_lost() {
     story.check();
     assert!(!story.cluster.ended(0), "the same process all the while");
 
-    // Whatever becomes free is taken at once, the reserve, too, and the log goes on growing: when
-    // there is nothing left it is the log that ends the process.
-    let none = "x".repeat(512);
+    // Whatever becomes free is taken at once, the reserve, too, and sessions are begun, which are
+    // taken and must be flushed: when there is nothing left it is the log that ends the process.
     let mut file = File::create(&ballast).expect("a file");
+    let mut native = Native::new(story.address());
+    let mut begun = 0;
     while !story.cluster.ended(0) {
-        while file.write_all(&[1; 64 << 10]).is_ok() {}
-        let all = (0..WINDOW).flat_map(|_| array(&[b"DEL", none.as_bytes()])).collect::<Vec<_>>();
-        let sent = story.client.send(&all);
-        for _ in 0..if sent.is_ok() { WINDOW } else { 0 } {
-            match story.client.reply() {
-                Ok(reply) => assert_eq!(reply, Reply::Integer(0)),
-                Err(_) => break,
+        while file.write_all(&[1; 4 << 10]).is_ok() {}
+        for _ in 0..WINDOW {
+            if native.call(Call::OpenSession).is_err() {
+                break;
             }
+            begun += 1;
         }
+        assert!(begun < SESSIONS_MAX, "the log has a bound");
     }
     let log = story.cluster.log(0);
     let line = log.lines().last().expect("a last line");
