@@ -10,7 +10,7 @@
 //! constant of the replicated state. Left out: when to apply, and whom to answer.
 
 use super::bytes::Malformed;
-use super::codec::{CommandRef, OpRef, WriteRef};
+use super::codec::{CommandRef, OpRef, WriteRef, put_outcome};
 use super::sessions::{SessionBounds, Sessions};
 use super::store::{Change, Reader, Space, Store, StoreError, View};
 use super::types::{Found, OpResult, Outcome, Revision, Test};
@@ -28,6 +28,14 @@ pub const CONFIGURATION_KEY: &[u8] = b"c";
 /// Key in [`Space::Meta`] of the term of the last applied entry, eight bytes little-endian. Its
 /// revision is the first index of that term.
 pub const TERM_KEY: &[u8] = b"t";
+
+/// Key in [`Space::Meta`] of the rolling digest, four bytes little-endian: CRC-32 (IEEE) over the
+/// digest before, the entry's index, what it carries, and its outcome. Equal logs give equal digests
+/// wherever outcomes are equal. Its revision is the last applied index.
+pub const DIGEST_KEY: &[u8] = b"d";
+
+/// Entries between two digests that are given out for comparison.
+pub const DIGEST_EVERY: u64 = 4096;
 
 /// Key in [`Space::Meta`] that says that the store's contents came as a snapshot and nothing was
 /// applied since: the log may not have been told yet. It concerns one node, and is no part of what
@@ -99,6 +107,10 @@ pub struct Machine<S: Store> {
     applied: Revision,
     /// The store says [`INSTALLED_KEY`].
     installed: bool,
+    digest: u32,
+    digest_every: u64,
+    /// The last digest at a multiple of that, not given out yet.
+    told: Option<(Revision, u32)>,
     /// Nothing is applied until a snapshot is installed.
     failed: bool,
 }
@@ -116,16 +128,39 @@ impl<S: Store> Machine<S> {
     pub(super) fn open_bounded(store: S, bounds: SessionBounds) -> Result<Machine<S>, StoreError> {
         let reader = store.reader();
         let view = reader.view();
-        let loaded = Sessions::load(&view, bounds)
-            .and_then(|s| Ok((s, view.revision(Space::Meta, INSTALLED_KEY)?.is_some())));
-        let (sessions, installed, failed) = match loaded {
-            Ok((sessions, installed)) => (sessions, installed, false),
-            Err(StoreError::Damaged { .. }) => (Sessions::new(bounds), false, true),
+        let (loaded, failed) = match Loaded::from(&view, bounds) {
+            Ok(loaded) => (loaded, false),
+            Err(StoreError::Damaged { .. }) => {
+                let sessions = Sessions::new(bounds);
+                (Loaded { sessions, installed: false, digest: 0 }, true)
+            }
             Err(e) => return Err(e),
         };
         let applied = view.applied();
         drop(view);
-        Ok(Machine { store, reader, sessions, applied, installed, failed })
+        let Loaded { sessions, installed, digest } = loaded;
+        let (digest_every, told) = (DIGEST_EVERY, None);
+        Ok(Machine {
+            store,
+            reader,
+            sessions,
+            applied,
+            installed,
+            digest,
+            digest_every,
+            told,
+            failed,
+        })
+    }
+
+    /// Gives digests out more or less often than at every [`DIGEST_EVERY`]th index.
+    pub fn set_digest_every(&mut self, entries: u64) {
+        self.digest_every = entries;
+    }
+
+    /// The latest digest for comparison with other replicas, and the index that it stands for, once.
+    pub fn take_digest(&mut self) -> Option<(Revision, u32)> {
+        self.told.take()
     }
 
     /// Nothing more is applied until a snapshot is installed.
@@ -165,9 +200,10 @@ impl<S: Store> Machine<S> {
         self.failed = true;
         self.store.install(snapshot)?;
         let view = self.reader.view();
-        self.sessions = Sessions::load(&view, self.sessions.bounds())?;
+        let loaded = Loaded::from(&view, self.sessions.bounds())?;
+        (self.sessions, self.installed) = (loaded.sessions, loaded.installed);
+        (self.digest, self.told) = (loaded.digest, None);
         self.applied = view.applied();
-        self.installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
         drop(view);
         self.failed = false;
         Ok(true)
@@ -222,6 +258,8 @@ impl<S: Store> Machine<S> {
         let mut configuration = None;
         let mut term = None;
         let mut applied = self.applied;
+        let (mut digest, mut told) = (self.digest, self.told);
+        let mut bytes_of_outcome = Vec::new();
         for (index, committed) in entries {
             assert_eq!(index, applied + 1, "entries are applied in order and without a gap");
             applied = index;
@@ -233,8 +271,14 @@ impl<S: Store> Machine<S> {
                         Ok(command) => self.sessions.run(&mut overlay, index, &command)?,
                         Err(_) => Outcome::Malformed,
                     };
+                    bytes_of_outcome.clear();
+                    put_outcome(&mut bytes_of_outcome, &outcome);
                     outcomes.push((index, outcome));
                 }
+            }
+            digest = next_digest(digest, index, &committed, &bytes_of_outcome);
+            if index.is_multiple_of(self.digest_every) {
+                told = Some((index, digest));
             }
         }
         if applied == self.applied {
@@ -250,6 +294,12 @@ impl<S: Store> Machine<S> {
                 value: Some((index, Cow::Borrowed(bytes))),
             });
         }
+        let digest_bytes = digest.to_le_bytes();
+        changes.push(Change {
+            space: Space::Meta,
+            key: Cow::Borrowed(DIGEST_KEY),
+            value: Some((applied, Cow::Borrowed(&digest_bytes))),
+        });
         if self.installed {
             changes.push(Change {
                 space: Space::Meta,
@@ -273,8 +323,54 @@ impl<S: Store> Machine<S> {
         self.store.write(applied, changes)?;
         self.applied = applied;
         self.installed = false;
+        (self.digest, self.told) = (digest, told);
         Ok(outcomes)
     }
+}
+
+/// What a machine keeps in memory of its store.
+struct Loaded {
+    sessions: Sessions,
+    installed: bool,
+    digest: u32,
+}
+
+impl Loaded {
+    fn from(view: &impl View, bounds: SessionBounds) -> Result<Loaded, StoreError> {
+        let sessions = Sessions::load(view, bounds)?;
+        let installed = view.revision(Space::Meta, INSTALLED_KEY)?.is_some();
+        let digest = match view.get(Space::Meta, DIGEST_KEY)? {
+            None => 0,
+            Some(found) => u32::from_le_bytes(found.value.try_into().map_err(|_| {
+                let source = Malformed("a digest");
+                StoreError::BadRecord { key: DIGEST_KEY.to_vec(), source }
+            })?),
+        };
+        Ok(Loaded { sessions, installed, digest })
+    }
+}
+
+/// The digest behind an entry: over the one before, index, kind, what it carries, and its outcome.
+fn next_digest(before: u32, index: Revision, committed: &Committed<'_>, outcome: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&before.to_le_bytes());
+    hasher.update(&index.to_le_bytes());
+    match committed {
+        Committed::Term(term) => {
+            hasher.update(&[1]);
+            hasher.update(&term.to_le_bytes());
+        }
+        Committed::Configuration(bytes) => {
+            hasher.update(&[2]);
+            hasher.update(bytes);
+        }
+        Committed::Command(bytes) => {
+            hasher.update(&[3]);
+            hasher.update(bytes);
+            hasher.update(outcome);
+        }
+    }
+    hasher.finalize()
 }
 
 impl Sessions {

@@ -64,6 +64,8 @@ pub struct Applied<C> {
     pub rest_us: u64,
     /// The store holds everything up to here durably.
     pub flushed: Index,
+    /// The state machine's digest at an index, to be compared with the others'.
+    pub digest: Option<(Index, u32)>,
     /// Damage was met in the store: this is yet to be applied, once a snapshot is installed.
     pub held: Option<(Apply<C>, StoreError)>,
 }
@@ -161,7 +163,8 @@ impl<S: Store> Applier<S> {
         let Some(damage) = damage else {
             // Each waits for a command, and each command has an outcome: nobody is forgotten.
             assert!(waiters.next().is_none(), "every waiter is answered");
-            return Ok(Applied { index, answers, rest_us, flushed, held: None });
+            let digest = self.machine.take_digest();
+            return Ok(Applied { index, answers, rest_us, flushed, digest, held: None });
         };
         if !damage.is_damage() {
             return Err(ApplyError::Store(damage));
@@ -169,7 +172,7 @@ impl<S: Store> Applier<S> {
         self.holding = true;
         committed.first = index + 1;
         let held = Some((Apply { committed, waiters: waiters.collect() }, damage));
-        Ok(Applied { index, answers, rest_us, flushed, held })
+        Ok(Applied { index, answers, rest_us, flushed, digest: None, held })
     }
 
     /// Entries that were handed over before a snapshot was known to have taken their place. What is
@@ -184,7 +187,8 @@ impl<S: Store> Applier<S> {
         if committed.last <= applied {
             let flushed = self.machine.store().flushed();
             let index = committed.last;
-            return Ok(Applied { index, answers: told, rest_us: 0, flushed, held: None });
+            let (answers, digest) = (told, None);
+            return Ok(Applied { index, answers, rest_us: 0, flushed, digest, held: None });
         }
         committed.entries.retain(|entry| entry.index > applied);
         committed.first = applied + 1;

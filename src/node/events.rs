@@ -1,5 +1,6 @@
 //! What goes into a replica and what comes out: inputs, effects, and what is worth waking for.
 
+use super::digests::Difference;
 use super::words::{Answer, Forward, ReplyTo, Request, Verdict};
 use crate::raft::{
     Committed, Configuration, Index, LogRead, Message, NodeId, Offer, Persist, RoleName,
@@ -81,6 +82,15 @@ pub enum Input<C> {
     },
     /// Damage was met in the store.
     Damaged,
+    /// A replica, this one or another, has this digest at this index.
+    Digest {
+        /// The replica.
+        node: NodeId,
+        /// The index.
+        index: Index,
+        /// The digest.
+        digest: u32,
+    },
     /// Whether this node's disk is full: at each change, and, as long as it is, whenever a flush of
     /// the store might help.
     DiskFull(bool),
@@ -113,6 +123,10 @@ pub struct Effects<C> {
     pub offer: Option<Offer>,
     /// For the leader.
     pub forwards: Vec<(NodeId, Forward)>,
+    /// For all other members: this node's digest at an index.
+    pub digest: Option<(Index, u32)>,
+    /// Replicas differ, which must never be: for a person to hear of.
+    pub difference: Option<Difference>,
     /// For whoever waits.
     pub answers: Vec<(ReplyTo<C>, Answer)>,
     /// The configuration in force, when it changed.
@@ -133,6 +147,8 @@ impl<C> Default for Effects<C> {
             compact: None,
             offer: None,
             forwards: Vec::new(),
+            digest: None,
+            difference: None,
             answers: Vec::new(),
             configuration: None,
             role: None,

@@ -18,6 +18,7 @@
 mod applier;
 mod boot;
 mod compaction;
+mod digests;
 mod events;
 mod link;
 mod replica;
@@ -30,6 +31,7 @@ mod tests;
 
 pub use applier::{Applied, Applier, ApplyError, Work, mark_of};
 pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
+pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};

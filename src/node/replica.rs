@@ -16,6 +16,7 @@
 //! told to read, so that one wake-up serves it.
 
 use super::compaction::Compaction;
+use super::digests::{Difference, Digests};
 use super::events::{Apply, Effects, Input, Wants};
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
 use crate::kv::codec::CommandRef;
@@ -102,6 +103,10 @@ pub struct Replica<C> {
     answers: Vec<(ReplyTo<C>, Answer)>,
     expire_at_us: u64,
     compaction: Compaction,
+    digests: Digests,
+    /// To be told with the next effects.
+    digest: Option<(Index, u32)>,
+    difference: Option<Difference>,
     /// The store is damaged; `true` until the owner was told.
     repairing: Option<bool>,
     flushing: Vec<Flushing<C>>,
@@ -162,6 +167,9 @@ impl<C: Clone> Replica<C> {
             answers: Vec::new(),
             expire_at_us: 0,
             compaction,
+            digests: Digests::default(),
+            digest: None,
+            difference: None,
             repairing: None,
             flushing: Vec::new(),
             flush: false,
@@ -252,6 +260,13 @@ impl<C: Clone> Replica<C> {
                 self.answers.extend(told.map(|(to, index)| (to, Answer::Flushed(Ok(index)))));
             }
             Input::Flushed { index } => self.compaction.flushed(index),
+            Input::Digest { node, index, digest } => {
+                if node == self.raft.id() {
+                    self.digest = Some((index, digest));
+                }
+                let difference = self.digests.heard(node, index, digest);
+                self.difference = difference.or(self.difference.take());
+            }
             Input::Damaged => {
                 self.repairing.get_or_insert(true);
             }
@@ -350,6 +365,8 @@ impl<C: Clone> Replica<C> {
         self.release_reads();
         effects.apply = ready.committed.map(|committed| self.attach_waiters(committed));
         effects.offer = ready.offer;
+        effects.digest = self.digest.take();
+        effects.difference = self.difference.take();
         effects.repair = self.repairing.as_mut().is_some_and(std::mem::take);
         effects.flush = std::mem::take(&mut self.flush);
         effects.compact = self.serve_flushed();

@@ -34,6 +34,10 @@ pub(crate) fn run(
                 Ok(applied) => {
                     deliver(shared, applied.answers);
                     shared.raft.applied(applied.index, applied.flushed);
+                    if let Some((index, digest)) = applied.digest {
+                        let node = shared.id;
+                        let _ = shared.raft.send(Input::Digest { node, index, digest });
+                    }
                     if let Some((held, e)) = applied.held {
                         waiting.push_front(held);
                         shared.store_unreadable(&e);

@@ -20,6 +20,12 @@ pub(crate) fn text(shared: &Shared) -> String {
     let full = f64::from(u8::from(shared.reader.is_disk_full()));
     let help = "1 while the disk is full, until the reserve is whole again; else 0.";
     page.gauge("kontiki_disk_full", help, full);
+    let different = f64::from(u8::from(shared.different.load(Ordering::Relaxed)));
+    let help = "1 once replicas were seen to differ at an equal index, which must never be.";
+    page.gauge("kontiki_replicas_differ", help, different);
+    let damaged = f64::from(u8::from(shared.damaged.load(Ordering::Relaxed)));
+    let help = "1 while the store is damaged and being repaired; else 0.";
+    page.gauge("kontiki_store_damaged", help, damaged);
     store(&mut page, &shared.reader.stats());
     page.0
 }

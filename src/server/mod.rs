@@ -80,6 +80,8 @@ pub(crate) struct Shared {
     pub(crate) data: PathBuf,
     /// The latest offer of a snapshot, while one is fetched or installed, and how far that is.
     pub(crate) fetching: Mutex<Option<snapshots::Fetching>>,
+    /// Replicas were seen to differ.
+    pub(crate) different: AtomicBool,
     /// A read has met damage in the store.
     pub(crate) damaged: AtomicBool,
     pub(crate) partial: sockets::PartialBytes,

@@ -242,6 +242,7 @@ fn read_peer(
                     let verdict = verdict_of(from, answer.result).map_err(io::Error::other)?;
                     Input::ForwardAnswered { from, id: answer.id, verdict }
                 }
+                PeerFrame::Digest { index, digest } => Input::Digest { node: from, index, digest },
                 PeerFrame::Ping => {
                     write_patiently(stream, &pong)?;
                     continue;

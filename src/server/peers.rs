@@ -10,11 +10,11 @@ use super::{ClientHandle, Shared, fatal, native};
 use crate::env::real::WRITE_AT_ONCE;
 use crate::kv::codec::put_outcome;
 use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
-use crate::raft::{Configuration, LogRead, Message, NodeId};
+use crate::raft::{Configuration, Index, LogRead, Message, NodeId};
 use crate::wire::client::Class;
 use crate::wire::frame::{PEER_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{self, Hello, PROTOCOL_VERSION, Reject, RejectCode, Role};
-use crate::wire::peer::{self, ForwardAnswer, ForwardResult};
+use crate::wire::peer::{self, ForwardAnswer, ForwardResult, PeerFrame};
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -37,6 +37,13 @@ pub(crate) enum Outgoing {
         id: u64,
         /// What became of it.
         verdict: Verdict,
+    },
+    /// This node's digest at an index.
+    Digest {
+        /// The index.
+        index: Index,
+        /// The digest.
+        digest: u32,
     },
     /// The peer has just been heard: do not wait before the next attempt to reach it.
     Nudge,
@@ -234,6 +241,10 @@ impl Link {
             Outgoing::ForwardAnswer { id, verdict } => {
                 let answer = ForwardAnswer { id, result: result_of(&verdict) };
                 peer::put_forward_answer(&mut self.buffer, &answer);
+            }
+            Outgoing::Digest { index, digest } => {
+                let frame = PeerFrame::Digest { index, digest };
+                peer::put_peer_frame(&mut self.buffer, &frame);
             }
             Outgoing::Nudge => {}
         }

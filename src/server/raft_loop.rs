@@ -3,10 +3,10 @@
 use super::applier::deliver;
 use super::inbox::RaftEvents;
 use super::log_writer::LogWork;
-use super::logging::info;
+use super::logging::{Level, info, log};
 use super::peers::{self, Outgoing};
 use super::{ApplyQueue, ClientHandle, Shared, snapshots};
-use crate::node::{Effects, Replica, Work};
+use crate::node::{Difference, Effects, Replica, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -35,6 +35,22 @@ pub(crate) fn run(
     }
 }
 
+/// Says it loudly: no disk and no network does this, and it does not go away.
+fn tell_difference(shared: &Shared, difference: &Difference) {
+    shared.different.store(true, Ordering::Relaxed);
+    let join = |nodes: Vec<String>| nodes.join(", ");
+    let all = difference.digests.iter().map(|(node, digest)| format!("node {node} {digest:08x}"));
+    let odd = difference.odd().iter().map(ToString::to_string).collect();
+    let what = format_args!(
+        "REPLICAS DIFFER at index={}: {}; different from most: {}; keep all data directories, take a \
+         backup of a node that agrees with most, and report this",
+        difference.index,
+        join(all.collect()),
+        join(odd)
+    );
+    log(Level::Error, what);
+}
+
 fn act(
     effects: Effects<ClientHandle>,
     leads: bool,
@@ -42,6 +58,14 @@ fn act(
     applier: &ApplyQueue,
     shared: &Arc<Shared>,
 ) {
+    if let Some(difference) = &effects.difference {
+        tell_difference(shared, difference);
+    }
+    if let Some((index, digest)) = effects.digest {
+        for link in shared.links.read().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = link.send(Outgoing::Digest { index, digest });
+        }
+    }
     if effects.repair {
         let _ = applier.send(Work::Hold);
     }

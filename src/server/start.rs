@@ -464,6 +464,7 @@ fn run(
         disk,
         data: options.data,
         fetching: Mutex::new(None),
+        different: AtomicBool::new(false),
         damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
         refusals: Rate::default(),

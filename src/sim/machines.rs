@@ -45,12 +45,17 @@ impl World {
             | Packet::ForwardAnswer { .. }
             | Packet::Ask(_)
             | Packet::Told(_)
+            | Packet::Digest { .. }
                 if now != connection =>
             {
                 return Ok(());
             }
             Packet::Ask(ask) => return self.asked(node, from, ask),
             Packet::Told(told) => return self.told(node, from, told),
+            Packet::Digest { index, digest } => {
+                self.count("digests compared");
+                Input::Digest { node: from, index, digest }
+            }
             Packet::Forward(forward) => Input::Forwarded { from, forward },
             Packet::ForwardAnswer { id, verdict } => Input::ForwardAnswered { from, id, verdict },
         };

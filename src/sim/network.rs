@@ -6,7 +6,7 @@
 
 use super::dice::Dice;
 use crate::node::{Ask, Forward, Told, Verdict};
-use crate::raft::{Message, NodeId};
+use crate::raft::{Index, Message, NodeId};
 use std::collections::BTreeMap;
 
 /// What travels.
@@ -27,6 +27,13 @@ pub enum Packet {
     Ask(Ask),
     /// It is told.
     Told(Told),
+    /// The sender's digest at an index.
+    Digest {
+        /// The index.
+        index: Index,
+        /// The digest.
+        digest: u32,
+    },
 }
 
 /// One direction between two nodes.
@@ -132,7 +139,8 @@ impl Network {
             Packet::Forward(_)
             | Packet::ForwardAnswer { .. }
             | Packet::Ask(_)
-            | Packet::Told(_) => {
+            | Packet::Told(_)
+            | Packet::Digest { .. } => {
                 line.ordered_until_us = first.max(line.ordered_until_us + 1);
                 (line.connection, vec![line.ordered_until_us])
             }

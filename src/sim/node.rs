@@ -26,6 +26,9 @@ pub(super) const DATA: &str = "data";
 /// Small segments, so that a run rolls over several.
 const SEGMENT_BYTES: u64 = 16 << 10;
 
+/// Entries between two digests: many in a run.
+const DIGEST_EVERY: u64 = 32;
+
 /// Log beyond which its front goes: a few segments.
 const WAL_LIMIT_BYTES: u64 = 64 << 10;
 
@@ -220,7 +223,9 @@ impl SimNode {
             };
             let opened = open(&disk, plan, |_| {})?;
             let Opened { wal, recovered, store, worker, completed } = opened;
-            Ok((identity, wal, recovered, Machine::open(store)?, worker, completed))
+            let mut machine = Machine::open(store)?;
+            machine.set_digest_every(DIGEST_EVERY);
+            Ok((identity, wal, recovered, machine, worker, completed))
         });
         let log = data.join(LOG_DIR);
         let mut problems = inspected.problems.iter().filter(|problem| !problem.healed);

@@ -151,6 +151,9 @@ impl World {
             up.applying = false;
         }
         self.deliver(node, applied.answers);
+        if let Some((index, digest)) = applied.digest {
+            self.input(node, Input::Digest { node, index, digest });
+        }
         self.input(node, Input::Applied { index: applied.index, flushed: applied.flushed });
         self.start_applying(node, applied.rest_us);
     }

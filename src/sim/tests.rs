@@ -55,6 +55,7 @@ const MUST_HAPPEN: &[&str] = &[
     "damage met by a compaction",
     "started with a damaged store",
     "stores repaired",
+    "digests compared",
     "log cut on demand",
     "disk error in fetching a snapshot",
     "disk error in giving a snapshot",

@@ -311,6 +311,9 @@ impl World {
         for message in &effects.messages {
             self.cluster.leaves(raft, message, platter)?;
         }
+        if let Some(difference) = &effects.difference {
+            return violated("replicas have equal digests", format!("{difference:?}"));
+        }
         let next_local_us = up.replica.next_tick_us();
         let next_us = n.global_us(next_local_us).max(now_us + 1);
         self.note(node, "raft", seen);
@@ -338,6 +341,12 @@ impl World {
             let delay_us = self.hop_us();
             let messages = Box::new(LogMessages::new(read));
             self.schedule(delay_us, node, life, Event::ReadLog(messages));
+        }
+        if let Some((index, digest)) = effects.digest {
+            let others: Vec<NodeId> = self.nodes.keys().copied().filter(|id| *id != node).collect();
+            for to in others {
+                self.send(node, to, Packet::Digest { index, digest });
+            }
         }
         for (to, forward) in effects.forwards {
             self.count("writes forwarded");

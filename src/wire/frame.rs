@@ -69,6 +69,8 @@ pub mod kind {
     pub const PING: u8 = 0x13;
     /// [`crate::wire::peer::PeerFrame::Pong`].
     pub const PONG: u8 = 0x14;
+    /// [`crate::wire::peer::PeerFrame::Digest`].
+    pub const DIGEST: u8 = 0x15;
     /// [`crate::wire::client::Request`].
     pub const REQUEST: u8 = 0x20;
     /// [`crate::wire::client::Response`].

@@ -33,6 +33,13 @@ pub enum PeerFrame {
     Ping,
     /// Yes: everything before the ping has arrived.
     Pong,
+    /// The sender's state machine has this digest at this index.
+    Digest {
+        /// The index.
+        index: Index,
+        /// The digest.
+        digest: u32,
+    },
 }
 
 /// A follower hands a client's write to the leader.
@@ -121,6 +128,11 @@ pub fn put_peer_frame(out: &mut Vec<u8>, frame: &PeerFrame) -> usize {
         PeerFrame::ForwardAnswer(answer) => put_forward_answer(out, answer),
         PeerFrame::Ping => put_frame(out, |out| out.push(kind::PING)),
         PeerFrame::Pong => put_frame(out, |out| out.push(kind::PONG)),
+        PeerFrame::Digest { index, digest } => put_frame(out, |out| {
+            out.push(kind::DIGEST);
+            out.extend_from_slice(&index.to_le_bytes());
+            out.extend_from_slice(&digest.to_le_bytes());
+        }),
     }
 }
 
@@ -295,6 +307,9 @@ pub fn take_peer_frame(body: &[u8]) -> Result<PeerFrame, Malformed> {
         }),
         kind::PING => PeerFrame::Ping,
         kind::PONG => PeerFrame::Pong,
+        kind::DIGEST => {
+            PeerFrame::Digest { index: input.u64("digest index")?, digest: input.u32("digest")? }
+        }
         _ => return Err(Malformed("peer frame kind")),
     };
     input.end("peer frame length")?;

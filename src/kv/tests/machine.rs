@@ -307,3 +307,38 @@ fn after_a_failed_write_nothing_more_is_applied() {
     let machine = Machine::open(machine.into_store()).expect("the store is whole");
     assert_eq!((machine.applied(), machine.session_count()), (1, 1));
 }
+
+#[test]
+fn equal_logs_give_equal_digests_however_they_are_cut() {
+    // One replica applies a log entry by entry, one at once, one from a store that was opened again
+    // half-way. Another outcome of one entry, or another entry, shows for ever after.
+    let set = |key: &str, value: &str| {
+        let op = Op::Put { key: key.into(), value: value.into() };
+        Command::Write(Write { ops: vec![op], ..Write::default() })
+    };
+    let log: Vec<Command> = (0..20).map(|n| set(&format!("k{}", n % 3), &n.to_string())).collect();
+    let digest_of = |log: &[Command], cut: usize| {
+        let mut machine = Machine::open(MemoryStore::default()).expect("empty");
+        machine.set_digest_every(5);
+        apply(&mut machine, &log[..cut]);
+        let mut machine = Machine::open(machine.into_store()).expect("reopened");
+        machine.set_digest_every(5);
+        for command in &log[cut..] {
+            apply(&mut machine, std::slice::from_ref(command));
+        }
+        machine.take_digest()
+    };
+    let (index, digest) = digest_of(&log, 0).expect("a digest");
+    assert_eq!(index, 20);
+    for cut in 1..20 {
+        assert_eq!(digest_of(&log, cut), Some((20, digest)), "cut at {cut}");
+    }
+    let mut other = log.clone();
+    other[3] = set("k0", "else");
+    assert_ne!(digest_of(&other, 7), Some((20, digest)));
+    let mut machine = Machine::open(MemoryStore::default()).expect("empty");
+    machine.set_digest_every(5);
+    apply(&mut machine, &log);
+    assert_eq!(machine.take_digest(), Some((20, digest)), "the latest one, all at once");
+    assert_eq!(machine.take_digest(), None, "once");
+}

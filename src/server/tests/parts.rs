@@ -64,6 +64,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         disk: TestDisk::default().shared(),
         data: PathBuf::new(),
         fetching: Mutex::new(None),
+        different: AtomicBool::new(false),
         damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
         refusals: Rate::default(),
