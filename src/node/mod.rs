@@ -20,6 +20,7 @@ mod boot;
 mod compaction;
 mod digests;
 mod events;
+mod flushes;
 mod link;
 mod replica;
 mod snapshot;

@@ -18,6 +18,7 @@
 use super::compaction::Compaction;
 use super::digests::{Difference, Digests};
 use super::events::{Apply, Effects, Input, Wants};
+use super::flushes::{Flushes, Flushing};
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
 use crate::kv::codec::CommandRef;
 use crate::raft::{
@@ -62,17 +63,6 @@ struct Reading<C> {
     deadline_us: u64,
 }
 
-/// Somebody who waits for the store to be durable.
-#[derive(Debug)]
-struct Flushing<C> {
-    reply_to: ReplyTo<C>,
-    deadline_us: u64,
-    /// Up to here; the store was asked.
-    index: Index,
-    /// The log in front of that is to go.
-    cut: bool,
-}
-
 /// A replica: see the module.
 #[derive(Debug)]
 pub struct Replica<C> {
@@ -109,11 +99,9 @@ pub struct Replica<C> {
     difference: Option<Difference>,
     /// The store is damaged; `true` until the owner was told.
     repairing: Option<bool>,
-    flushing: Vec<Flushing<C>>,
+    flushes: Flushes<C>,
     /// The store is to flush: asked since the last effects, or because that may give space back.
     flush: bool,
-    /// Who waits until the log writer has cut the log, and what is flushed.
-    cutting: Vec<(ReplyTo<C>, Index)>,
     disk_full: bool,
 }
 
@@ -171,9 +159,8 @@ impl<C: Clone> Replica<C> {
             digest: None,
             difference: None,
             repairing: None,
-            flushing: Vec::new(),
+            flushes: Flushes::new(),
             flush: false,
-            cutting: Vec::new(),
             disk_full: false,
         }
     }
@@ -196,7 +183,7 @@ impl<C: Clone> Replica<C> {
             && self.forwarded.is_empty()
             && self.reading.is_empty()
             && self.unasked.is_empty()
-            && self.flushing.is_empty()
+            && self.flushes.is_empty()
             && self.repairing.is_none()
             && self.applying_reads.is_empty());
         let tick = self.raft.next_tick_us();
@@ -256,8 +243,7 @@ impl<C: Clone> Replica<C> {
             }
             Input::Compacted { log_bytes } => {
                 self.compaction.cut(log_bytes);
-                let told = self.cutting.drain(..);
-                self.answers.extend(told.map(|(to, index)| (to, Answer::Flushed(Ok(index)))));
+                self.flushes.cut(&mut self.answers);
             }
             Input::Flushed { index } => self.compaction.flushed(index),
             Input::Digest { node, index, digest } => {
@@ -335,7 +321,7 @@ impl<C: Clone> Replica<C> {
             Request::Flush { cut } => {
                 let index = self.raft.applied_index();
                 self.flush = true;
-                self.flushing.push(Flushing { reply_to, deadline_us, index, cut });
+                self.flushes.wait(Flushing { reply_to, deadline_us, index, cut });
             }
         }
     }
@@ -388,15 +374,7 @@ impl<C: Clone> Replica<C> {
     /// Settles with whoever waited for the store; says up to where the log goes for their sake.
     fn serve_flushed(&mut self) -> Option<Index> {
         let flushed = self.compaction.flushed_index().min(self.raft.applied_index());
-        let mut cut = false;
-        for done in self.flushing.extract_if(.., |waiting| waiting.index <= flushed) {
-            if done.cut {
-                cut = true;
-                self.cutting.push((done.reply_to, flushed));
-            } else {
-                self.answers.push((done.reply_to, Answer::Flushed(Ok(flushed))));
-            }
-        }
+        let cut = self.flushes.flushed(flushed, &mut self.answers);
         if cut && flushed >= self.raft.first_index() {
             self.raft.compact(flushed);
         }
@@ -641,9 +619,7 @@ impl<C: Clone> Replica<C> {
         self.reading.retain(|_, reading| read_late(reading));
         self.unasked.retain(&mut read_late);
         self.applying_reads.retain(|(_, reading)| read_late(reading));
-        for late in self.flushing.extract_if(.., |waiting| now_us >= waiting.deadline_us) {
-            answers.push((late.reply_to, Answer::Flushed(Err(Refusal::Deadline))));
-        }
+        self.flushes.expire(now_us, answers);
         let late: Vec<u64> = self
             .forwarded
             .iter()

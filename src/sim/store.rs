@@ -94,7 +94,18 @@ impl World {
                 self.start_storing(node);
                 return Ok(());
             }
-            Some(Work::Install { snapshot, index }) => return self.install(node, snapshot, index),
+            Some(Work::Install { snapshot, index }) => {
+                if self.dice.chance(1, 3) {
+                    // A flush is to be under way when it is installed.
+                    up.to_apply.push_front(Work::Install { snapshot, index });
+                    up.applier.flush();
+                    self.start_storing(node);
+                    let delay_us = self.dice.log_between(50, 2_000);
+                    self.schedule(delay_us, node, life, Event::Apply);
+                    return Ok(());
+                }
+                return self.install(node, snapshot, index);
+            }
         };
         let committed = &work.committed;
         let mut read = Vec::new();

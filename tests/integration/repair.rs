@@ -30,7 +30,7 @@ fn spoil(path: &Path) {
 
 #[test]
 fn a_node_with_damaged_tables_serves_nothing_wrong_and_heals() {
-    // Every table of one node rots while it is down, one is lost. It comes back, does not say a wrong
+    // Every table of one node rots while it is down, or is lost. It comes back, does not say a wrong
     // word, and fetches a whole store from the others without help, also when it leads. Writes
     // go on all the while.
     let flags = [
@@ -55,9 +55,11 @@ fn a_node_with_damaged_tables_serves_nothing_wrong_and_heals() {
     for victim in [cluster.follower(), cluster.leader()] {
         cluster.kill(victim);
         let all = tables(&cluster.nodes[victim].data);
-        assert!(all.len() > 2, "{} tables", all.len());
-        all[1..].iter().for_each(|path| spoil(path));
-        fs::remove_file(&all[0]).expect("removed");
+        // How many there are depends on how far compactions have come.
+        let (lost, spoiled) = all.split_at(usize::from(all.len() > 1));
+        assert!(!spoiled.is_empty(), "there are tables");
+        spoiled.iter().for_each(|path| spoil(path));
+        lost.iter().for_each(|path| fs::remove_file(path).expect("removed"));
         cluster.relaunch(victim);
         let address = cluster.nodes[victim].address.clone();
         // Whatever it answers meanwhile is right; what it cannot know it does not answer.
