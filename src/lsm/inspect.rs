@@ -16,6 +16,7 @@ use super::counters::Counters;
 use super::engine::View;
 use super::files::Files;
 use super::manifest::{self, Slot, State, slot_path};
+use super::reserve::RESERVE_FILE;
 use super::table::{
     FOOTER_BYTES, Kind, Shelf, Table, TableMeta, Through, table_name, table_number,
 };
@@ -209,7 +210,7 @@ impl Inspection {
         let named: BTreeSet<u64> = self.tables().map(|table| table.number).collect();
         for name in names {
             let path = self.dir.join(&name);
-            if self.slots.iter().any(|slot| slot.path == path) {
+            if self.slots.iter().any(|slot| slot.path == path) || name == RESERVE_FILE {
                 continue;
             }
             let number = table_number(&name);
