@@ -88,6 +88,7 @@ fn a_node_that_was_away_for_ten_logs_catches_up_by_a_snapshot_that_is_cut_off() 
     cluster.relaunch(away);
     let incoming = cluster.nodes[away].data.join("incoming");
     let mut before = 0;
+    let mut shown = String::new();
     while kills_of_fetcher + kills_of_giver < 2 * CUTS {
         // Something more has arrived than before the last cut, or it was too quick for another one.
         let fetching = wait_for("a fetch gets on or ends", || {
@@ -95,6 +96,10 @@ fn a_node_that_was_away_for_ten_logs_catches_up_by_a_snapshot_that_is_cut_off() 
                 return Some(false);
             }
             let bytes = bytes_below(&incoming);
+            let state = Native::new(&cluster.nodes[away].address).status().map(|s| s.state);
+            if let Some(state) = state.ok().filter(|state| state.contains("fetching a snapshot")) {
+                shown = state;
+            }
             (bytes > before).then(|| before = bytes).map(|()| true)
         });
         if !fetching {
@@ -112,6 +117,7 @@ fn a_node_that_was_away_for_ten_logs_catches_up_by_a_snapshot_that_is_cut_off() 
         }
     }
     (0..3).for_each(|node| cluster.wait_serving(node));
+    assert!(shown.contains(" bytes, ") && shown.ends_with('%'), "progress in status: '{shown}'");
     assert!(kills_of_fetcher > 0, "a fetch of {WRITES} KiB cannot be over before it is seen");
     wait_for("the node takes in a snapshot", || {
         (said(&cluster, away, "installed a snapshot") > 0).then_some(())

@@ -8,6 +8,7 @@
 mod forwards;
 mod life;
 mod reads;
+mod restore;
 mod schedule;
 mod verify;
 mod writes;

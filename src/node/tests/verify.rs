@@ -14,12 +14,12 @@ use crate::wal::{Identity, LOG_DIR, LogReader, SEGMENT_BYTES_MIN};
 use std::ops::ControlFlow;
 use std::path::Path;
 
-const DATA: &str = "/data";
+pub(super) const DATA: &str = "/data";
 const OWN: u64 = 0x1122_3344_5566_7788;
 /// Bytes of a sector, which an end mark fills.
 const SECTOR: usize = 512;
 
-fn plan<'a>(data: &'a Path, identity: &'a Identity) -> Plan<'a> {
+pub(super) fn plan<'a>(data: &'a Path, identity: &'a Identity) -> Plan<'a> {
     Plan { data, identity, segment_bytes: SEGMENT_BYTES_MIN, store: options(), restore: None }
 }
 
@@ -34,7 +34,7 @@ fn options() -> StoreOptions {
     }
 }
 
-fn identity() -> Identity {
+pub(super) fn identity() -> Identity {
     let member = |id| Member { id, identity: 0, address: format!("host:{id}") };
     Identity {
         cluster: 5,
@@ -48,17 +48,17 @@ fn identity() -> Identity {
 }
 
 /// A node's log and store, without the consensus core: entries are written, then applied.
-struct Machines {
+pub(super) struct Machines {
     disk: TestDisk,
     wal: Wal,
-    machine: Machine<LsmStore>,
+    pub(super) machine: Machine<LsmStore>,
     worker: StoreWorker,
     index: Index,
     term: u64,
 }
 
 impl Machines {
-    fn new() -> Machines {
+    pub(super) fn new() -> Machines {
         let disk = TestDisk::default();
         identity().store(&disk, Path::new(DATA)).unwrap();
         Machines::open(&disk)
@@ -111,20 +111,20 @@ impl Machines {
         self.machine.apply(work).unwrap();
     }
 
-    fn lead(&mut self) {
+    pub(super) fn lead(&mut self) {
         self.term += 1;
         let hard_state = HardState { term: self.term, vote: Some(1) };
         self.append(Some(hard_state), vec![Payload::Noop]);
     }
 
-    fn write(&mut self, write: Write) {
+    pub(super) fn write(&mut self, write: Write) {
         let mut bytes = Vec::new();
         encode_command(&Command::Write(write), &mut bytes);
         self.append(None, vec![Payload::Command(Arc::from(bytes))]);
     }
 
     /// All that waits is flushed and compacted.
-    fn flush(&mut self) {
+    pub(super) fn flush(&mut self) {
         self.machine.store_mut().flush();
         while self.worker.step().unwrap() == Step::Worked {}
     }
@@ -205,12 +205,12 @@ fn flip(disk: &TestDisk, path: &Path, at: usize) {
 }
 
 /// Key, revision, value.
-type Shown = (Vec<u8>, u64, Vec<u8>);
+pub(super) type Shown = (Vec<u8>, u64, Vec<u8>);
 
 /// Every entry of the log, and every row of the store.
 type Contents = (Vec<Entry>, Vec<Shown>);
 
-fn rows(machine: &Machine<LsmStore>) -> Result<Vec<Shown>, StoreError> {
+pub(super) fn rows(machine: &Machine<LsmStore>) -> Result<Vec<Shown>, StoreError> {
     let mut rows = Vec::new();
     for space in [Space::Meta, Space::User] {
         machine.reader().view().scan(&Scan::all(space), &mut |row| {
