@@ -238,7 +238,11 @@ impl Cluster {
     ) -> Result<(), Violation> {
         // Whoever holds what is committed never has a reason to replace it (Leader Completeness).
         let first = persist.entries.first().map_or(Index::MAX, |e| e.index);
-        let last = self.committed().min(platter.terms.len() as Index);
+        // Where the store is ahead of the log, the entries in between may still arrive.
+        let last = match platter.awaits_reset {
+            true => 0,
+            false => self.committed().min(platter.terms.len() as Index),
+        };
         for index in first..=last {
             let committed = self.committed.get(index as usize - 1).copied();
             if platter.term(index) == committed && raft.term_at(index) != committed {

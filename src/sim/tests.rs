@@ -114,7 +114,7 @@ fn the_standard_seeds_pass_and_meet_every_fault() {
 /// Seeds that once found a bug, with its story in docs/simulation.md.
 #[test]
 fn seeds_that_found_bugs_pass() {
-    for seed in [279, 613, 727, 758, 3214, 7310, 16548] {
+    for seed in [279, 613, 727, 758, 3214, 7310, 12218, 16548] {
         passes(seed);
     }
 }
