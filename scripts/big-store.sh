@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # How one node fares with far more data than memory: resident memory while it is loaded, read at random and scanned,
-# how long writes wait at a steady load, and how long a start takes after the process was killed under load. A long run that a person starts; the log and the store together take about
-# 2.5 times the data on disk.
+# how long writes wait at a steady load, and how long a start takes after the process was killed. A long run that a
+# person starts; the log and the store together take about 2.5 times the data on disk.
 #
 #   scripts/big-store.sh [KEYS [RATE [DIR [FLAGS...]]]]     KEYS values of 1 KiB (default 8388608, 8 GiB), written at RATE a second
 #                                                (default 10000), in a new directory below DIR (default: the system's);
