@@ -119,8 +119,9 @@ impl<S: Store> Applier<S> {
         &self.machine
     }
 
-    /// Applies one piece of work, unless it holds. What it gives to rest is the caller's to wait: the writers slow
-    /// down with the applier, as no more than a few batches may wait for it.
+    /// Applies one piece of work; not to be called while it holds. What it gives to rest is the
+    /// caller's to wait: the writers slow down with the applier, as no more than a few batches may
+    /// wait for it.
     pub fn handle<C>(&mut self, apply: Apply<C>) -> Result<Applied<C>, ApplyError> {
         let Apply { mut committed, waiters } = apply;
         if committed.first <= self.machine.applied() {
@@ -226,34 +227,46 @@ impl<S: Store> Applier<S> {
         entries: &[Entry],
         answer: &mut impl FnMut(Index, Outcome),
     ) -> Result<u64, StoreError> {
-        let mut configurations = Vec::new();
-        let mut bytes = 0;
-        for entry in entries {
-            if let Payload::Command(command) = &entry.payload {
-                bytes += command.len() as u64;
-            }
-            if let Payload::Configuration(c) = &entry.payload {
-                let mut bytes = Vec::new();
-                codec::put_configuration(&mut bytes, c);
-                configurations.push(bytes);
-            }
-        }
-        let mut configurations = configurations.iter();
-        let work = entries.iter().map(|entry| {
-            let what = match &entry.payload {
-                Payload::Noop => Committed::Term(entry.term),
-                Payload::Command(bytes) => Committed::Command(bytes),
-                Payload::Configuration(_) => configurations
-                    .next()
-                    .map_or(Committed::Configuration(&[]), |b| Committed::Configuration(b)),
-            };
-            (entry.index, what)
+        let commands = entries.iter().map(|entry| match &entry.payload {
+            Payload::Command(command) => command.len() as u64,
+            _ => 0,
         });
-        for (index, outcome) in self.machine.apply(work)? {
+        let bytes = commands.sum();
+        for (index, outcome) in apply_entries(&mut self.machine, entries)? {
             answer(index, outcome);
         }
         Ok(self.machine.rest_us(bytes))
     }
+}
+
+/// Applies contiguous entries of the log to a state machine, as one batch.
+///
+/// # Errors
+/// As [`Machine::apply`].
+pub fn apply_entries<S: Store>(
+    machine: &mut Machine<S>,
+    entries: &[Entry],
+) -> Result<Vec<(Index, Outcome)>, StoreError> {
+    let mut configurations = Vec::new();
+    for entry in entries {
+        if let Payload::Configuration(c) = &entry.payload {
+            let mut bytes = Vec::new();
+            codec::put_configuration(&mut bytes, c);
+            configurations.push(bytes);
+        }
+    }
+    let mut configurations = configurations.iter();
+    let work = entries.iter().map(|entry| {
+        let what = match &entry.payload {
+            Payload::Noop => Committed::Term(entry.term),
+            Payload::Command(bytes) => Committed::Command(bytes),
+            Payload::Configuration(_) => configurations
+                .next()
+                .map_or(Committed::Configuration(&[]), |b| Committed::Configuration(b)),
+        };
+        (entry.index, what)
+    });
+    machine.apply(work)
 }
 
 /// Where a store's contents end, for the log that goes on behind them. `first` is the configuration

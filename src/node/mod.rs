@@ -30,7 +30,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
-pub use applier::{Applied, Applier, ApplyError, Work, mark_of};
+pub use applier::{Applied, Applier, ApplyError, Work, apply_entries, mark_of};
 pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};

@@ -22,9 +22,6 @@ pub(crate) fn run(
 ) {
     // What came while the applier held.
     let mut waiting = VecDeque::new();
-    if applier.is_holding() {
-        shared.damage_met();
-    }
     loop {
         let next = if applier.is_holding() { None } else { waiting.pop_front().map(Work::Apply) };
         let Some(work) = next.or_else(|| inbox.recv().ok()) else { return };

@@ -9,7 +9,7 @@ use super::{ClientHandle, Shared, fatal};
 use crate::kv::codec::encode_command;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
-use crate::kv::{Command, Malformed, Query, Reader as _, Reply, StoreError, Write};
+use crate::kv::{Command, Query, Reader as _, Reply, StoreError, Write};
 use crate::node::{Answer, DEADLINE_US, DEADLINE_US_MAX, Input, Refusal, Request, Verdict};
 use crate::wire::client::{Class, Failure};
 use std::net::TcpStream;
@@ -125,10 +125,11 @@ impl Shared {
         }
     }
 
-    /// Damage was met behind the scenes.
+    /// Damage may have been met behind the scenes.
     pub(crate) fn damage_met(&self) {
-        let unnamed = || StoreError::BadRecord { key: Vec::new(), source: Malformed("a record") };
-        self.store_unreadable(&self.reader.damage().unwrap_or_else(unnamed));
+        if let Some(e) = self.reader.damage() {
+            self.store_unreadable(&e);
+        }
     }
 
     /// A refusal as a client sees it, with the leader's address where that may help.

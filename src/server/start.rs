@@ -500,9 +500,7 @@ fn run(
         }
     };
     spawn("store", Box::new(background))?;
-    if shared.reader.damage().is_some() {
-        shared.damage_met();
-    }
+    shared.damage_met();
     let theirs = Arc::clone(&shared);
     let to_self = apply_inbox.clone();
     spawn("applier", Box::new(move || applier::run(work, &apply_work, &to_self, &first, &theirs)))?;

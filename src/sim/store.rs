@@ -328,7 +328,8 @@ impl World {
     }
 }
 
-/// Applies to the model what it has not seen yet.
+/// Applies to the model what it has not seen yet, one entry at a time and by a mapping of its own: it shares
+/// nothing with the applier that it checks.
 fn follow(model: &mut Machine<MemoryStore>, entries: &[Entry]) -> Result<(), Violation> {
     let next = model.applied() + 1;
     for entry in entries.iter().filter(|e| e.index >= next) {

@@ -1,6 +1,6 @@
 //! A backup taken under load, refused when it is spoiled, and a new cluster that begins from it.
 
-use crate::support::cluster::{BINARY, Cluster, Setup, kontiki};
+use crate::support::cluster::{BINARY, Cluster, Setup, flags, kontiki};
 use crate::support::native::Native;
 use crate::support::text::{Reply, Text};
 use crate::support::{say, wait_for};
@@ -67,17 +67,7 @@ fn a_backup_under_load_begins_a_new_cluster_whose_revisions_go_on() {
     let aside = tempfile::tempdir().expect("a directory");
     let file = aside.path().join("all.backup");
     let file_name = file.display().to_string();
-    let flags = [
-        "--memtable",
-        "1MiB",
-        "--wal-limit",
-        "1MiB",
-        "--max-batch",
-        "64KiB",
-        "--max-value",
-        "32KiB",
-    ];
-    let flags: Vec<String> = flags.map(str::to_owned).to_vec();
+    let flags = flags("--memtable 1MiB --wal-limit 1MiB --max-batch 64KiB --max-value 32KiB");
     let cluster = Cluster::with(3, Setup { flags: flags.clone(), ..Setup::default() });
     let address = cluster.nodes[0].address.clone();
     let mut text = Text::connect(&address).expect("a connection");

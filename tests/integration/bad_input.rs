@@ -3,7 +3,7 @@
 
 use crate::support::cluster::{BINARY, Cluster, Setup, alone, free_ports, kontiki};
 use crate::support::text::{Reply, Text, array};
-use crate::support::{Dice, http, say, wait_for};
+use crate::support::{Dice, contents, http, say, wait_for};
 use kontiki::client::Connection;
 use kontiki::kv::{Op, Write as KvWrite};
 use kontiki::wire::client::{Answer, Call, Class, NO_REQUEST, Request, put_request, take_response};
@@ -72,21 +72,12 @@ fn what_is_in_use_is_refused() {
 
 /// Every file below a directory with the hash of its content.
 fn hashes(dir: &Path) -> BTreeMap<PathBuf, u64> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![dir.to_path_buf()];
-    while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(&dir).expect("a directory") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                let mut hasher = DefaultHasher::new();
-                fs::read(&path).expect("a file").hash(&mut hasher);
-                found.insert(path, hasher.finish());
-            }
-        }
-    }
-    found
+    let hash = |bytes: Vec<u8>| {
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        hasher.finish()
+    };
+    contents(dir).into_iter().map(|(path, bytes)| (path, hash(bytes))).collect()
 }
 
 #[test]

@@ -2,8 +2,7 @@
 //! killed, and every kind of file damaged in turn.
 
 use crate::support::cluster::{BINARY, Cluster, Setup, kontiki};
-use crate::support::{say, wait_for};
-use std::collections::BTreeMap;
+use crate::support::{contents, say, wait_for};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -21,23 +20,6 @@ fn inspect(subject: &str, data: &Path, flags: &[&str]) -> (Option<i32>, String, 
         .expect("kontiki inspect");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (ended.status.code(), text(&ended.stdout), text(&ended.stderr))
-}
-
-/// All files below a directory.
-fn contents(data: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![data.to_path_buf()];
-    while let Some(dir) = open.pop() {
-        for entry in fs::read_dir(&dir).expect("a directory of the node") {
-            let path = entry.expect("its entry").path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                found.insert(path.clone(), fs::read(&path).expect("a file of the node"));
-            }
-        }
-    }
-    found
 }
 
 fn flip(path: &Path, at: usize) {

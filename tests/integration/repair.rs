@@ -1,6 +1,6 @@
 //! A damaged store is not served from, and repairs itself from the others.
 
-use crate::support::cluster::{Cluster, Setup};
+use crate::support::cluster::{Cluster, Setup, flags};
 use crate::support::native::Native;
 use crate::support::text::{Reply, Text};
 use crate::support::{http, say, wait_for};
@@ -33,17 +33,7 @@ fn a_node_with_damaged_tables_serves_nothing_wrong_and_heals() {
     // Every table of one node rots while it is down, or is lost. It comes back, does not say a wrong
     // word, and fetches a whole store from the others without help, also when it leads. Writes
     // go on all the while.
-    let flags = [
-        "--memtable",
-        "256KiB",
-        "--wal-limit",
-        "1MiB",
-        "--max-batch",
-        "64KiB",
-        "--max-value",
-        "32KiB",
-    ];
-    let flags = flags.map(str::to_owned).to_vec();
+    let flags = flags("--memtable 256KiB --wal-limit 1MiB --max-batch 64KiB --max-value 32KiB");
     let mut cluster = Cluster::with(3, Setup { flags, ..Setup::default() });
     let value = |n: usize| format!("{n}-{}", "x".repeat(VALUE_BYTES));
     let mut text = Text::connect(&cluster.nodes[0].address).expect("a connection");

@@ -4,8 +4,8 @@
 use super::*;
 use crate::env::{Disk, Findings};
 use crate::kv::{
-    Committed, LsmStore, Op, Reader as _, Scan, SessionStamp, Space, Store as _, StoreError,
-    StoreOptions, StoreWorker, View as _, store_inspect,
+    LsmStore, Op, Reader as _, Scan, SessionStamp, Space, Store as _, StoreError, StoreOptions,
+    StoreWorker, View as _, store_inspect,
 };
 use crate::lsm::Step;
 use crate::raft::{Entry, HardState, Payload};
@@ -89,26 +89,7 @@ impl Machines {
         self.index += entries.len() as u64;
         let request = Persist { seq: 1, hard_state, reset: None, entries: entries.clone() };
         self.wal.write(&[request]).unwrap();
-        let mut configurations = Vec::new();
-        for entry in &entries {
-            if let Payload::Configuration(c) = &entry.payload {
-                let mut bytes = Vec::new();
-                crate::raft::codec::put_configuration(&mut bytes, c);
-                configurations.push(bytes);
-            }
-        }
-        let mut configurations = configurations.iter();
-        let work = entries.iter().map(|entry| {
-            let what = match &entry.payload {
-                Payload::Noop => Committed::Term(entry.term),
-                Payload::Command(bytes) => Committed::Command(bytes),
-                Payload::Configuration(_) => {
-                    Committed::Configuration(configurations.next().unwrap())
-                }
-            };
-            (entry.index, what)
-        });
-        self.machine.apply(work).unwrap();
+        apply_entries(&mut self.machine, &entries).unwrap();
     }
 
     pub(super) fn lead(&mut self) {

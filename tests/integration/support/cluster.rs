@@ -46,6 +46,11 @@ pub(crate) struct Cluster {
     _one: MutexGuard<'static, ()>,
 }
 
+/// Flags as they are typed.
+pub(crate) fn flags(typed: &str) -> Vec<String> {
+    typed.split_whitespace().map(str::to_owned).collect()
+}
+
 /// Ports that nobody uses at this moment, ascending.
 pub(crate) fn free_ports(count: usize) -> Vec<u16> {
     let listen = |_| TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -9,6 +9,9 @@ pub(crate) mod native;
 pub(crate) mod strace;
 pub(crate) mod text;
 
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +30,23 @@ pub(crate) fn wait_for<T>(what: &str, mut happened: impl FnMut() -> Option<T>) -
         assert!(begun.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain: {what}");
         thread::sleep(LOOK_EVERY);
     }
+}
+
+/// All files below a directory.
+pub(crate) fn contents(top: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![top.to_path_buf()];
+    while let Some(dir) = open.pop() {
+        for entry in fs::read_dir(&dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.insert(path.clone(), fs::read(&path).expect("a file"));
+            }
+        }
+    }
+    found
 }
 
 /// Numbers from a seed (xorshift64*).
