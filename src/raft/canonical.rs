@@ -21,9 +21,9 @@ use super::log::Log;
 use super::progress::{Progress, ProgressState};
 use super::reads::{ReadRequest, Round};
 use super::types::{
-    AppendResult, Body, Configuration, Entry, HardState, Index, Message, NodeId, Payload, Persist,
+    AppendResult, Body, Entry, HardState, Index, Message, NodeId, Payload, Persist,
 };
-use super::{LogRead, ReadAnswer};
+use super::{Configuration, LogRead, ReadAnswer};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The moment at which every explored core is, in microseconds. Any would do.
@@ -180,7 +180,7 @@ impl Raft {
         } = self;
         let since = |seq: u64| seq.saturating_sub(*durable_seq);
         words.extend([names.of(options.id), hard.term, names.of_vote(hard.vote)]);
-        log_words(log, since, words);
+        log_words(log, names, since, words);
         role_words(role, names, words);
         words.extend([*commit, *handed, *applied, applying.len() as u64]);
         words.extend(applying.iter().flat_map(|&(index, bytes)| [index, bytes as u64]));
@@ -213,7 +213,7 @@ impl Raft {
     }
 }
 
-fn log_words(log: &Log, since: impl Fn(u64) -> u64, words: &mut Vec<u64>) {
+fn log_words(log: &Log, names: Names<'_>, since: impl Fn(u64) -> u64, words: &mut Vec<u64>) {
     let Log {
         base,
         base_term,
@@ -233,7 +233,7 @@ fn log_words(log: &Log, since: impl Fn(u64) -> u64, words: &mut Vec<u64>) {
     words.extend(runs.iter().flat_map(|&(first, term)| [first, term]));
     words.extend([cache.len() as u64, *cache_bytes as u64]);
     for entry in cache {
-        entry_words(entry, words);
+        entry_words(entry, names, words);
     }
     words.push(configurations.len() as u64);
     words.extend(configurations.iter().map(|c| c.0));
@@ -369,7 +369,7 @@ pub(crate) fn message_words(message: &Message, names: Names<'_>, words: &mut Vec
         Body::AppendEntries { prev_index, prev_term, commit, round, entries } => {
             words.extend([4, *prev_index, *prev_term, *commit, *round, entries.len() as u64]);
             for entry in entries {
-                entry_words(entry, words);
+                entry_words(entry, names, words);
             }
         }
         Body::AppendResponse { result: AppendResult::Matched { index }, round } => {
@@ -395,7 +395,7 @@ pub(crate) fn message_words(message: &Message, names: Names<'_>, words: &mut Vec
 }
 
 /// An entry.
-pub(crate) fn entry_words(entry: &Entry, words: &mut Vec<u64>) {
+pub(crate) fn entry_words(entry: &Entry, names: Names<'_>, words: &mut Vec<u64>) {
     let Entry { index, term, payload } = entry;
     words.extend([*index, *term]);
     match payload {
@@ -406,15 +406,19 @@ pub(crate) fn entry_words(entry: &Entry, words: &mut Vec<u64>) {
         }
         Payload::Configuration(c) => {
             words.push(2);
-            // Members keep their names here: nothing that is explored changes who they are.
-            configuration_words(c, Names(&[]), words);
+            configuration_words(c, names, words);
         }
     }
 }
 
 fn configuration_words(c: &Configuration, names: Names<'_>, words: &mut Vec<u64>) {
-    let Configuration { cluster, members: _, voters, outgoing, learners } = c;
-    words.push(*cluster);
+    // Members are who votes, learns or is left.
+    let Configuration { cluster, members: _, voters, outgoing, learners, replaces, last_id } = c;
+    words.extend([*cluster, *last_id]);
+    let replaces: BTreeSet<[u64; 2]> =
+        replaces.iter().map(|(&new, &old)| [names.of(new), names.of(old)]).collect();
+    words.push(replaces.len() as u64);
+    words.extend(replaces.into_iter().flatten());
     for set in [voters, outgoing, learners] {
         names.of_set(set, words);
     }
@@ -432,7 +436,7 @@ pub(crate) fn persist_words(persist: &Persist, names: Names<'_>, words: &mut Vec
     }
     words.push(entries.len() as u64);
     for entry in entries {
-        entry_words(entry, words);
+        entry_words(entry, names, words);
     }
 }
 

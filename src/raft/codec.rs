@@ -4,8 +4,9 @@
 //! endian. Decoding trusts nothing: every length is checked against what is there before memory is
 //! taken, and a refusal names the field.
 
-use super::types::{Configuration, Entry, Member, NodeId, Payload};
-use std::collections::BTreeSet;
+use super::types::{Entry, NodeId, Payload};
+use super::{Configuration, Member};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -129,7 +130,8 @@ pub fn take_entry(input: &mut Input<'_>) -> Result<Entry, Malformed> {
 
 fn configuration_len(c: &Configuration) -> usize {
     let members: usize = c.members.iter().map(|m| 8 + 8 + 4 + m.address.len()).sum();
-    8 + 4 + members + 3 * 4 + 8 * (c.voters.len() + c.outgoing.len() + c.learners.len())
+    let sets = c.voters.len() + c.outgoing.len() + c.learners.len();
+    8 + 4 + members + 3 * 4 + 8 * sets + 4 + 16 * c.replaces.len() + 8
 }
 
 /// Appends the configuration's byte form.
@@ -148,6 +150,12 @@ pub fn put_configuration(out: &mut Vec<u8>, c: &Configuration) {
             out.extend_from_slice(&id.to_le_bytes());
         }
     }
+    put_len(out, c.replaces.len());
+    for (new, old) in &c.replaces {
+        out.extend_from_slice(&new.to_le_bytes());
+        out.extend_from_slice(&old.to_le_bytes());
+    }
+    out.extend_from_slice(&c.last_id.to_le_bytes());
 }
 
 /// Reads one configuration and checks the invariants of its type.
@@ -175,10 +183,16 @@ pub fn take_configuration(input: &mut Input<'_>) -> Result<Configuration, Malfor
         }
     }
     let [voters, outgoing, learners] = sets;
-    if voters.is_empty() || !voters.is_disjoint(&learners) {
-        return Err(Malformed("voter set"));
+    let mut replaces = BTreeMap::new();
+    for _ in 0..input.u32("replacement count")? {
+        let new = input.u64("replacement")?;
+        if replaces.insert(new, input.u64("replaced member")?).is_some() {
+            return Err(Malformed("replacement"));
+        }
     }
-    Ok(Configuration { cluster, members, voters, outgoing, learners })
+    let last_id = input.u64("greatest member id")?;
+    let c = Configuration { cluster, members, voters, outgoing, learners, replaces, last_id };
+    if c.is_valid() { Ok(c) } else { Err(Malformed("member sets")) }
 }
 
 fn put_len(out: &mut Vec<u8>, len: usize) {

@@ -9,10 +9,8 @@ use super::leader::Leader;
 use super::log::{Log, RestoredLog};
 use super::reads::ReadRequest;
 use super::snapshot::Offer;
-use super::types::{
-    Body, Configuration, HardState, Index, Message, NodeId, Payload, Persist, Term,
-};
-use super::{Options, ReadAnswer, ReadId, Ready, Rng};
+use super::types::{Body, HardState, Index, Message, NodeId, Payload, Persist, Term};
+use super::{Configuration, Options, ReadAnswer, ReadId, Ready, Rng};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -209,6 +207,12 @@ impl Raft {
         self.log.configuration()
     }
 
+    /// The configuration in force at the log's beginning and every later one in it, with the index
+    /// of its entry.
+    pub fn configurations(&self) -> &[(Index, Arc<Configuration>)] {
+        self.log.configurations()
+    }
+
     /// When [`Raft::tick`] must be called next, on the clock that `now_us` reads.
     pub fn next_tick_us(&self) -> u64 {
         match &self.role {
@@ -232,7 +236,7 @@ impl Raft {
         self.retry_forwarded_reads();
         if self.now_us >= self.election_at_us {
             self.reset_election_timer();
-            if self.log.configuration().is_voter(self.options.id) && !self.disk_stalls() {
+            if self.may_campaign() && !self.disk_stalls() {
                 self.become_pre_candidate();
             }
         }
@@ -397,6 +401,7 @@ impl Raft {
 
     /// What there is to do. Its fields say what must be durable before which may be acted on.
     pub fn ready(&mut self) -> Ready {
+        self.settle_configuration();
         if let Role::Leader(_) = self.role {
             self.start_read_round();
             self.replicate();
@@ -652,7 +657,7 @@ impl Raft {
     /// Leadership is handed to this node (thesis 3.10).
     fn on_timeout_now(&mut self, from: NodeId) {
         let from_leader = matches!(self.role, Role::Follower { leader: Some(l) } if l == from);
-        if from_leader && self.log.configuration().is_voter(self.options.id) {
+        if from_leader && self.may_campaign() {
             self.become_candidate(true);
         }
     }

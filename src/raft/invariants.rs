@@ -77,6 +77,16 @@ fn check_state(raft: &Raft) -> Result<(), String> {
             "no-op is of the leader's term",
             raft,
         )?;
+        // What the leader changed itself; of what it found the one before may be committed unknown
+        // to it.
+        if let [.., (before, old), (newest, new)] = raft.configurations()
+            && *newest > leader.term_start
+        {
+            ensure(*before <= raft.commit, "one change at a time", raft)?;
+            let knows = leader.term_start <= raft.commit;
+            ensure(old.overlaps(new), "consecutive majorities intersect", raft)?;
+            ensure(knows, "no change before the leader has committed in its term", raft)?;
+        }
         for progress in leader.progress.values() {
             progress.assert_invariants();
             ensure(progress.match_index <= last, "match <= last", raft)?;

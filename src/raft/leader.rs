@@ -3,7 +3,7 @@
 use super::core::{Raft, Role};
 use super::progress::{Progress, ProgressState};
 use super::reads::{ReadRequest, Round};
-use super::types::{AppendResult, Body, Configuration, Entry, Index, Message, NodeId, Payload};
+use super::types::{AppendResult, Body, Entry, Index, Message, NodeId, Payload};
 use super::{LogRead, NotProposed, PeerProgress};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -88,43 +88,9 @@ impl Raft {
         }
     }
 
-    /// Proposes a configuration with the same voters and learners: new addresses or identities.
-    /// One change at a time, and only after the leader has committed in its own term (the bug of
-    /// single-server changes found in 2015). Changes of voters need joint consensus.
-    pub fn propose_configuration(&mut self, next: Configuration) -> Result<Index, NotProposed> {
-        self.may_propose()?;
-        let now = self.log.configuration();
-        let start = self.leader_state().map_or(Index::MAX, |leader| leader.term_start);
-        if self.commit < start || self.commit < self.log.configuration_index() {
-            return Err(NotProposed::ChangeOpen);
-        }
-        if now.voters != next.voters
-            || now.outgoing != next.outgoing
-            || now.learners != next.learners
-        {
-            return Err(NotProposed::VotersDiffer);
-        }
-        self.append_as_leader(Payload::Configuration(Arc::new(next)));
-        self.reconfigure_leader();
-        Ok(self.log.last_index())
-    }
-
     pub(super) fn append_as_leader(&mut self, payload: Payload) {
         let index = self.log.last_index() + 1;
         self.log.append(Entry { index, term: self.hard.term, payload });
-    }
-
-    /// Makes the set of followers that are sent to that of the configuration in force.
-    pub(super) fn reconfigure_leader(&mut self) {
-        let configuration = Arc::clone(self.log.configuration());
-        let (id, next, now_us) = (self.options.id, self.log.last_index() + 1, self.now_us);
-        if let Role::Leader(leader) = &mut self.role {
-            let next = next.min(leader.term_start);
-            leader.progress.retain(|&peer, _| configuration.member(peer).is_some());
-            for member in configuration.members.iter().filter(|m| m.id != id) {
-                leader.progress.entry(member.id).or_insert_with(|| Progress::new(next, now_us));
-            }
-        }
     }
 
     // ---- time ----
@@ -326,7 +292,7 @@ impl Raft {
         if to == self.options.id {
             return Ok(to);
         }
-        if !self.log.configuration().is_voter(to) {
+        if !self.log.configuration().voters.contains(&to) {
             return Err(NotProposed::NoVoter { id: to });
         }
         let progress = self.leader_state().and_then(|leader| leader.progress.get(&to));
@@ -354,9 +320,10 @@ impl Raft {
     }
 
     /// The voter that is heard and has the most, so that it is ready soonest.
-    fn best_successor(&self) -> Option<NodeId> {
+    pub(super) fn best_successor(&self) -> Option<NodeId> {
         let leader = self.leader_state()?;
-        let voters = leader.progress.iter().filter(|(id, _)| self.configuration().is_voter(**id));
+        let voters = &self.configuration().voters;
+        let voters = leader.progress.iter().filter(|(id, _)| voters.contains(id));
         let fitness = |p: &Progress| (p.match_index, p.contact_us);
         voters.filter(|(_, p)| self.reaches(p)).max_by_key(|(_, p)| fitness(p)).map(|(&id, _)| id)
     }

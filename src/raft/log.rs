@@ -11,7 +11,8 @@
 //! - `cache` is contiguous and ends at `last`; everything behind `persist_from` is in it;
 //! - `configurations` is ascending, never empty, its first element at or below `base`.
 
-use super::types::{Configuration, Entry, Index, Payload, SnapshotMark, Term};
+use super::Configuration;
+use super::types::{Entry, Index, Payload, SnapshotMark, Term};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -135,6 +136,11 @@ impl Log {
     /// Index of the entry that holds the configuration in force.
     pub(super) fn configuration_index(&self) -> Index {
         self.configurations[self.configurations.len() - 1].0
+    }
+
+    /// The configurations that matter: the one in force at `base` and those behind it, ascending.
+    pub(super) fn configurations(&self) -> &[(Index, Arc<Configuration>)] {
+        &self.configurations
     }
 
     /// Appends one entry behind the end.

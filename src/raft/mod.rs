@@ -29,20 +29,22 @@
 //! PreVote, CheckQuorum and leader stickiness; randomised timeouts, shortened when the leader's
 //! connection is seen to break; conflict hints that skip a term per round trip; a window in bytes
 //! per follower; batched ReadIndex on leader and followers; leadership transfer. Majorities are
-//! asked of each half of a joint configuration, configurations roll back with the log. Snapshots are
+//! asked of each half of a joint configuration, configurations roll back with the log; voters
+//! change by joint consensus, learners without (`membership.rs`). Snapshots are
 //! offered, and the log begins anew behind one; their data never come here (`snapshot.rs`).
-//! *Changing* voters is not here yet (the messages and states are). There is no
-//! lease: no safety property depends on a clock.
+//! There is no lease: no safety property depends on a clock.
 //!
 //! Differences from the paper are listed in docs/architecture.md.
 
 pub(crate) mod canonical;
 pub mod codec;
+mod configuration;
 mod core;
 mod follower;
 pub mod invariants;
 mod leader;
 mod log;
+mod membership;
 mod progress;
 mod reads;
 mod snapshot;
@@ -51,6 +53,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use self::configuration::{Configuration, Member};
 pub use self::core::{Raft, Restored, RoleName};
 pub use self::log::RestoredLog;
 pub use self::progress::ProgressState;
@@ -187,10 +190,10 @@ pub enum NotProposed {
     },
     /// Leadership is being handed over.
     Transferring,
-    /// A configuration is not committed yet, or nothing of this term is.
+    /// A change of the configuration is under way.
     ChangeOpen,
-    /// The change would alter who votes.
-    VotersDiffer,
+    /// Nothing of the leader's term is committed yet.
+    TooEarly,
     /// There is nobody to hand leadership to.
     NoSuccessor,
     /// Leadership cannot go to this id: it is of no voter.
@@ -211,8 +214,12 @@ impl fmt::Display for NotProposed {
             NotProposed::NotLeader { leader: Some(id) } => write!(f, "node {id} leads"),
             NotProposed::NotLeader { leader: None } => f.write_str("no leader is known"),
             NotProposed::Transferring => f.write_str("leadership is being handed over"),
-            NotProposed::ChangeOpen => f.write_str("another change is not committed yet"),
-            NotProposed::VotersDiffer => f.write_str("voters cannot be changed so"),
+            NotProposed::ChangeOpen => {
+                f.write_str("another change of the members is under way; try again when it is done")
+            }
+            NotProposed::TooEarly => {
+                f.write_str("the leader has just been elected; try again in a moment")
+            }
             NotProposed::NoSuccessor => f.write_str("no other voter is reachable that could lead"),
             NotProposed::NoVoter { id } => write!(f, "node {id} is no voter of this cluster"),
             NotProposed::Unreachable { id } => {

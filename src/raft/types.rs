@@ -4,7 +4,7 @@
 //! thesis. Every message states what must be durable at its sender before it may leave; the core
 //! holds messages back until that is so (see [`super::Ready`]).
 
-use std::collections::BTreeSet;
+use super::configuration::Configuration;
 use std::sync::Arc;
 
 /// A member's small id, unique within a cluster for ever. Zero is never a member.
@@ -87,79 +87,6 @@ pub struct SnapshotMark {
     pub term: Term,
     /// The configuration in force there.
     pub configuration: Arc<Configuration>,
-}
-
-/// One machine of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Member {
-    /// Small id, for ever.
-    pub id: NodeId,
-    /// Random number made with the data directory; zero while it is not known yet.
-    pub identity: u64,
-    /// `HOST:PORT` where peers and clients reach it: a hint that may change.
-    pub address: String,
-}
-
-/// Who belongs to the cluster and who votes.
-///
-/// Invariants: `members` is sorted by id without repeats; every id in `voters`, `outgoing` and
-/// `learners` is in `members`; `learners` and `voters` are disjoint; `voters` is not empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Configuration {
-    /// Name of the cluster, made when it was formed.
-    pub cluster: u64,
-    /// All members, sorted by id.
-    pub members: Vec<Member>,
-    /// The voters; during joint consensus those of the new configuration (C_new).
-    pub voters: BTreeSet<NodeId>,
-    /// During joint consensus the voters of the old configuration (C_old), else empty.
-    pub outgoing: BTreeSet<NodeId>,
-    /// Members that receive the log and do not vote (thesis 4.2.1).
-    pub learners: BTreeSet<NodeId>,
-}
-
-impl Configuration {
-    /// A configuration in which every member votes.
-    pub fn of_voters(cluster: u64, mut members: Vec<Member>) -> Configuration {
-        members.sort_by_key(|m| m.id);
-        members.dedup_by_key(|m| m.id);
-        let voters = members.iter().map(|m| m.id).collect();
-        Configuration { cluster, members, voters, ..Configuration::default() }
-    }
-
-    /// The member of that id.
-    pub fn member(&self, id: NodeId) -> Option<&Member> {
-        self.members.iter().find(|m| m.id == id)
-    }
-
-    /// Whether `id` votes, in either half of a joint configuration.
-    pub fn is_voter(&self, id: NodeId) -> bool {
-        self.voters.contains(&id) || self.outgoing.contains(&id)
-    }
-
-    /// Whether two majorities are asked at present (paper section 6, C_old,new).
-    pub fn is_joint(&self) -> bool {
-        !self.outgoing.is_empty()
-    }
-
-    /// Whether `has` holds for a majority of each active voter set.
-    pub fn majority(&self, has: impl Fn(NodeId) -> bool) -> bool {
-        let of = |set: &BTreeSet<NodeId>| {
-            set.is_empty() || set.iter().filter(|&&id| has(id)).count() > set.len() / 2
-        };
-        !self.voters.is_empty() && of(&self.voters) && of(&self.outgoing)
-    }
-
-    /// The largest index that a majority of each active voter set has reached.
-    pub fn majority_index(&self, reached: impl Fn(NodeId) -> Index) -> Index {
-        let of = |set: &BTreeSet<NodeId>| {
-            let mut v: Vec<Index> = set.iter().map(|&id| reached(id)).collect();
-            v.sort_unstable();
-            // With the values ascending, the one at (n-1)/2 is reached by a majority of n.
-            v.get(v.len().saturating_sub(1) / 2).copied().unwrap_or(Index::MAX)
-        };
-        if self.voters.is_empty() { 0 } else { of(&self.voters).min(of(&self.outgoing)) }
-    }
 }
 
 /// A message between two members.

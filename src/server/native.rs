@@ -498,7 +498,7 @@ fn class_of(why: NotProposed) -> Class {
         NotProposed::NotLeader { .. }
         | NotProposed::Transferring
         | NotProposed::ChangeOpen
-        | NotProposed::VotersDiffer => Class::Unavailable,
+        | NotProposed::TooEarly => Class::Unavailable,
     }
 }
 

@@ -21,7 +21,8 @@ fn any_configuration() -> impl Strategy<Value = Arc<Configuration>> {
     let set = || proptest::collection::btree_set(1..5u64, 0..4);
     (set(), set(), set()).prop_map(|(voters, outgoing, learners)| {
         let members = (1..5).map(member).collect();
-        Arc::new(Configuration { cluster: 1, members, voters, outgoing, learners })
+        let sets = Configuration { voters, outgoing, learners, ..Configuration::default() };
+        Arc::new(Configuration { cluster: 1, members, last_id: 4, ..sets })
     })
 }
 

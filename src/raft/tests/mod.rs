@@ -8,6 +8,7 @@
 //! | `replication.rs` | durability, the log writer's races, hints, windows, configurations      |
 //! | `reads.rs`       | linearizable reads on leader and followers                              |
 //! | `snapshots.rs`   | logs that forget their front, offers, installs (paper section 7)        |
+//! | `membership.rs`  | learners, joint consensus, a leader that leaves (section 6, thesis 4)   |
 //! | `hostile.rs`     | nothing a peer says trips an assertion                                  |
 //! | `random.rs`      | seeded schedules with every invariant after every step, then liveness   |
 //!
@@ -18,6 +19,7 @@ mod cluster;
 mod elections;
 mod figures;
 mod hostile;
+mod membership;
 mod paper;
 mod random;
 mod reads;

@@ -5,7 +5,7 @@
 //! `KONTIKI_SEED=N cargo test --lib raft::tests::random` runs one seed.
 
 use super::cluster::Cluster;
-use super::solo::{HEARTBEAT_US, Platter, TIMEOUT_US, voters};
+use super::solo::{HEARTBEAT_US, Platter, TIMEOUT_US, member, voters};
 use crate::raft::*;
 
 const SEEDS: u64 = 600;
@@ -27,6 +27,7 @@ struct Counts {
     reads: u64,
     transfers: u64,
     stalls: u64,
+    changes: u64,
 }
 
 struct Run {
@@ -46,6 +47,8 @@ impl Run {
     fn new(seed: u64) -> Run {
         let mut rng = Rng::new(seed);
         let n = [3, 5][rng.below(2) as usize];
+        // Who votes first; from there it changes as it likes.
+        let first = if rng.below(2) == 0 { n } else { 1 + rng.below(n) };
         // Small bounds, so that a short run reaches all of them.
         let tweak: fn(&mut Options) = match rng.below(3) {
             0 => |o| {
@@ -64,7 +67,7 @@ impl Run {
             },
             _ => |_| {},
         };
-        let platters = (1..=n).map(|id| (id, Platter::new(voters(n))));
+        let platters = (1..=n).map(|id| (id, Platter::new(voters(first))));
         let mut cluster = Cluster::of(platters, seed, tweak);
         cluster.lazy = true;
         let faults = [10, 30, 100][rng.below(3) as usize];
@@ -173,7 +176,30 @@ impl Run {
                     self.cluster.node(id).platter.applied = applied;
                 }
             }
+            993..998 => self.change(),
             _ => {}
+        }
+    }
+
+    /// Voters become any others, all at once if it so happens, and others learn.
+    fn change(&mut self) {
+        let Some(leader) = self.cluster.leader() else { return };
+        let n = self.cluster.nodes.len() as u64;
+        let now = self.cluster.raft(leader).configuration();
+        let mut target = Configuration { cluster: 1, last_id: n, ..Configuration::default() };
+        for id in 1..=n {
+            let (kept, dice) = (now.voters.contains(&id), self.rng.below(4));
+            if dice < if kept { 3 } else { 1 } {
+                target.voters.insert(id);
+            } else if dice == 3 && !kept {
+                target.learners.insert(id);
+            }
+        }
+        let stays = |id: &NodeId| target.voters.contains(id) || target.learners.contains(id);
+        target.members = (1..=n).filter(stays).map(member).collect();
+        if target.is_valid() {
+            let done = self.cluster.on(leader, |r, _| r.propose_configuration(target));
+            self.counts.changes += u64::from(matches!(done, Some(Ok(_))));
         }
     }
 
@@ -236,9 +262,13 @@ impl Run {
         }
         c.run(2 * TIMEOUT_US);
         let (term, leader) = (c.leaders.len(), c.leader().expect("it stays"));
+        assert!(c.raft(leader).is_settled(), "no change stays open");
+        let configuration = c.raft(leader).configuration();
+        let members: Vec<NodeId> = configuration.members.iter().map(|m| m.id).collect();
         c.propose(leader, "the last one").expect("a leader takes proposals");
         c.run(HEARTBEAT_US);
-        let reads: Vec<_> = c.ids().into_iter().map(|id| (id, c.read(id))).collect();
+        // Who was removed is told nothing any more.
+        let reads: Vec<_> = members.into_iter().map(|id| (id, c.read(id))).collect();
         c.run(2 * TIMEOUT_US);
         assert_eq!((c.leaders.len(), c.leader()), (term, Some(leader)), "a healthy leader stays");
         let last = c.raft(leader).last_index();
@@ -287,7 +317,7 @@ fn random_schedules_are_safe_and_end_well() {
         run_seed(seed);
         return;
     }
-    let mut sum = [0; 9];
+    let mut sum = [0; 10];
     for seed in 0..SEEDS {
         let c = run_seed(seed);
         let all = [
@@ -300,11 +330,12 @@ fn random_schedules_are_safe_and_end_well() {
             c.reads,
             c.transfers,
             c.stalls,
+            c.changes,
         ];
         sum.iter_mut().zip(all).for_each(|(sum, one)| *sum += one);
     }
-    let names =
-        "crashes, torn, partitions, elections, committed, truncated, reads, transfers, stalls";
+    let names = "crashes, torn, partitions, elections, committed, truncated, reads, transfers, stalls, \
+         changes";
     println!("{names}: {sum:?}");
-    assert!(sum.iter().all(|&count| count > SEEDS / 4), "too little happened: {names}: {sum:?}");
+    assert!(sum.iter().all(|&count| count > SEEDS / 5), "too little happened: {names}: {sum:?}");
 }

@@ -138,7 +138,7 @@ pub(super) struct Seen {
 fn chain<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<u64> {
     let mut words = Vec::new();
     let link = |entry| {
-        entry_words(entry, &mut words);
+        entry_words(entry, Names(&[]), &mut words);
         print(0, &words) as u64
     };
     entries.map(link).collect()
@@ -159,7 +159,7 @@ impl Local {
         hard_words(hard, names, words);
         words.extend([log.len() as u64, *applied, *forwards, pending.len() as u64]);
         for entry in log {
-            entry_words(entry, words);
+            entry_words(entry, names, words);
         }
         for persist in pending {
             persist_words(persist, names, words);
