@@ -120,6 +120,14 @@ impl Shell<'_> {
                 Ok(()) => Ok(self.say(b"OK", || Json::Object(vec![("ok", true.into())]))?),
                 Err(error) => Err(error.into()),
             },
+            LineCommand::Join { address } => match self.client.join(&address, 0) {
+                Ok(joined) => Ok(self.changed(joined.id)?),
+                Err(error) => Err(error.into()),
+            },
+            LineCommand::ChangeMembers(call) => match self.client.change_members(call) {
+                Ok(id) => Ok(self.changed(id)?),
+                Err(error) => Err(error.into()),
+            },
             LineCommand::Compact => self.compact()?,
             LineCommand::Backup { file } => self.backup(&file)?,
             LineCommand::Ping => match self.client.ping() {
@@ -284,6 +292,12 @@ impl Shell<'_> {
             }
             Err(error) => Ok(Err(error.into())),
         }
+    }
+
+    /// The members are changed; this is the one it was about.
+    fn changed(&mut self, id: u64) -> io::Result<Exit> {
+        let json = || Json::Object(vec![("ok", true.into()), ("id", id.into())]);
+        self.say(format!("OK {id}").as_bytes(), json)
     }
 
     fn members(&mut self) -> io::Result<Result<Exit, Failed>> {

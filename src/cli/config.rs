@@ -57,6 +57,8 @@ pub struct ServeConfig {
     pub advertise: Address,
     /// The first members, sorted by host and port; empty when the node forms a cluster of one.
     pub peers: Vec<Address>,
+    /// A running cluster that is to take the node in; empty when none is.
+    pub join: Vec<Address>,
     /// A backup that a new cluster begins from.
     pub restore: Option<PathBuf>,
     /// File with the shared token.
@@ -293,6 +295,7 @@ pub fn resolve(
         advertise: settings.optional("advertise", Address::from_str)?.unwrap_or(listen.clone()),
         listen,
         peers: settings.optional("peers", peers)?.unwrap_or_default(),
+        join: settings.optional("join", parse_addresses)?.unwrap_or_default(),
         restore: settings.optional("restore", path)?,
         token_file: settings.optional("token-file", path)?,
         heartbeat_ms: settings.required("heartbeat-ms", milliseconds)?,
@@ -386,6 +389,17 @@ impl Settings<'_> {
                 &["advertise", "listen"],
                 format!("nobody can connect to {}: name an address with --advertise", c.advertise),
             ));
+        }
+        let alone = [("peers", !c.peers.is_empty()), ("restore", c.restore.is_some())];
+        if let Some((other, _)) = alone.into_iter().find(|(_, set)| *set && !c.join.is_empty()) {
+            let why = format!(
+                "a node that joins a running cluster does not begin one: leave out --join or --{other}"
+            );
+            return Err(self.bad(&["join"], why));
+        }
+        if c.join.contains(&c.advertise) {
+            let why = format!("{} is this node itself; name nodes that run", c.advertise);
+            return Err(self.bad(&["join"], why));
         }
         if !c.peers.is_empty() && !c.peers.contains(&c.advertise) {
             let list: Vec<String> = c.peers.iter().map(Address::to_string).collect();

@@ -3,10 +3,11 @@
 //! One table names every command; the errors and the help text follow from it. What a command
 //! does, and how its answer is printed, is not known here.
 
-use super::config::parse_size;
+use super::config::{Address, parse_size};
 use super::nearest;
 use super::words::{self, WordError};
 use crate::kv::{Range, Revision, Test};
+use crate::wire::client::Call;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -72,6 +73,13 @@ pub enum LineCommand {
         /// The member's id.
         to: Option<u64>,
     },
+    /// Take a node in.
+    Join {
+        /// Where it is reached.
+        address: String,
+    },
+    /// Another change of the members.
+    ChangeMembers(Call),
     /// Flush every member's store and drop the log in front of that.
     Compact,
     /// Write everything to a file that `serve --restore` takes.
@@ -115,6 +123,7 @@ pub const COMMANDS: &[Usage] = &[
     Usage { name: "status", words: "", help: "one row per member" },
     Usage { name: "members", words: "", help: "who belongs to the cluster" },
     Usage { name: "transfer", words: "[ID]", help: "hand leadership over" },
+    Usage { name: "member", words: "join ADDR | promote ID [--force] | remove ID [--force] | replace ID ADDR", help: "change who belongs to the cluster, one at a time" },
     Usage { name: "compact", words: "", help: "flush every member's store and drop the log in front of that" },
     Usage { name: "backup", words: "FILE", help: "write a consistent cut of everything to a new file, for serve --restore" },
     Usage { name: "ping", words: "", help: "ask whether the cluster answers" },
@@ -223,6 +232,7 @@ pub fn parse(words: &[Vec<u8>]) -> Result<LineCommand, LineError> {
         "status" => LineCommand::Status,
         "members" => LineCommand::Members,
         "transfer" => LineCommand::Transfer { to: rest.member()? },
+        "member" => rest.change()?,
         "compact" => LineCommand::Compact,
         "backup" => LineCommand::Backup { file: rest.path()? },
         "ping" => LineCommand::Ping,
@@ -348,7 +358,43 @@ impl Rest<'_> {
         if self.words.is_empty() {
             return Ok(None);
         }
-        self.parsed("ID", "a member's id", |t| t.parse().ok().filter(|&id| id > 0)).map(Some)
+        self.id().map(Some)
+    }
+
+    fn change(&mut self) -> Result<LineCommand, LineError> {
+        let what = self.next("join, promote, remove or replace")?;
+        let call = match what.to_ascii_lowercase().as_slice() {
+            b"join" => return Ok(LineCommand::Join { address: self.address()? }),
+            b"promote" => Call::Promote { id: self.id()?, force: self.force()? },
+            b"remove" => Call::Remove { id: self.id()?, force: self.force()? },
+            b"replace" => Call::Replace { old: self.id()?, address: self.address()? },
+            other => {
+                let shown = words::escape(other);
+                let why = format!("'{shown}' is not one of join, promote, remove, replace");
+                return Err(self.wrong(why));
+            }
+        };
+        Ok(LineCommand::ChangeMembers(call))
+    }
+
+    fn id(&mut self) -> Result<u64, LineError> {
+        self.parsed("ID", "a member's id", |t| t.parse().ok().filter(|&id| id > 0))
+    }
+
+    fn address(&mut self) -> Result<String, LineError> {
+        let parse = |t: &str| t.parse::<Address>().ok().map(|address| address.to_string());
+        self.parsed("ADDR", "an address HOST:PORT", parse)
+    }
+
+    fn force(&mut self) -> Result<bool, LineError> {
+        match self.words {
+            [] => Ok(false),
+            [word] if word == b"--force" => {
+                self.words = &[];
+                Ok(true)
+            }
+            [other, ..] => Err(self.wrong(format!("'{}' is not --force", words::escape(other)))),
+        }
     }
 
     /// A path; it must be UTF-8, which every system can name a file by.

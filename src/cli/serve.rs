@@ -50,6 +50,7 @@ fn options_of(config: &ServeConfig) -> Result<ServerOptions, String> {
         listen: config.listen.to_string(),
         advertise: config.advertise.to_string(),
         peers: config.peers.iter().map(ToString::to_string).collect(),
+        join: config.join.iter().map(ToString::to_string).collect(),
         restore: config.restore.clone(),
         token,
         heartbeat_ms: config.heartbeat_ms,

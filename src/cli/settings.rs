@@ -32,6 +32,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "listen", value: "HOST:PORT", default: "127.0.0.1:7101", help: "where clients and peers are served; beyond loopback only with --token-file" },
     Setting { name: "advertise", value: "HOST:PORT", default: "", help: "where others reach this node; without it, the address of --listen" },
     Setting { name: "peers", value: "A,B,C", default: "", help: "the addresses of all first members, this node's among them; without it, a cluster of one" },
+    Setting { name: "join", value: "A[,B..]", default: "", help: "addresses of a running cluster that is to take this node in" },
     Setting { name: "restore", value: "FILE", default: "", help: "a new cluster begins from this backup; with --peers, every member from the same file" },
     Setting { name: "token-file", value: "FILE", default: "", help: "file with the token that clients and peers must show" },
     Setting { name: "heartbeat-ms", value: "N", default: "100", help: "milliseconds between a leader's heartbeats" },

@@ -8,7 +8,7 @@ use super::error::{Cause, Error};
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use crate::wire::client::{Class, Request, Response, put_request, take_response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{Hello, PROTOCOL_VERSION, Role, Welcome, put_hello, take_answer};
+use crate::wire::handshake::{Hello, PROTOCOL_VERSIONS, Role, Welcome, put_hello, take_answer};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
@@ -93,8 +93,8 @@ impl Connection {
             },
         };
         let hello = Hello {
-            version_min: PROTOCOL_VERSION,
-            version_max: PROTOCOL_VERSION,
+            version_min: PROTOCOL_VERSIONS.0,
+            version_max: PROTOCOL_VERSIONS.1,
             role: Role::Client,
             cluster,
             from: 0,
@@ -103,6 +103,8 @@ impl Connection {
             to_identity: 0,
             address: String::new(),
             token: token.to_vec(),
+            term: 0,
+            last_index: 0,
         };
         put_hello(&mut connection.out, &hello);
         connection.shake_hands(until).map_err(|e| Error { class: surely(e.class), ..e })?;

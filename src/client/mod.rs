@@ -21,7 +21,7 @@ pub use error::{Cause, Error};
 
 use crate::kv::{Found, Op, OpResult, Outcome, Page, Query, Range, Reply, Revision, Write};
 use crate::wire::client::{
-    Answer, Call, Class, Consistency, Failure, MemberInfo, NO_REQUEST, NodeStatus, Request,
+    Answer, Call, Class, Consistency, Failure, Joined, MemberInfo, NO_REQUEST, NodeStatus, Request,
 };
 use backoff::Backoff;
 use std::fmt;
@@ -339,6 +339,29 @@ impl Client {
         match self.ask(Call::Transfer { to }, false)? {
             Answer::Ok => Ok(()),
             _ => Err(self.unexpected(Class::Unknown, "to a transfer")),
+        }
+    }
+
+    /// Asks the cluster to take in the node at `address`, whose identity this is, or 0 when somebody
+    /// else asks for it. Asking again is harmless.
+    ///
+    /// # Errors
+    /// Class `Invalid` when it is refused for good; any other.
+    pub fn join(&mut self, address: &str, identity: u64) -> Result<Joined, Error> {
+        match self.ask(Call::Join { address: address.to_string(), identity }, true)? {
+            Answer::Joined(joined) => Ok(joined),
+            _ => Err(self.unexpected(Class::Unknown, "to a join")),
+        }
+    }
+
+    /// Changes the members by one of the other calls for that; the member that it was about.
+    ///
+    /// # Errors
+    /// Class `Unknown` when it may have happened, or may yet.
+    pub fn change_members(&mut self, call: Call) -> Result<u64, Error> {
+        match self.ask(call, false)? {
+            Answer::Changed { id } => Ok(id),
+            _ => Err(self.unexpected(Class::Unknown, "to a change of the members")),
         }
     }
 

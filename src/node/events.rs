@@ -1,6 +1,7 @@
 //! What goes into a replica and what comes out: inputs, effects, and what is worth waking for.
 
 use super::digests::Difference;
+use super::promises::Promise;
 use super::words::{Answer, Forward, ReplyTo, Request, Verdict};
 use crate::raft::{
     Committed, Configuration, Index, LogRead, Message, NodeId, Offer, Persist, RoleName,
@@ -41,12 +42,23 @@ pub enum Input<C> {
         /// This node's number for it.
         id: u64,
     },
-    /// A connection with a peer was made and its identity is known.
+    /// A connection to a peer was made and its identity is known.
     PeerConnected {
         /// The peer.
         node: NodeId,
         /// Its identity.
         identity: u64,
+    },
+    /// A peer has made a connection to this node. It comes before anything that the peer sends on it.
+    PeerDialed {
+        /// The peer.
+        node: NodeId,
+        /// Its identity.
+        identity: u64,
+        /// Where it says that it is reached.
+        address: String,
+        /// How far it says it is: not behind anything it sent before.
+        promise: Promise,
     },
     /// A connection with a peer was closed, whichever of the two. Answers to forwards come by the
     /// peer's own connection: when that breaks they may be lost, and whoever waits is told that the
@@ -127,6 +139,9 @@ pub struct Effects<C> {
     pub digest: Option<(Index, u32)>,
     /// Replicas differ, which must never be: for a person to hear of.
     pub difference: Option<Difference>,
+    /// A peer has come back with less than it had promised, once told: with an old copy of its disk.
+    /// It gets nothing any more, and what it sends is dropped.
+    pub aside: Vec<(NodeId, Promise)>,
     /// For whoever waits.
     pub answers: Vec<(ReplyTo<C>, Answer)>,
     /// The configuration in force, when it changed.
@@ -149,6 +164,7 @@ impl<C> Default for Effects<C> {
             forwards: Vec::new(),
             digest: None,
             difference: None,
+            aside: Vec::new(),
             answers: Vec::new(),
             configuration: None,
             role: None,

@@ -22,6 +22,8 @@ mod digests;
 mod events;
 mod flushes;
 mod link;
+mod membership;
+mod promises;
 mod replica;
 mod snapshot;
 mod verify;
@@ -35,6 +37,8 @@ pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restore
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
+pub use membership::{Change, ChangeRefused, MEMBERS_MAX};
+pub use promises::Promise;
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
 pub use snapshot::{Ask, Fetch, Next, Source, Told};
 pub use verify::{Report, Totals, check_identity, verify};

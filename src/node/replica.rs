@@ -19,6 +19,8 @@ use super::compaction::Compaction;
 use super::digests::{Difference, Digests};
 use super::events::{Apply, Effects, Input, Wants};
 use super::flushes::{Flushes, Flushing};
+use super::membership::Membership;
+use super::promises::{Promise, Promises};
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
 use crate::kv::codec::CommandRef;
 use crate::raft::{
@@ -37,6 +39,8 @@ pub struct ReplicaOptions {
     pub batch_bytes_max: usize,
     /// Random identity of this node's data directory.
     pub identity: u64,
+    /// `HOST:PORT` under which the others reach this node.
+    pub address: String,
     /// Bytes of log beyond which its front goes (`--wal-limit`).
     pub wal_limit_bytes: u64,
 }
@@ -87,7 +91,10 @@ pub struct Replica<C> {
     next_read: ReadId,
     /// Reads that wait until an index is applied.
     applying_reads: Vec<(Index, Reading<C>)>,
-    identities: BTreeMap<NodeId, u64>,
+    membership: Membership<C>,
+    promises: Promises,
+    /// To be told with the next effects.
+    aside: Vec<(NodeId, Promise)>,
     told_configuration: Option<Arc<Configuration>>,
     told_role: Option<(Term, RoleName, Option<NodeId>)>,
     answers: Vec<(ReplyTo<C>, Answer)>,
@@ -131,7 +138,8 @@ fn weight(command: &[u8]) -> usize {
 impl<C: Clone> Replica<C> {
     /// A replica around a core.
     pub fn new(raft: Raft, options: ReplicaOptions) -> Replica<C> {
-        let identities = BTreeMap::from([(raft.id(), options.identity)]);
+        let address = Some(options.address.clone());
+        let membership = Membership::new(raft.id(), options.identity, address);
         let next_forward = raft.seed();
         let compaction = Compaction::new(options.wal_limit_bytes);
         Replica {
@@ -149,7 +157,9 @@ impl<C: Clone> Replica<C> {
             read_pause: None,
             next_read: 1,
             applying_reads: Vec::new(),
-            identities,
+            membership,
+            promises: Promises::default(),
+            aside: Vec::new(),
             told_configuration: None,
             told_role: None,
             answers: Vec::new(),
@@ -184,6 +194,7 @@ impl<C: Clone> Replica<C> {
             && self.reading.is_empty()
             && self.unasked.is_empty()
             && self.flushes.is_empty()
+            && !self.membership.is_waited_for()
             && self.repairing.is_none()
             && self.applying_reads.is_empty());
         let tick = self.raft.next_tick_us();
@@ -216,7 +227,11 @@ impl<C: Clone> Replica<C> {
                     self.request(reply_to, deadline_us, what, now_us);
                 }
             }
-            Input::Peer(message) => self.raft.step(message, now_us),
+            Input::Peer(message) if self.promises.trusts(message.from) => {
+                self.promises.heard(&message);
+                self.raft.step(message, now_us);
+            }
+            Input::Peer(_) => {}
             Input::Forwarded { from, forward } => self.on_forwarded(from, forward, now_us),
             Input::ForwardAnswered { from, id, verdict } => {
                 if self.forwarded.get(&id).is_some_and(|(leader, _)| *leader == from) {
@@ -227,11 +242,14 @@ impl<C: Clone> Replica<C> {
                 self.on_forward_answered(id, Verdict::NotApplied(Refusal::NotLeader));
             }
             Input::PeerConnected { node, identity } => {
-                // Zero stands for "not known": bound, it would be bound again and again.
-                if identity != 0 {
-                    self.identities.insert(node, identity);
-                }
+                self.membership.met(node, identity, None);
                 self.raft.peer_connected(node, now_us);
+            }
+            Input::PeerDialed { node, identity, address, promise } => {
+                match self.promises.met(node, identity, promise) {
+                    Some(remembered) => self.aside.push((node, remembered)),
+                    None => self.membership.met(node, identity, Some(address)),
+                }
             }
             Input::PeerLost { node } => {
                 self.raft.peer_lost(node, now_us);
@@ -318,6 +336,11 @@ impl<C: Clone> Replica<C> {
                 let result = self.raft.transfer(to, now_us);
                 self.answers.push((reply_to, Answer::Transfer(result)));
             }
+            Request::Change(change) => {
+                let raft = &mut self.raft;
+                let asked = self.membership.ask(raft, reply_to, deadline_us, &change, now_us);
+                self.answers.extend(asked);
+            }
             Request::Flush { cut } => {
                 let index = self.raft.applied_index();
                 self.flush = true;
@@ -331,11 +354,14 @@ impl<C: Clone> Replica<C> {
         let mut effects = Effects::default();
         self.begin_writes(&mut effects.forwards);
         self.begin_reads();
-        self.bind_identities();
+        self.membership.turn(&mut self.raft, self.now_us, &mut self.answers);
         let ready = self.raft.ready();
+        self.promises.committed(&self.raft);
         effects.persist = ready.persist;
         effects.messages = ready.messages;
+        effects.messages.retain(|message| self.promises.trusts(message.to));
         effects.from_log = ready.from_log;
+        effects.from_log.retain(|read| self.promises.trusts(read.message.to));
         for answer in ready.reads {
             if let Some(reading) = self.reading.remove(&answer.id) {
                 match answer.index {
@@ -353,6 +379,7 @@ impl<C: Clone> Replica<C> {
         effects.offer = ready.offer;
         effects.digest = self.digest.take();
         effects.difference = self.difference.take();
+        effects.aside = std::mem::take(&mut self.aside);
         effects.repair = self.repairing.as_mut().is_some_and(std::mem::take);
         effects.flush = std::mem::take(&mut self.flush);
         effects.compact = self.serve_flushed();
@@ -620,6 +647,7 @@ impl<C: Clone> Replica<C> {
         self.unasked.retain(&mut read_late);
         self.applying_reads.retain(|(_, reading)| read_late(reading));
         self.flushes.expire(now_us, answers);
+        self.membership.expire(now_us, answers);
         let late: Vec<u64> = self
             .forwarded
             .iter()
@@ -632,29 +660,7 @@ impl<C: Clone> Replica<C> {
         }
     }
 
-    // ---- membership and status ----
-
-    /// A leader writes down the identities it has learned of members that were named by address
-    /// only, so that a wiped disk is recognised for ever after.
-    fn bind_identities(&mut self) {
-        if !self.raft.leads_and_knows() {
-            return;
-        }
-        let now = self.raft.configuration();
-        let unbound =
-            |id: NodeId, identity: u64| identity == 0 && self.identities.contains_key(&id);
-        if !now.members.iter().any(|m| unbound(m.id, m.identity)) {
-            return;
-        }
-        let mut next = Configuration::clone(now);
-        for member in &mut next.members {
-            if member.identity == 0 {
-                member.identity = self.identities.get(&member.id).copied().unwrap_or(0);
-            }
-        }
-        // Refused while another change is open: tried again with the next effects.
-        let _ = self.raft.propose_configuration(next);
-    }
+    // ---- status ----
 
     /// What this node knows.
     pub fn status(&self) -> Status {

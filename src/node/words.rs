@@ -1,5 +1,6 @@
 //! The words that the components of a node use among themselves.
 
+use super::membership::{Change, ChangeRefused};
 use crate::kv::Outcome;
 use crate::raft::{Configuration, Index, NodeId, PeerProgress, RoleName, Term};
 use std::fmt;
@@ -98,6 +99,8 @@ pub enum Request {
     Status,
     /// Hand leadership over, to anybody or to one node.
     Transfer(Option<NodeId>),
+    /// Change who belongs to the cluster.
+    Change(Change),
     /// Make everything durable in the store that is applied here now.
     Flush {
         /// Then drop the log in front of that, whoever still wanted it.
@@ -116,6 +119,8 @@ pub enum Answer {
     Status(Box<Status>),
     /// To [`Request::Transfer`]: who takes over, or why nobody does.
     Transfer(Result<NodeId, crate::raft::NotProposed>),
+    /// To [`Request::Change`], once it is complete: the member it is about, or why not.
+    Changed(Result<NodeId, ChangeRefused>),
     /// To [`Request::Flush`]: up to which index the store holds everything durably, or why that
     /// is not so in time.
     Flushed(Result<Index, Refusal>),

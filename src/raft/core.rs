@@ -143,6 +143,11 @@ impl Raft {
         self.options.id
     }
 
+    /// What it was made with.
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
     /// The seed it was given, which differs between the lives of a node.
     pub fn seed(&self) -> u64 {
         self.options.seed

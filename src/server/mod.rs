@@ -21,10 +21,12 @@ mod backup;
 mod connection;
 mod http;
 mod inbox;
+mod join;
 mod listener;
 mod log_writer;
 pub mod logging;
 mod mailbox;
+mod members;
 mod metrics;
 mod native;
 mod peers;
@@ -41,12 +43,13 @@ pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::Work;
-use crate::raft::{Configuration, NodeId};
+use crate::node::{Promise, Work};
+use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::LogReader;
 use std::collections::BTreeMap;
+use std::net::TcpStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -58,6 +61,8 @@ pub struct ClientHandle(Arc<mailbox::Mailbox>);
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) id: NodeId,
+    /// The members that the cluster was formed of.
+    pub(crate) first: Vec<Member>,
     pub(crate) identity: u64,
     pub(crate) cluster: u64,
     pub(crate) address: String,
@@ -70,9 +75,16 @@ pub(crate) struct Shared {
     pub(crate) raft: inbox::RaftInbox,
     pub(crate) configuration: RwLock<Arc<Configuration>>,
     pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
-    /// Number of the latest inbound connection of each peer: only its end means anything.
-    pub(crate) inbound: Mutex<BTreeMap<NodeId, u64>>,
+    /// Number of the latest inbound connection of each peer, as only its end means anything; and, as
+    /// long as it is open, a handle to close it by.
+    pub(crate) inbound: Mutex<BTreeMap<NodeId, (u64, Option<TcpStream>)>>,
     pub(crate) leader: AtomicU64,
+    /// Term and last index of the log: never behind what this node has promised.
+    pub(crate) promise: (AtomicU64, AtomicU64),
+    /// The configuration in force is committed.
+    pub(crate) settled: AtomicBool,
+    /// Peers with old copies of their disks: their identity, and what they are told.
+    pub(crate) aside: Mutex<BTreeMap<NodeId, (u64, String)>>,
     pub(crate) connections: AtomicUsize,
     pub(crate) log_bytes: AtomicU64,
     pub(crate) disk: Arc<dyn Disk>,
@@ -93,6 +105,19 @@ impl Shared {
     /// The configuration in force.
     pub(crate) fn configuration(&self) -> Arc<Configuration> {
         Arc::clone(&self.configuration.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// How far this node is.
+    pub(crate) fn promise(&self) -> Promise {
+        let (term, index) = &self.promise;
+        Promise { term: term.load(Ordering::Acquire), index: index.load(Ordering::Acquire) }
+    }
+
+    /// Why a peer (of that identity, if it is known) is set aside, if it is.
+    pub(crate) fn is_aside(&self, peer: NodeId, identity: Option<u64>) -> Option<String> {
+        let aside = lock(&self.aside);
+        let (of, why) = aside.get(&peer)?;
+        identity.is_none_or(|identity| identity == *of).then(|| why.clone())
     }
 }
 

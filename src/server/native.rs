@@ -6,14 +6,14 @@ use super::logging::{debug, info, warning};
 use super::peers::Outgoing;
 use super::pulse::SILENCE_MAX;
 use super::sockets::{ClientInput, NO_ROOM, is_timeout, read, read_by, write_patiently};
-use super::{ClientHandle, Shared, lock, snapshots};
+use super::{ClientHandle, Shared, lock, members, snapshots};
 use crate::kv::bytes::Input as KvInput;
 use crate::kv::codec::take_outcome;
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::kv::{Command, Op, Outcome, Piece, Query};
-use crate::node::{Answer, Forward, Input, Refusal, Request, Status, Verdict};
-use crate::raft::{NodeId, NotProposed, RoleName};
+use crate::node::{Answer, Forward, Input, Promise, Refusal, Request, Status, Verdict};
+use crate::raft::{Configuration, NodeId, NotProposed, RoleName};
 use crate::wire::client::{
     self, Answer as Reply, Call, Class, Consistency, Failure, MemberInfo, MemberRole, Members,
     NO_REQUEST, NodeStatus, PeerStatus, Response,
@@ -93,10 +93,11 @@ pub(crate) fn serve(
         let reject = Reject { code: RejectCode::TooManyConnections, message: shared.full() };
         return send_reject(stream, &reject);
     }
-    if hello.role.is_node() && configuration.member(hello.from).is_none() {
-        let message = format!("node {} is no member of the cluster", hello.from);
-        log_refused(shared, stream, Some(&hello), &message);
-        return send_reject(stream, &Reject { code: RejectCode::WrongNode, message });
+    if hello.role.is_node()
+        && let Some(reject) = no_member(shared, &configuration, &hello)
+    {
+        log_refused(shared, stream, Some(&hello), &reject.message);
+        return send_reject(stream, &reject);
     }
     let leader = shared.leader.load(Ordering::Relaxed);
     let leader_address = configuration.member(leader).map(|m| m.address.clone());
@@ -120,9 +121,25 @@ pub(crate) fn serve(
         Role::Peer => {
             stream.set_read_timeout(Some(SILENCE_MAX))?;
             reader.set_limit(PEER_FRAME_MAX);
-            serve_peer(stream, reader, hello.from, shared)
+            serve_peer(stream, reader, hello, shared)
         }
     }
+}
+
+/// Why a node that dials is not let in, whatever its handshake says.
+fn no_member(shared: &Shared, configuration: &Configuration, hello: &Hello) -> Option<Reject> {
+    let id = hello.from;
+    if configuration.member(id).is_some() {
+        let message = shared.is_aside(id, Some(hello.identity))?;
+        return Some(Reject { code: RejectCode::OldCopy, message });
+    }
+    // An uncommitted removal may yet be undone.
+    if configuration.was_removed(id) && shared.settled.load(Ordering::Relaxed) {
+        let message = format!("node {id} was removed from the cluster");
+        return Some(Reject { code: RejectCode::Removed, message });
+    }
+    let message = format!("node {id} is no member of the cluster");
+    Some(Reject { code: RejectCode::NotMember, message })
 }
 
 /// Says who was refused and why, seldom: whoever dials again and again must not fill the disk.
@@ -186,15 +203,20 @@ fn send_reject(stream: &TcpStream, reject: &Reject) -> io::Result<()> {
 fn serve_peer(
     stream: &TcpStream,
     mut reader: FrameReader,
-    from: NodeId,
+    hello: Hello,
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
+    let from = hello.from;
     let number = {
+        let theirs = stream.try_clone()?;
         let mut inbound = lock(&shared.inbound);
-        let number = inbound.get(&from).map_or(1, |n| n + 1);
-        inbound.insert(from, number);
+        let number = inbound.get(&from).map_or(1, |(n, _)| n + 1);
+        inbound.insert(from, (number, Some(theirs)));
         number
     };
+    let promise = Promise { term: hello.term, index: hello.last_index };
+    let (node, identity, address) = (from, hello.identity, hello.address);
+    let _ = shared.raft.send(Input::PeerDialed { node, identity, address, promise });
     debug!("peer={from} connected");
     if let Some(link) = shared.links.read().unwrap_or_else(PoisonError::into_inner).get(&from) {
         let _ = link.send(Outgoing::Nudge);
@@ -204,7 +226,14 @@ fn serve_peer(
         warning!("connection from peer={from} ended: {e}");
     }
     // A newer connection from the same peer makes the end of this one meaningless.
-    if lock(&shared.inbound).get(&from) == Some(&number) {
+    let is_latest = match lock(&shared.inbound).get_mut(&from) {
+        Some((latest, handle)) if *latest == number => {
+            *handle = None;
+            true
+        }
+        _ => false,
+    };
+    if is_latest {
         let _ = shared.raft.send(Input::PeerLost { node: from });
     }
     ended
@@ -316,6 +345,8 @@ enum Asked {
     Members,
     Transfer,
     Compact,
+    Join,
+    Change,
 }
 
 fn serve_client(
@@ -420,6 +451,17 @@ fn answer_all(
             Call::Status => ask(Request::Status, Asked::Status),
             Call::Members => ask(Request::Status, Asked::Members),
             Call::Transfer { to } => ask(Request::Transfer(to), Asked::Transfer),
+            call @ (Call::Join { .. }
+            | Call::Promote { .. }
+            | Call::Remove { .. }
+            | Call::Replace { .. }) => {
+                let joins = matches!(call, Call::Join { .. });
+                match members::change_of(&session.shared, call) {
+                    Ok(change) if joins => ask(Request::Change(change), Asked::Join),
+                    Ok(change) => ask(Request::Change(change), Asked::Change),
+                    Err(failure) => Work::Ready(Err(failure)),
+                }
+            }
             Call::Compact => ask(Request::Flush { cut: true }, Asked::Compact),
             Call::Backup => Work::Backup { deadline_us },
             Call::Piece { table, offset, len } => {
@@ -478,9 +520,12 @@ fn reply_of(session: &Session, asked: &Asked, answer: Answer) -> Result<Reply, F
         Answer::Write(Verdict::NotApplied(refusal)) => Err(session.shared.refused(refusal)),
         Answer::Write(Verdict::Unknown(why)) => Err(failure(Class::Unknown, why.to_string())),
         Answer::Status(status) => Ok(match asked {
-            Asked::Members => Reply::Members(members(&status)),
+            Asked::Members => Reply::Members(all_members(&status)),
             _ => Reply::Status(node_status(&session.shared, &status)),
         }),
+        Answer::Changed(result) => {
+            members::reply_of(&session.shared, matches!(asked, Asked::Join), result)
+        }
         Answer::Transfer(Ok(_)) => Ok(Reply::Ok),
         Answer::Transfer(Err(why)) => Err(failure(class_of(why), why.to_string())),
         Answer::Flushed(Ok(_)) => Ok(Reply::Ok),
@@ -490,7 +535,7 @@ fn reply_of(session: &Session, asked: &Asked, answer: Answer) -> Result<Reply, F
 }
 
 /// What cannot be done as it was asked is not asked again, here or elsewhere.
-fn class_of(why: NotProposed) -> Class {
+pub(super) fn class_of(why: NotProposed) -> Class {
     match why {
         NotProposed::NoSuccessor
         | NotProposed::NoVoter { .. }
@@ -512,7 +557,7 @@ fn role_of(status: &Status, id: NodeId) -> MemberRole {
     }
 }
 
-fn members(status: &Status) -> Members {
+fn all_members(status: &Status) -> Members {
     let of = |m: &crate::raft::Member| MemberInfo {
         id: m.id,
         address: m.address.clone(),

@@ -13,7 +13,7 @@ use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdi
 use crate::raft::{Configuration, Index, LogRead, Message, NodeId};
 use crate::wire::client::Class;
 use crate::wire::frame::{PEER_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{self, Hello, PROTOCOL_VERSION, Reject, RejectCode, Role};
+use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, Reject, RejectCode, Role};
 use crate::wire::peer::{self, ForwardAnswer, ForwardResult, PeerFrame};
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -149,9 +149,13 @@ impl Link {
         let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
+        if let Some(why) = self.shared.is_aside(self.peer, None) {
+            return Err(io::Error::other(why));
+        }
+        let promise = self.shared.promise();
         let hello = Hello {
-            version_min: PROTOCOL_VERSION,
-            version_max: PROTOCOL_VERSION,
+            version_min: PROTOCOL_VERSIONS.0,
+            version_max: PROTOCOL_VERSIONS.1,
             role: Role::Peer,
             cluster: self.shared.cluster,
             from: self.shared.id,
@@ -160,6 +164,8 @@ impl Link {
             to_identity: member.identity,
             address: self.shared.address.clone(),
             token: self.shared.token.clone(),
+            term: promise.term,
+            last_index: promise.index,
         };
         self.buffer.clear();
         self.buffer.extend_from_slice(&PREAMBLE);
@@ -180,6 +186,10 @@ impl Link {
             Ok(Err(reject)) => {
                 let text = match of_reject(&reject, &configuration, &self.shared, self.peer) {
                     Rejection::Wiped(why) => fatal(format_args!("{why}")),
+                    Rejection::Removed(why) => {
+                        self.shared.remember_removal();
+                        fatal(format_args!("{why}"))
+                    }
                     Rejection::Refused(text) => text,
                 };
                 if self.said != text {
@@ -275,6 +285,8 @@ impl Link {
 enum Rejection {
     /// This node must not go on: it would vote under the id of a directory that is gone.
     Wiped(String),
+    /// The cluster has removed this node for ever.
+    Removed(String),
     /// The peer does not talk to this node; the others may.
     Refused(String),
 }
@@ -291,12 +303,29 @@ fn of_reject(
     peer: NodeId,
 ) -> Rejection {
     let Reject { code, message } = reject;
+    let address = configuration.member(peer).map_or("", |m| &m.address);
+    let (id, own) = (shared.id, &shared.address);
+    let data = shared.data.display();
+    if *code == RejectCode::Removed {
+        return Rejection::Removed(format!(
+            "node {peer} at {address} says: {message}. This node stops, and {data} is of no use any \
+             more; to take this machine in again start it with an empty --data and --join {address}"
+        ));
+    }
+    let way_out = format!(
+        "It must not vote under the old id. If the disk of node {id} is lost for ever, run: kontiki \
+         cli -a {address} member replace {id} {own} -- and start this node with an empty --data \
+         and --join {address}; see docs/operations.md, \"A wiped or damaged disk\""
+    );
+    if *code == RejectCode::OldCopy {
+        return Rejection::Wiped(format!(
+            "node {peer} at {address} says: {message}. {data} is an old copy of its disk. {way_out}"
+        ));
+    }
     if *code != RejectCode::WrongIdentity {
         return Rejection::Refused(format!("it refuses the connection: {message}"));
     }
     let identity = |id| configuration.member(id).map_or(0, |m| m.identity);
-    let address = configuration.member(peer).map_or("", |m| &m.address);
-    let id = shared.id;
     if identity(id) == shared.identity {
         return Rejection::Refused(format!(
             "node {peer} at {address} has a data directory of another life of this cluster and is \
@@ -307,11 +336,8 @@ fn of_reject(
         return Rejection::Refused(format!("it refuses the connection: {message}"));
     }
     Rejection::Wiped(format!(
-        "node {peer} at {address} says: {message}. This data directory is not the one that node \
-         {id} of the cluster had: its disk was wiped or exchanged. It must not vote under the old \
-         id, and this version cannot take it back as a new member; bring the old data directory \
-         back if there is one. The others go on serving as long as they are a majority; see \
-         docs/operations.md, \"A wiped or damaged disk\""
+        "node {peer} at {address} says: {message}. {data} is not the data directory that node {id} \
+         of the cluster had: its disk was wiped or exchanged. {way_out}"
     ))
 }
 

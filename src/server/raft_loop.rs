@@ -5,7 +5,7 @@ use super::inbox::RaftEvents;
 use super::log_writer::LogWork;
 use super::logging::{Level, info, log};
 use super::peers::{self, Outgoing};
-use super::{ApplyQueue, ClientHandle, Shared, snapshots};
+use super::{ApplyQueue, ClientHandle, Shared, members, snapshots};
 use crate::node::{Difference, Effects, Replica, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::atomic::Ordering;
@@ -23,6 +23,11 @@ pub(crate) fn run(
     loop {
         let effects = replica.effects();
         let leads = replica.raft().role() == RoleName::Leader;
+        // Before anything leaves that promises so much.
+        let (raft, (term, index)) = (replica.raft(), &shared.promise);
+        term.store(raft.term(), Ordering::Release);
+        index.store(raft.last_index(), Ordering::Release);
+        shared.settled.store(raft.is_settled(), Ordering::Relaxed);
         act(effects, leads, log_writer, applier, shared);
         let wants = replica.wants();
         let wait_us = replica.next_tick_us().saturating_sub(shared.clock.now_us());
@@ -65,6 +70,9 @@ fn act(
         for link in shared.links.read().unwrap_or_else(PoisonError::into_inner).values() {
             let _ = link.send(Outgoing::Digest { index, digest });
         }
+    }
+    for (peer, remembered) in effects.aside {
+        members::set_aside(shared, peer, remembered);
     }
     if effects.repair {
         let _ = applier.send(Work::Hold);
@@ -145,6 +153,7 @@ fn reconfigure(shared: &Arc<Shared>, configuration: &Arc<Configuration>) {
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
     // A sender whose inbox is dropped ends.
     links.retain(|id, _| configuration.member(*id).is_some());
+    members::part_with_strangers(shared, configuration);
     for member in configuration.members.iter().filter(|m| m.id != shared.id) {
         links.entry(member.id).or_insert_with(|| peers::spawn(shared, member.id));
     }

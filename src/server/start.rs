@@ -5,7 +5,7 @@
 use super::inbox::raft_inbox;
 use super::logging::{self, Level, Rate, info, warning};
 use super::sockets::PartialBytes;
-use super::{ClientHandle, Shared, applier, fatal, listener, log_writer, raft_loop};
+use super::{ClientHandle, Shared, applier, fatal, join, listener, log_writer, raft_loop};
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
@@ -45,6 +45,8 @@ pub struct ServerOptions {
     pub advertise: String,
     /// The first members in the order of their ids, or none for a cluster of one.
     pub peers: Vec<String>,
+    /// A running cluster that is to take this node in; empty when none is.
+    pub join: Vec<String>,
     /// A backup that a new cluster begins from.
     pub restore: Option<PathBuf>,
     /// Shared secret, empty for none.
@@ -171,7 +173,10 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
     let is_new = is_new(&*disk, &options.data);
     let backup = backup(&*disk, &options, is_new)?;
     let lock = lock_directory(&*disk, &options.data)?;
-    let identity = identify(&*disk, &options, backup.as_ref(), &mut random)?;
+    let mut identity = identify(&*disk, &options, backup.as_ref(), &mut random)?;
+    if identity.node == 0 {
+        take_in(&*disk, &options, &mut identity)?;
+    }
     if let (Some(backup), Some(path)) = (backup.as_ref().filter(|_| !is_new), &options.restore)
         && identity.restoring
     {
@@ -352,7 +357,7 @@ fn identify(
         }
         let known: Vec<&str> = identity.members.iter().map(|m| m.address.as_str()).collect();
         let named: Vec<&str> = given.iter().map(|m| m.address.as_str()).collect();
-        if !options.peers.is_empty() && known != named {
+        if !options.peers.is_empty() && identity.node != 0 && known != named {
             let what = format!(
                 "data directory {data} belongs to a cluster that was formed of {}, not of {}; \
                  start it with the --peers it was made with, or choose another --data",
@@ -361,13 +366,38 @@ fn identify(
             );
             return Err(StartError::Identity { what });
         }
-        if identity.advertise != options.advertise {
+        if identity.removed {
             let what = format!(
-                "data directory {data} belongs to node {} at {}, not at {}; start it with the \
-                 address it was made with, or choose another --data",
-                identity.node, identity.advertise, options.advertise
+                "data directory {data} belongs to node {} that was removed from its cluster; it is \
+                 of no use any more. To take this machine in again start it with an empty --data \
+                 and with --join",
+                identity.node
             );
             return Err(StartError::Identity { what });
+        }
+        if identity.node == 0 && options.join.is_empty() && options.peers.is_empty() {
+            let what = format!(
+                "data directory {data} was made to join a cluster, which has not taken it in yet; \
+                 start it with --join, or remove the directory"
+            );
+            return Err(StartError::Identity { what });
+        }
+        if identity.node != 0
+            && let Some((at, cluster)) = join::cluster_at(&options.join, &options.token)
+            && cluster != identity.cluster
+        {
+            let what = format!(
+                "data directory {data} holds data of cluster {:016x}, and {at} is in cluster \
+                 {cluster:016x}; start it without --join to go on in its own, or choose another --data",
+                identity.cluster
+            );
+            return Err(StartError::Identity { what });
+        }
+        if identity.advertise != options.advertise {
+            // The leader hears of it when this node dials.
+            let moved = Identity { advertise: options.advertise.clone(), ..identity };
+            moved.store(disk, &options.data)?;
+            return Ok(moved);
         }
         return Ok(identity);
     }
@@ -386,11 +416,72 @@ fn identify(
         identity: own,
         created: false,
         restoring: backup.is_some(),
+        removed: false,
         advertise: options.advertise.clone(),
         members: given,
     };
+    let identity = match wiped(options, &identity) {
+        Some(why) => {
+            warning!("{why}");
+            joining(own, &options.advertise)
+        }
+        None if !options.join.is_empty() => joining(own, &options.advertise),
+        None => identity,
+    };
     identity.store(disk, &options.data)?;
     Ok(identity)
+}
+
+/// Who a node is that has no id yet.
+fn joining(identity: u64, advertise: &str) -> Identity {
+    Identity {
+        cluster: 0,
+        node: 0,
+        identity,
+        created: false,
+        restoring: false,
+        removed: false,
+        advertise: advertise.to_string(),
+        members: Vec::new(),
+    }
+}
+
+/// Asks the other first members, those that run, whether they know this node by another directory.
+/// Then its disk was lost, and it is a new node.
+fn wiped(options: &ServerOptions, identity: &Identity) -> Option<String> {
+    let others: Vec<(NodeId, String)> = identity
+        .members
+        .iter()
+        .filter(|m| m.id != identity.node)
+        .map(|m| (m.id, m.address.clone()))
+        .collect();
+    let Identity { cluster, node, .. } = *identity;
+    let own = &options.advertise;
+    let hello = join::first_hello(cluster, node, identity.identity, own, &options.token);
+    let (at, words) = join::knows_another(&others, &hello)?;
+    Some(format!(
+        "the node at {at} says: {words}. Node {node} of the cluster had another data directory: its \
+         disk was wiped or exchanged. This one never votes under the old id; it waits to be taken in \
+         as a new node. If the old disk is lost for ever, run: kontiki cli -a {at} member replace \
+         {node} {own}"
+    ))
+}
+
+/// Makes the node a member.
+fn take_in(
+    disk: &dyn Disk,
+    options: &ServerOptions,
+    identity: &mut Identity,
+) -> Result<(), StartError> {
+    let others = options.peers.iter().filter(|peer| **peer != options.advertise);
+    let cluster: Vec<String> = options.join.iter().chain(others).cloned().collect();
+    let joined = join::join(&cluster, &options.advertise, identity.identity, &options.token)
+        .map_err(|what| StartError::Identity { what })?;
+    identity.cluster = joined.cluster;
+    identity.node = joined.id;
+    identity.members = joined.first;
+    identity.store(disk, &options.data)?;
+    Ok(())
 }
 
 /// The members a cluster begins with. Identities become known when they meet.
@@ -434,6 +525,7 @@ fn run(
         batch_bytes_max: raft_options.append_bytes_max,
         identity: identity.identity,
         wal_limit_bytes: options.wal_limit_bytes,
+        address: options.advertise.clone(),
     };
     let restored = restored(identity, &recovered, machine.applied());
     let (raft_inbox, raft_events) = raft_inbox();
@@ -445,6 +537,7 @@ fn run(
     info!("members={}", members.join(","));
     let shared = Arc::new(Shared {
         id: identity.node,
+        first: identity.members.clone(),
         identity: identity.identity,
         cluster: identity.cluster,
         address: options.advertise,
@@ -459,6 +552,9 @@ fn run(
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),
+        promise: (AtomicU64::new(raft.term()), AtomicU64::new(raft.last_index())),
+        settled: AtomicBool::new(false),
+        aside: Mutex::new(BTreeMap::new()),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),
         disk,

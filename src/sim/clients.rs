@@ -141,7 +141,9 @@ impl SimClient {
                 _ => Next::Over,
             },
             Answer::Read(Err(_)) => self.failed(false),
-            Answer::Status(_) | Answer::Transfer(_) | Answer::Flushed(_) => Next::Over,
+            Answer::Status(_) | Answer::Transfer(_) | Answer::Changed(_) | Answer::Flushed(_) => {
+                Next::Over
+            }
         }
     }
 

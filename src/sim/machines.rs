@@ -6,7 +6,7 @@ use super::network::Packet;
 use super::node::Start;
 use super::world::{ANY_LIFE, Event, World};
 use crate::kv::{Reader as _, View as _};
-use crate::node::Input;
+use crate::node::{Input, Promise};
 use crate::raft::{Message, NodeId};
 
 impl World {
@@ -102,6 +102,17 @@ impl World {
         let life = self.nodes.get(&from).map_or(0, |n| n.life);
         let connected = Event::Input(Input::PeerConnected { node: to, identity });
         self.schedule(delay_us, from, life, connected);
+        let life = self.nodes.get(&to).map_or(0, |n| n.life);
+        self.schedule(delay_us, to, life, Event::Dialed { from });
+    }
+
+    /// A handshake arrives, with what the dialer says of itself now.
+    pub(super) fn dialed(&mut self, node: NodeId, from: NodeId) {
+        let Some(dialer) = self.nodes.get(&from) else { return };
+        let Some(up) = &dialer.up else { return };
+        let promise = Promise::of(up.replica.raft());
+        let (identity, address) = (dialer.identity, format!("node-{from}:1"));
+        self.input(node, Input::PeerDialed { node: from, identity, address, promise });
     }
 
     /// The handshake, as the server makes it: whoever's identity is on record must have it.

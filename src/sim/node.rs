@@ -271,6 +271,7 @@ impl SimNode {
             batch_bytes_max: 8 << 10,
             identity: identity.identity,
             wal_limit_bytes: WAL_LIMIT_BYTES,
+            address: format!("node-{}:1", self.id),
         };
         let core = raft::Options {
             append_bytes_max: 4 << 10,
@@ -320,6 +321,7 @@ impl SimNode {
             identity: self.dice.roll().max(1),
             created: false,
             restoring: false,
+            removed: false,
             advertise: format!("node-{}:1", self.id),
             members: self.members.clone(),
         };

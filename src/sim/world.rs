@@ -30,6 +30,7 @@ pub(super) enum Event {
     Applied(Applied<ClientId>),
     Store,
     Fetch { turn: u64 },
+    Dialed { from: NodeId },
     Arrive { from: NodeId, connection: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
@@ -241,6 +242,10 @@ impl World {
             Event::Store => self.store(node),
             Event::Arrive { from, connection, packet } => {
                 self.arrive(node, from, connection, *packet)
+            }
+            Event::Dialed { from } => {
+                self.dialed(node, from);
+                Ok(())
             }
             Event::Fetch { turn } => self.fetch(node, turn),
             Event::Input(input) => {

@@ -176,6 +176,7 @@ fn an_identity_survives_a_crash_at_every_operation() {
             identity: 77,
             created: i > 1,
             restoring: false,
+            removed: false,
             advertise: format!("host:{i}"),
             members: configuration(i).members.clone(),
         };

@@ -358,6 +358,7 @@ fn a_lost_identity_is_refused() {
         identity: IDENTITY,
         created: false,
         restoring: false,
+        removed: false,
         advertise: "host:1".into(),
         members: Vec::new(),
     };

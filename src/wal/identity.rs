@@ -25,6 +25,7 @@ const VERSION: u32 = 1;
 /// Bits of the flags.
 const CREATED: u8 = 1;
 const RESTORING: u8 = 2;
+const REMOVED: u8 = 4;
 
 /// Magic, version, checksum, length.
 const PREFIX_BYTES: usize = 8 + 4 + 4 + 4;
@@ -46,6 +47,8 @@ pub struct Identity {
     /// The store is being filled from a backup, and was not when this was stored: nothing else may
     /// be made of the directory.
     pub restoring: bool,
+    /// The cluster has removed this node: it is never to run again.
+    pub removed: bool,
     /// `HOST:PORT` under which the others reach this node.
     pub advertise: String,
     /// The members the cluster was, or is to be, formed of; empty for a node that joins.
@@ -140,7 +143,8 @@ impl Identity {
         for word in [seq, self.cluster, self.node, self.identity] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        out.push((u8::from(self.created) * CREATED) | (u8::from(self.restoring) * RESTORING));
+        let flags = [(self.created, CREATED), (self.restoring, RESTORING), (self.removed, REMOVED)];
+        out.push(flags.into_iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum());
         put_text(&mut out, &self.advertise);
         out.extend_from_slice(&len32(self.members.len()));
         for member in &self.members {
@@ -176,7 +180,7 @@ impl Identity {
         let node = input.u64("node")?;
         let identity = input.u64("identity")?;
         let flags = input.u8("flags")?;
-        if flags & !(CREATED | RESTORING) != 0 {
+        if flags & !(CREATED | RESTORING | REMOVED) != 0 {
             return Err(Malformed("flags"));
         }
         let advertise = take_text(&mut input)?;
@@ -187,8 +191,10 @@ impl Identity {
             members.push(Member { id, identity, address: take_text(&mut input)? });
         }
         input.end("length")?;
-        let (created, restoring) = (flags & CREATED != 0, flags & RESTORING != 0);
-        let known = Identity { cluster, node, identity, created, restoring, advertise, members };
+        let is = |bit| flags & bit != 0;
+        let (created, restoring, removed) = (is(CREATED), is(RESTORING), is(REMOVED));
+        let known =
+            Identity { cluster, node, identity, created, restoring, removed, advertise, members };
         Ok((seq, known))
     }
 }

@@ -538,6 +538,7 @@ fn the_identity_format_is_frozen() {
         identity: 0x77,
         created: true,
         restoring: false,
+        removed: false,
         advertise: "host:1".into(),
         members: vec![member],
     };
@@ -570,7 +571,7 @@ fn the_configuration_format_is_frozen() {
 const CONFIGURATION_HEX: &str = "
     0900000000000000 02000000 0100000000000000 0700000000000000 03000000 613a31
     0200000000000000 0000000000000000 03000000 623a32
-    02000000 0100000000000000 0200000000000000 00000000 00000000";
+    02000000 0100000000000000 0200000000000000 00000000 00000000 00000000 0200000000000000";
 
 /// A real directory takes the same road: begun, closed, opened, compacted, identity and all.
 #[test]

@@ -15,7 +15,7 @@ use super::kv::{
 };
 use crate::kv::{Outcome, Query, Reply, Write};
 use crate::raft::codec::{Input, Malformed};
-use crate::raft::{Index, NodeId, Term};
+use crate::raft::{Index, Member, NodeId, Term};
 use std::fmt;
 
 /// Longest free text in a status: a version, a state.
@@ -82,6 +82,34 @@ pub enum Call {
         /// Its length, bytes.
         len: u32,
     },
+    /// Take a node in; answered by [`Answer::Joined`].
+    Join {
+        /// `HOST:PORT` where it is reached.
+        address: String,
+        /// Its identity; 0 when somebody else asks for it.
+        identity: u64,
+    },
+    /// Let a learner vote now; answered by [`Answer::Changed`].
+    Promote {
+        /// The learner.
+        id: NodeId,
+        /// Also when that may cost availability.
+        force: bool,
+    },
+    /// Let a member go for ever; answered by [`Answer::Changed`].
+    Remove {
+        /// The member.
+        id: NodeId,
+        /// Also when that may cost availability.
+        force: bool,
+    },
+    /// Take a node in in the place of a member; answered by [`Answer::Changed`].
+    Replace {
+        /// The member.
+        old: NodeId,
+        /// `HOST:PORT` where the new one is reached.
+        address: String,
+    },
 }
 
 /// How fresh a read must be.
@@ -124,6 +152,24 @@ pub enum Answer {
     },
     /// To a question for a piece of a backup.
     Bytes(Vec<u8>),
+    /// To a join: the node is a member, as a learner at first.
+    Joined(Joined),
+    /// To another change of the members, when it is complete: the member it was about, or is.
+    Changed {
+        /// The member.
+        id: NodeId,
+    },
+}
+
+/// What a node must know to be a member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Joined {
+    /// The cluster.
+    pub cluster: u64,
+    /// The node's id.
+    pub id: NodeId,
+    /// The members that the cluster was formed of: the configuration in front of the log.
+    pub first: Vec<Member>,
 }
 
 /// A call that was not carried out, or of which that is not known.
@@ -387,6 +433,26 @@ pub fn put_request(out: &mut Vec<u8>, request: &Request) -> usize {
                 out.extend_from_slice(&offset.to_le_bytes());
                 out.extend_from_slice(&len.to_le_bytes());
             }
+            Call::Join { address, identity } => {
+                out.push(12);
+                out.extend_from_slice(&identity.to_le_bytes());
+                put_text(out, address, ADDRESS_BYTES_MAX);
+            }
+            Call::Promote { id, force } => {
+                out.push(13);
+                out.extend_from_slice(&id.to_le_bytes());
+                out.push(u8::from(*force));
+            }
+            Call::Remove { id, force } => {
+                out.push(14);
+                out.extend_from_slice(&id.to_le_bytes());
+                out.push(u8::from(*force));
+            }
+            Call::Replace { old, address } => {
+                out.push(15);
+                out.extend_from_slice(&old.to_le_bytes());
+                put_text(out, address, ADDRESS_BYTES_MAX);
+            }
         }
     })
 }
@@ -430,6 +496,16 @@ pub fn take_request(body: &[u8]) -> Result<Request, Malformed> {
             table: input.u64("table")?,
             offset: input.u64("offset")?,
             len: input.u32("length")?,
+        },
+        12 => {
+            let identity = input.u64("identity")?;
+            Call::Join { identity, address: take_text(&mut input, ADDRESS_BYTES_MAX, "address")? }
+        }
+        13 => Call::Promote { id: input.u64("member id")?, force: take_flag(&mut input, "force")? },
+        14 => Call::Remove { id: input.u64("member id")?, force: take_flag(&mut input, "force")? },
+        15 => Call::Replace {
+            old: input.u64("member id")?,
+            address: take_text(&mut input, ADDRESS_BYTES_MAX, "address")?,
         },
         _ => return Err(Malformed("call")),
     };
@@ -511,6 +587,21 @@ fn put_response_body(out: &mut Vec<u8>, response: &Response) {
             out.push(8);
             put_blob(out, bytes);
         }
+        Ok(Answer::Joined(joined)) => {
+            out.push(9);
+            out.extend_from_slice(&joined.cluster.to_le_bytes());
+            out.extend_from_slice(&joined.id.to_le_bytes());
+            put_count(out, joined.first.len());
+            for member in &joined.first {
+                out.extend_from_slice(&member.id.to_le_bytes());
+                out.extend_from_slice(&member.identity.to_le_bytes());
+                put_text(out, &member.address, ADDRESS_BYTES_MAX);
+            }
+        }
+        Ok(Answer::Changed { id }) => {
+            out.push(10);
+            out.extend_from_slice(&id.to_le_bytes());
+        }
     }
 }
 
@@ -580,6 +671,18 @@ pub fn take_response(body: &[u8]) -> Result<Response, Malformed> {
         6 => Ok(Answer::Ok),
         7 => Ok(Answer::Backup { manifest: input.blob("manifest")?.to_vec() }),
         8 => Ok(Answer::Bytes(input.blob("bytes")?.to_vec())),
+        9 => {
+            let (cluster, id) = (input.u64("cluster")?, input.u64("member id")?);
+            let first = take_list(&mut input, 8 + 8 + 4, usize::MAX, "member count", |input| {
+                Ok(Member {
+                    id: input.u64("member id")?,
+                    identity: input.u64("member identity")?,
+                    address: take_text(input, ADDRESS_BYTES_MAX, "member address")?,
+                })
+            })?;
+            Ok(Answer::Joined(Joined { cluster, id, first }))
+        }
+        10 => Ok(Answer::Changed { id: input.u64("member id")? }),
         _ => return Err(Malformed("answer")),
     };
     input.end("response length")?;

@@ -8,17 +8,39 @@
 
 use super::fields::{ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX, put_blob, put_text, take_text};
 use super::frame::{HANDSHAKE_FRAME_MAX, kind, put_frame};
-use crate::raft::NodeId;
 use crate::raft::codec::{Input, Malformed};
+use crate::raft::{Index, NodeId, Term};
 use std::fmt;
 
-/// The version of everything inside frames that this build speaks.
-pub const PROTOCOL_VERSION: u16 = 1;
+/// The versions of everything inside frames that this build speaks: the lowest and the highest. Two
+/// neighbours in a rolling upgrade speak the highest that both know.
+pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
+
+const _: () = assert!(0 < PROTOCOL_VERSIONS.0 && PROTOCOL_VERSIONS.0 <= PROTOCOL_VERSIONS.1);
+
+/// The highest version in both ranges; else which side is to be upgraded, in words.
+fn common_version(ours: (u16, u16), theirs: (u16, u16)) -> Result<u16, String> {
+    let highest = ours.1.min(theirs.1);
+    if highest >= ours.0.max(theirs.0) {
+        return Ok(highest);
+    }
+    let range = |(min, max)| match min == max {
+        true => format!("version {min}"),
+        false => format!("versions {min} to {max}"),
+    };
+    let who = if theirs.0 > ours.1 { "this node" } else { "the dialer" };
+    Err(format!(
+        "this node speaks protocol {}, the dialer {}: {who} is too old, upgrade it (one version at \
+         a time, docs/operations.md)",
+        range(ours),
+        range(theirs)
+    ))
+}
 
 /// Longest token: a few hundred random bytes are more than enough.
 pub const TOKEN_BYTES_MAX: usize = 1024;
 
-const HELLO_FIXED_BYTES: usize = 1 + 2 + 2 + 1 + 5 * 8 + 4 + 4;
+const HELLO_FIXED_BYTES: usize = 1 + 2 + 2 + 1 + 5 * 8 + 4 + 4 + 2 * 8;
 const _: () =
     assert!(HELLO_FIXED_BYTES + ADDRESS_BYTES_MAX + TOKEN_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
 const _: () = assert!(1 + 1 + 4 + MESSAGE_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
@@ -64,6 +86,10 @@ pub struct Hello {
     pub address: String,
     /// The shared secret; empty when there is none.
     pub token: Vec<u8>,
+    /// The dialer's term; 0 for a client.
+    pub term: Term,
+    /// Last index of the dialer's log; 0 for a client.
+    pub last_index: Index,
 }
 
 /// The token never reaches a log.
@@ -80,6 +106,8 @@ impl fmt::Debug for Hello {
             .field("to_identity", &self.to_identity)
             .field("address", &self.address)
             .field("token_bytes", &self.token.len())
+            .field("term", &self.term)
+            .field("last_index", &self.last_index)
             .finish()
     }
 }
@@ -137,6 +165,12 @@ pub enum RejectCode {
     NotFormed,
     /// The hello does not decode.
     Malformed,
+    /// The dialer was a member, and was removed for ever.
+    Removed,
+    /// The dialer's disk is behind what it has promised: an old copy.
+    OldCopy,
+    /// The dialer is no member, as far as this node knows; later may be better.
+    NotMember,
     /// A code from a later version; never one of the above.
     Other(u8),
 }
@@ -153,6 +187,9 @@ impl RejectCode {
             RejectCode::TooManyConnections => 6,
             RejectCode::NotFormed => 7,
             RejectCode::Malformed => 8,
+            RejectCode::Removed => 9,
+            RejectCode::OldCopy => 10,
+            RejectCode::NotMember => 11,
             RejectCode::Other(number) => number,
         }
     }
@@ -167,13 +204,17 @@ impl RejectCode {
             6 => RejectCode::TooManyConnections,
             7 => RejectCode::NotFormed,
             8 => RejectCode::Malformed,
+            9 => RejectCode::Removed,
+            10 => RejectCode::OldCopy,
+            11 => RejectCode::NotMember,
             other => RejectCode::Other(other),
         }
     }
 
     /// Whether the same hello may be welcome later.
     pub fn may_pass(self) -> bool {
-        matches!(self, RejectCode::TooManyConnections | RejectCode::NotFormed)
+        use RejectCode::{NotFormed, NotMember, TooManyConnections};
+        matches!(self, TooManyConnections | NotFormed | NotMember)
     }
 }
 
@@ -193,6 +234,8 @@ pub fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
         }
         put_text(out, &hello.address, ADDRESS_BYTES_MAX);
         put_blob(out, &hello.token);
+        out.extend_from_slice(&hello.term.to_le_bytes());
+        out.extend_from_slice(&hello.last_index.to_le_bytes());
     });
 }
 
@@ -225,12 +268,14 @@ pub fn take_hello(body: &[u8]) -> Result<Hello, Malformed> {
         to_identity: number("receiver identity")?,
         address: take_text(&mut input, ADDRESS_BYTES_MAX, "address")?,
         token: input.blob("token")?.to_vec(),
+        term: input.u64("sender term")?,
+        last_index: input.u64("sender last index")?,
     };
     if hello.token.len() > TOKEN_BYTES_MAX {
         return Err(Malformed("token"));
     }
     // A later version may append fields; an earlier one must still be able to answer.
-    if version_max <= PROTOCOL_VERSION {
+    if version_max <= PROTOCOL_VERSIONS.1 {
         input.end("hello length")?;
     }
     Ok(hello)
@@ -302,13 +347,11 @@ pub struct Local<'a> {
 /// says nothing. The token comes before everything that would tell a stranger about the cluster.
 pub fn admit(hello: &Hello, local: &Local<'_>, recorded_identity: u64) -> Result<u16, Reject> {
     let reject = |code, message: String| Err(Reject { code, message });
-    if !(hello.version_min..=hello.version_max).contains(&PROTOCOL_VERSION) {
-        let (min, max) = (hello.version_min, hello.version_max);
-        return reject(
-            RejectCode::Version,
-            format!("this node speaks protocol version {PROTOCOL_VERSION}, not {min} to {max}"),
-        );
-    }
+    let theirs = (hello.version_min, hello.version_max);
+    let version = match common_version(PROTOCOL_VERSIONS, theirs) {
+        Ok(version) => version,
+        Err(message) => return reject(RejectCode::Version, message),
+    };
     if !local.token.is_empty() && !tokens_equal(&hello.token, local.token) {
         let state = if hello.token.is_empty() { "missing" } else { "wrong" };
         return reject(RejectCode::Token, format!("the token is {state}"));
@@ -348,7 +391,7 @@ pub fn admit(hello: &Hello, local: &Local<'_>, recorded_identity: u64) -> Result
             );
         }
     }
-    Ok(PROTOCOL_VERSION)
+    Ok(version)
 }
 
 /// Compares secrets in a time that depends on their lengths only.
@@ -378,6 +421,8 @@ mod tests {
             to_identity: 0,
             address: String::new(),
             token: b"secret".to_vec(),
+            term: 0,
+            last_index: 0,
         }
     }
 
@@ -445,6 +490,21 @@ mod tests {
         for other in [&b"abd"[..], b"bbc", b"ab", b"abcd", b""] {
             assert!(!tokens_equal(b"abc", other));
         }
+    }
+
+    /// Neighbours in an upgrade speak the highest version that both know; who is too old is named.
+    #[test]
+    fn the_highest_common_version_is_spoken() {
+        assert_eq!(common_version((1, 1), (1, 1)), Ok(1));
+        assert_eq!(common_version((1, 2), (1, 1)), Ok(1));
+        assert_eq!(common_version((2, 5), (3, 9)), Ok(5));
+        assert_eq!(common_version((2, 5), (1, 2)), Ok(2));
+        let older = common_version((3, 4), (1, 2)).unwrap_err();
+        assert!(
+            older.contains("versions 3 to 4, the dialer versions 1 to 2: the dialer is too old")
+        );
+        let newer = common_version((1, 1), (2, 2)).unwrap_err();
+        assert!(newer.contains("version 1, the dialer version 2: this node is too old"), "{newer}");
     }
 
     /// A hello of a later version may have more fields: it is understood well enough to be

@@ -29,10 +29,10 @@ fn position() -> impl Strategy<Value = u64> {
 
 pub(super) fn hello() -> impl Strategy<Value = Hello> {
     let numbers = [number(), number(), number(), number(), number()];
-    (1u16..=PROTOCOL_VERSION, any::<bool>(), numbers, text(), bytes()).prop_map(
+    (1u16..=PROTOCOL_VERSIONS.1, any::<bool>(), numbers, text(), bytes()).prop_map(
         |(version_min, peer, [cluster, from, to, identity, to_identity], address, token)| Hello {
             version_min,
-            version_max: PROTOCOL_VERSION,
+            version_max: PROTOCOL_VERSIONS.1,
             role: if peer { Role::Peer } else { Role::Client },
             cluster,
             from,
@@ -41,6 +41,8 @@ pub(super) fn hello() -> impl Strategy<Value = Hello> {
             to_identity,
             address,
             token,
+            term: cluster,
+            last_index: to,
         },
     )
 }
@@ -149,6 +151,10 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         1 => Just(Call::Backup),
         1 => (number(), number(), any::<u32>())
             .prop_map(|(table, offset, len)| Call::Piece { table, offset, len }),
+        1 => (text(), number()).prop_map(|(address, identity)| Call::Join { address, identity }),
+        1 => (number(), any::<bool>()).prop_map(|(id, force)| Call::Promote { id, force }),
+        1 => (number(), any::<bool>()).prop_map(|(id, force)| Call::Remove { id, force }),
+        1 => (number(), text()).prop_map(|(old, address)| Call::Replace { old, address }),
     ];
     (1u64.., any::<u32>(), call).prop_map(|(id, deadline_ms, call)| Request {
         id,

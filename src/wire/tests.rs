@@ -373,6 +373,8 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         to_identity: 0,
         address: String::new(),
         token: b"raft".to_vec(),
+        term: 0,
+        last_index: 0,
     };
     add("hello", &|out| put_hello(out, &hello));
     let welcome = Welcome {

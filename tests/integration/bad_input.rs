@@ -8,7 +8,9 @@ use kontiki::client::Connection;
 use kontiki::kv::{Op, Write as KvWrite};
 use kontiki::wire::client::{Answer, Call, Class, NO_REQUEST, Request, put_request, take_response};
 use kontiki::wire::frame::{FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE, put_frame};
-use kontiki::wire::handshake::{Hello, PROTOCOL_VERSION, RejectCode, Role, put_hello, take_answer};
+use kontiki::wire::handshake::{
+    Hello, PROTOCOL_VERSIONS, RejectCode, Role, put_hello, take_answer,
+};
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -134,8 +136,8 @@ fn resident(pid: u32) -> Option<u64> {
 fn hello() -> Vec<u8> {
     let mut bytes = PREAMBLE.to_vec();
     let hello = Hello {
-        version_min: PROTOCOL_VERSION,
-        version_max: PROTOCOL_VERSION,
+        version_min: PROTOCOL_VERSIONS.0,
+        version_max: PROTOCOL_VERSIONS.1,
         role: Role::Client,
         cluster: 0,
         from: 0,
@@ -144,6 +146,8 @@ fn hello() -> Vec<u8> {
         to_identity: 0,
         address: String::new(),
         token: Vec::new(),
+        term: 0,
+        last_index: 0,
     };
     put_hello(&mut bytes, &hello);
     bytes

@@ -6,8 +6,8 @@ use crate::kv::{
     answer, encode_command,
 };
 use crate::wire::client::{
-    Answer, Call, Class, Failure, MemberInfo, MemberRole, Members, NodeStatus, Request, Response,
-    put_response, take_request,
+    Answer, Call, Class, Failure, Joined, MemberInfo, MemberRole, Members, NodeStatus, Request,
+    Response, put_response, take_request,
 };
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
 use crate::wire::handshake::{Local, Welcome, admit, put_reject, put_welcome, take_hello};
@@ -104,6 +104,11 @@ impl Store {
             Call::Transfer { .. } | Call::Compact => Answer::Ok,
             Call::Backup => Answer::Backup { manifest: Vec::new() },
             Call::Piece { .. } => Answer::Bytes(Vec::new()),
+            Call::Join { .. } => {
+                Answer::Joined(Joined { cluster: CLUSTER, id: 4, first: Vec::new() })
+            }
+            &Call::Promote { id, .. } | &Call::Remove { id, .. } => Answer::Changed { id },
+            Call::Replace { .. } => Answer::Changed { id: 4 },
         }
     }
 }

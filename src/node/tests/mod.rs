@@ -142,6 +142,7 @@ impl Cluster {
             ..Options::new(id, self.lives * 0x9e37_79b9)
         };
         let replica_options = ReplicaOptions {
+            address: format!("host:{id}"),
             wal_limit_bytes: u64::MAX,
             inflight_bytes_max: self.inflight_bytes_max,
             batch_bytes_max: 4096,

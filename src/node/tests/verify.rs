@@ -42,6 +42,7 @@ pub(super) fn identity() -> Identity {
         identity: OWN,
         created: false,
         restoring: false,
+        removed: false,
         advertise: "host:1".into(),
         members: vec![member(1), member(2), member(3)],
     }

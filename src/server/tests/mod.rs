@@ -11,7 +11,7 @@ use crate::kv::{Query, Reply};
 use crate::node::{Forward, Input};
 use crate::wire::client::{Answer, Call, Consistency, Request, put_request, take_response};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{self, Hello, PROTOCOL_VERSION, RejectCode, Role, Welcome};
+use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, RejectCode, Role, Welcome};
 use crate::wire::peer::{self, PeerFrame, put_peer_frame, take_peer_frame};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -41,7 +41,7 @@ fn welcome(stream: &TcpStream) -> FrameReader {
     let hello = handshake::take_hello(&next_frame(stream, &mut reader).unwrap()).unwrap();
     assert_eq!((hello.from, hello.to, hello.role), (1, PEER, Role::Peer));
     let welcome = Welcome {
-        version: PROTOCOL_VERSION,
+        version: PROTOCOL_VERSIONS.1,
         cluster: 7,
         node: PEER,
         identity: 22,
@@ -58,8 +58,8 @@ fn welcome(stream: &TcpStream) -> FrameReader {
 fn hello(role: Role) -> Vec<u8> {
     let peer = role == Role::Peer;
     let hello = Hello {
-        version_min: PROTOCOL_VERSION,
-        version_max: PROTOCOL_VERSION,
+        version_min: PROTOCOL_VERSIONS.0,
+        version_max: PROTOCOL_VERSIONS.1,
         role,
         cluster: if peer { 7 } else { 0 },
         from: if peer { PEER } else { 0 },
@@ -68,6 +68,8 @@ fn hello(role: Role) -> Vec<u8> {
         to_identity: 0,
         address: String::new(),
         token: Vec::new(),
+        term: 0,
+        last_index: 0,
     };
     let mut out = PREAMBLE.to_vec();
     handshake::put_hello(&mut out, &hello);
@@ -97,7 +99,7 @@ fn a_peer_that_vanished_is_noticed_and_dialed_again() {
     let (first, _) = listener.accept().unwrap();
     welcome(&first);
     let connected =
-        |input: &Input<_>| matches!(input, Input::PeerConnected { node: PEER, identity: 22 });
+        |input: &Input<_>| matches!(input, Input::PeerConnected { node: PEER, identity: 22, .. });
     assert!(wait_for(&shared, &mut events, connected));
     assert!(wait_for(&shared, &mut events, |i| matches!(i, Input::PeerLost { node: PEER })));
     let (second, _) = listener.accept().unwrap();

@@ -45,6 +45,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
     let clock: Arc<dyn Clock> = Arc::new(RealClock::default());
     let shared = Arc::new(Shared {
         id: 1,
+        first: members.clone(),
         identity: 11,
         cluster: 7,
         address: "host:1".to_string(),
@@ -59,6 +60,9 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),
+        promise: Default::default(),
+        settled: AtomicBool::new(true),
+        aside: Mutex::new(BTreeMap::new()),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(0),
         disk: TestDisk::default().shared(),

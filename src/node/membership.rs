@@ -1,0 +1,516 @@
+//! Who is to belong to the cluster: what persons and joining nodes ask, what the leader does by
+//! itself, and why a change is refused.
+//!
+//! The consensus core says when a change is *safe*; here it is decided whether it is *wise*: who is
+//! reachable, who has caught up, whose address or id is taken. The leader by itself
+//! - writes down identities and addresses it has learned of members;
+//! - promotes learners that have caught up (thesis 4.2.1), in one step with the removal of the member
+//!   that a learner replaces, so that there are never fewer healthy voters than before.
+//!
+//! Everything here is asked of a leader; elsewhere the answer is who leads. Left out: reaching a new
+//! node at all, which is the business of whoever owns sockets.
+
+use super::words::{Answer, ReplyTo};
+use crate::raft::{Configuration, Index, Member, NodeId, NotProposed, Raft, Term};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// Most members of a cluster, learners included: each costs the leader a thread, a connection and a
+/// copy of the log.
+pub const MEMBERS_MAX: usize = 32;
+
+/// Entries that a learner may lack and be promoted when somebody asks for it: about what a busy
+/// leader has under way.
+const LAG_MAX: u64 = 1000;
+
+/// A change that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Take a node in: as a learner that votes as soon as it has caught up.
+    Join {
+        /// `HOST:PORT` where it is reached.
+        address: String,
+        /// Its identity; zero when somebody else asks for it.
+        identity: u64,
+    },
+    /// Let a learner vote now.
+    Promote {
+        /// The learner.
+        id: NodeId,
+        /// Also when it has not caught up.
+        force: bool,
+    },
+    /// Let a member go for ever.
+    Remove {
+        /// The member.
+        id: NodeId,
+        /// Also when the voters that are left could not go on as long as some are not reachable.
+        force: bool,
+    },
+    /// Take a node in and let a member go, in one step once the new one has caught up.
+    Replace {
+        /// The member that goes.
+        old: NodeId,
+        /// `HOST:PORT` where the new one is reached; that of the old one when its disk was lost.
+        address: String,
+    },
+}
+
+/// Why the members are not changed. Nothing was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeRefused {
+    /// The core does not take it now.
+    NotProposed(NotProposed),
+    /// There is no member of that id, and never was.
+    NoMember {
+        /// The id.
+        id: NodeId,
+    },
+    /// The member was removed before.
+    WasRemoved {
+        /// The id.
+        id: NodeId,
+    },
+    /// A member is reached there already.
+    AddressTaken {
+        /// The member.
+        id: NodeId,
+        /// The address.
+        address: String,
+        /// It is a node of another data directory that asks.
+        asked_itself: bool,
+    },
+    /// It votes already.
+    Votes {
+        /// The id.
+        id: NodeId,
+    },
+    /// Nobody would be left to vote.
+    OnlyVoter {
+        /// The id.
+        id: NodeId,
+    },
+    /// Of the voters that would be left too few are reachable.
+    LosesQuorum {
+        /// The member that would go.
+        id: NodeId,
+        /// Voters that would be left.
+        left: usize,
+        /// How many of them are reachable.
+        reachable: usize,
+    },
+    /// The learner has not caught up.
+    Behind {
+        /// The learner.
+        id: NodeId,
+        /// Entries that it lacks; none when it cannot be reached.
+        entries: Option<u64>,
+    },
+    /// Another node is to replace that member.
+    BeingReplaced {
+        /// The member.
+        id: NodeId,
+        /// The learner that replaces it.
+        by: NodeId,
+    },
+    /// The member that is to be replaced at its own address answers: its disk is not lost.
+    Answers {
+        /// The member.
+        id: NodeId,
+    },
+    /// There are as many members as there may be.
+    TooMany,
+    /// It leads: leadership is being handed over first.
+    HandsOver {
+        /// To whom.
+        to: NodeId,
+    },
+    /// Another leader was elected before it was committed, and its log does without.
+    Overwritten,
+    /// It was begun and not completed in time: it may yet be.
+    Unknown,
+}
+
+impl fmt::Display for ChangeRefused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ChangeRefused::NotProposed(why) => why.fmt(f),
+            ChangeRefused::NoMember { id } => {
+                write!(f, "there is no member {id}; `members` lists them")
+            }
+            ChangeRefused::WasRemoved { id } => {
+                write!(f, "member {id} was removed before; ids are never given again")
+            }
+            ChangeRefused::AddressTaken { id, address, asked_itself: false } => {
+                write!(f, "{address} is the address of member {id} already")
+            }
+            ChangeRefused::AddressTaken { id, address, asked_itself: true } => write!(
+                f,
+                "{address} is the address of member {id}, whose data directory is another one; if \
+                 that is lost for ever, run: kontiki cli member replace {id} {address}"
+            ),
+            ChangeRefused::Votes { id } => write!(f, "member {id} votes already"),
+            ChangeRefused::OnlyVoter { id } => {
+                write!(f, "member {id} is the only one that votes: nobody would be left to serve")
+            }
+            ChangeRefused::LosesQuorum { id, left, reachable } => write!(
+                f,
+                "without member {id} the cluster would have {left} voters, of which {reachable} can \
+                 be reached: less than a majority, and nothing would be served; bring the others \
+                 back or replace them first, or add --force if you know that they come back"
+            ),
+            ChangeRefused::Behind { id, entries: Some(entries) } => write!(
+                f,
+                "member {id} lacks {entries} log entries; it votes by itself once it has caught up. \
+                 With --force it votes now, and until it has caught up writes may have to wait for it"
+            ),
+            ChangeRefused::Behind { id, entries: None } => write!(
+                f,
+                "member {id} cannot be reached; with --force it counts as a voter nevertheless, and \
+                 the cluster can lose fewer others until it comes back"
+            ),
+            ChangeRefused::BeingReplaced { id, by } => write!(
+                f,
+                "member {id} is being replaced by node {by}; remove that one first to change your mind"
+            ),
+            ChangeRefused::Answers { id } => write!(
+                f,
+                "member {id} answers at that address: its disk is not lost; give the new node an \
+                 address of its own"
+            ),
+            ChangeRefused::TooMany => write!(f, "a cluster has {MEMBERS_MAX} members at most"),
+            ChangeRefused::HandsOver { to } => {
+                write!(f, "it leads, and hands leadership to node {to} first; ask again")
+            }
+            ChangeRefused::Overwritten => {
+                f.write_str("the leader changed before it was replicated; ask again")
+            }
+            ChangeRefused::Unknown => f.write_str(
+                "it was begun and not completed in time; `members` shows what became of it",
+            ),
+        }
+    }
+}
+
+impl From<NotProposed> for ChangeRefused {
+    fn from(why: NotProposed) -> ChangeRefused {
+        ChangeRefused::NotProposed(why)
+    }
+}
+
+/// What is to be done about a change.
+enum Plan {
+    /// Nothing: that is how things are, or will be with the configuration in force.
+    Done(NodeId),
+    /// Change to this; the member it is about.
+    To(Configuration, NodeId),
+}
+
+#[derive(Debug)]
+struct Waiting<C> {
+    reply_to: ReplyTo<C>,
+    deadline_us: u64,
+    /// The entry that began it.
+    index: Index,
+    term: Term,
+    id: NodeId,
+}
+
+/// What was learned of a member.
+#[derive(Debug, Default)]
+struct Known {
+    identity: u64,
+    address: Option<String>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Membership<C> {
+    known: BTreeMap<NodeId, Known>,
+    waiting: Vec<Waiting<C>>,
+    /// Of each learner: what the log was when its present round began, and when that was.
+    rounds: BTreeMap<NodeId, (Index, u64)>,
+}
+
+impl<C: Clone> Membership<C> {
+    /// `id` is this node.
+    pub(super) fn new(id: NodeId, identity: u64, address: Option<String>) -> Membership<C> {
+        let known = BTreeMap::from([(id, Known { identity, address })]);
+        Membership { known, waiting: Vec::new(), rounds: BTreeMap::new() }
+    }
+
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// A member has shown its identity, and maybe where it is reached now.
+    pub(super) fn met(&mut self, node: NodeId, identity: u64, address: Option<String>) {
+        let known = self.known.entry(node).or_default();
+        // Zero stands for "not known": bound, it would be bound again and again.
+        if identity != 0 {
+            known.identity = identity;
+        }
+        known.address = address.or(known.address.take());
+    }
+
+    /// Somebody asks for a change. The answer, when there is one at once.
+    pub(super) fn ask(
+        &mut self,
+        raft: &mut Raft,
+        reply_to: ReplyTo<C>,
+        deadline_us: u64,
+        change: &Change,
+        now_us: u64,
+    ) -> Option<(ReplyTo<C>, Answer)> {
+        match begin(raft, change, now_us) {
+            Ok((index, id)) => {
+                let term = raft.term_at(index).unwrap_or(0);
+                self.waiting.push(Waiting { reply_to, deadline_us, index, term, id });
+                None
+            }
+            Err(why) => Some((reply_to, Answer::Changed(Err(why)))),
+        }
+    }
+
+    /// Does what the leader does by itself, and settles with whoever waits.
+    pub(super) fn turn(
+        &mut self,
+        raft: &mut Raft,
+        now_us: u64,
+        answers: &mut Vec<(ReplyTo<C>, Answer)>,
+    ) {
+        self.waiting.retain(|waiting| {
+            let result = match fate(raft, waiting.index, waiting.term) {
+                None => return true,
+                Some(true) => Ok(waiting.id),
+                Some(false) => Err(ChangeRefused::Overwritten),
+            };
+            answers.push((waiting.reply_to.clone(), Answer::Changed(result)));
+            false
+        });
+        if raft.may_change().is_err() {
+            return;
+        }
+        if let Some(target) = self.bound(raft.configuration()) {
+            let _ = raft.propose_configuration(target);
+        } else {
+            self.promote(raft, now_us);
+        }
+    }
+
+    pub(super) fn expire(&mut self, now_us: u64, answers: &mut Vec<(ReplyTo<C>, Answer)>) {
+        self.waiting.retain(|waiting| {
+            let keep = now_us < waiting.deadline_us;
+            if !keep {
+                let unknown = Answer::Changed(Err(ChangeRefused::Unknown));
+                answers.push((waiting.reply_to.clone(), unknown));
+            }
+            keep
+        });
+    }
+
+    /// The configuration with everything that was learned of its members, if that is news: so that
+    /// a wiped disk is recognised for ever after, and a node that moved is found.
+    fn bound(&self, now: &Configuration) -> Option<Configuration> {
+        let news = |member: &Member| {
+            let known = self.known.get(&member.id)?;
+            let identity = if member.identity == 0 { known.identity } else { member.identity };
+            // Only of the very node: another one cannot move it.
+            let moved = known.address.as_ref().filter(|_| known.identity == identity);
+            let address = moved.unwrap_or(&member.address);
+            let news = identity != member.identity || *address != member.address;
+            news.then(|| Member { id: member.id, identity, address: address.clone() })
+        };
+        if now.members.iter().all(|member| news(member).is_none()) {
+            return None;
+        }
+        let mut next = now.clone();
+        for member in &mut next.members {
+            if let Some(news) = news(member) {
+                *member = news;
+            }
+        }
+        Some(next)
+    }
+
+    /// Lets a learner vote that has caught up: what the log was when its round began it had within
+    /// an election timeout, so that a majority that needs it does not stall (thesis 4.2.1).
+    fn promote(&mut self, raft: &mut Raft, now_us: u64) {
+        let now = Arc::clone(raft.configuration());
+        self.rounds.retain(|id, _| now.learners.contains(id));
+        if now.learners.is_empty() {
+            return;
+        }
+        let (last, patience_us) = (raft.last_index(), raft.options().election_timeout_us);
+        let mut ready = None;
+        for peer in raft.progress() {
+            let known = now.member(peer.id).is_some_and(|m| m.identity != 0);
+            if !now.learners.contains(&peer.id) || !known || !peer.reachable {
+                continue;
+            }
+            let round = self.rounds.entry(peer.id).or_insert((last, now_us));
+            if peer.match_index < round.0 {
+                continue;
+            }
+            if now_us <= round.1 + patience_us && peer.match_index > 0 {
+                ready = Some(peer.id);
+                break;
+            }
+            *round = (last, now_us);
+        }
+        let Some(id) = ready else { return };
+        if now.replaces.get(&id) == Some(&raft.id()) && raft.transfer(None, now_us).is_ok() {
+            // Whoever leads next goes on.
+            return;
+        }
+        let target = now.with_promoted(id);
+        let _ = raft.propose_configuration(target);
+    }
+}
+
+/// Whether a change is done, or will never be; none while that is open.
+fn fate(raft: &Raft, index: Index, term: Term) -> Option<bool> {
+    let in_front = index < raft.first_index();
+    if !in_front && raft.term_at(index) != Some(term) {
+        return Some(false);
+    }
+    (raft.commit_index() >= index && raft.is_settled()).then_some(true)
+}
+
+/// Begins a change; answers the entry to wait for.
+fn begin(raft: &mut Raft, change: &Change, now_us: u64) -> Result<(Index, NodeId), ChangeRefused> {
+    match plan(raft, change) {
+        Err(ChangeRefused::HandsOver { .. }) => {
+            let to = raft.transfer(None, now_us)?;
+            Err(ChangeRefused::HandsOver { to })
+        }
+        Err(why) => Err(why),
+        Ok(Plan::Done(id)) => Ok((raft.configuration_index(), id)),
+        Ok(Plan::To(target, id)) => Ok((raft.propose_configuration(target)?, id)),
+    }
+}
+
+fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
+    // That something is refused for good is said before that it cannot be done now.
+    raft.may_propose()?;
+    let now = raft.configuration();
+    let member = |id: NodeId| match now.member(id) {
+        Some(member) => Ok(member),
+        None if now.was_removed(id) => Err(ChangeRefused::WasRemoved { id }),
+        None => Err(ChangeRefused::NoMember { id }),
+    };
+    let of_address = |address: &str| now.members.iter().find(|m| m.address == *address);
+    let progress = raft.progress();
+    let reaches =
+        |id: NodeId| id == raft.id() || progress.iter().any(|p| p.id == id && p.reachable);
+    let room =
+        || if now.members.len() < MEMBERS_MAX { Ok(()) } else { Err(ChangeRefused::TooMany) };
+    let plan = match change {
+        Change::Join { address, identity } => {
+            let same = |m: &&Member| *identity != 0 && m.identity == *identity;
+            if let Some(member) = now.members.iter().find(same) {
+                return Ok(Plan::Done(member.id));
+            }
+            // One that somebody else has asked for is to come.
+            let awaited = |m: &&Member| {
+                m.address == *address && m.identity == 0 && now.learners.contains(&m.id)
+            };
+            if let Some(id) = now.members.iter().find(awaited).map(|m| m.id) {
+                if *identity == 0 {
+                    return Ok(Plan::Done(id));
+                }
+                let mut next = Configuration::clone(now);
+                let of_id = next.members.iter_mut().filter(|m| m.id == id);
+                of_id.for_each(|m| m.identity = *identity);
+                Plan::To(next, id)
+            } else if let Some(taken) = of_address(address) {
+                let (id, address) = (taken.id, address.clone());
+                let asked_itself = *identity != 0;
+                return Err(ChangeRefused::AddressTaken { id, address, asked_itself });
+            } else {
+                room()?;
+                let next = now.with_learner(*identity, address);
+                let id = next.last_id;
+                Plan::To(next, id)
+            }
+        }
+        &Change::Promote { id, force } => {
+            member(id)?;
+            if now.is_voter(id) {
+                return Err(ChangeRefused::Votes { id });
+            }
+            let peer = progress.iter().find(|p| p.id == id && p.reachable);
+            let entries = peer.map(|p| raft.commit_index().saturating_sub(p.match_index));
+            if entries.is_none_or(|entries| entries > LAG_MAX) && !force {
+                return Err(ChangeRefused::Behind { id, entries });
+            }
+            Plan::To(now.with_promoted(id), id)
+        }
+        &Change::Remove { id, force } => {
+            member(id)?;
+            let target = now.without(id);
+            if target.voters.is_empty() {
+                return Err(ChangeRefused::OnlyVoter { id });
+            }
+            if now.is_voter(id) && !force {
+                keeps_quorum(id, &target, reaches)?;
+            }
+            if id == raft.id() {
+                return Err(ChangeRefused::HandsOver { to: id });
+            }
+            Plan::To(target, id)
+        }
+        Change::Replace { old, address } => {
+            let old = member(*old)?;
+            if let Some((&by, _)) = now.replaces.iter().find(|(_, replaced)| **replaced == old.id) {
+                let same = now.member(by).is_some_and(|m| m.address == *address);
+                return match same {
+                    true => Ok(Plan::Done(by)),
+                    false => Err(ChangeRefused::BeingReplaced { id: old.id, by }),
+                };
+            }
+            let there = now.members.iter().find(|m| m.address == *address && m.id != old.id);
+            match there.map(|m| m.id) {
+                Some(id) if now.learners.contains(&id) => {
+                    let mut next = Configuration::clone(now);
+                    next.replaces.insert(id, old.id);
+                    Plan::To(next, id)
+                }
+                Some(id) => {
+                    let target = now.without(old.id);
+                    keeps_quorum(old.id, &target, reaches)?;
+                    if old.id == raft.id() {
+                        return Err(ChangeRefused::HandsOver { to: id });
+                    }
+                    Plan::To(target, id)
+                }
+                None if old.address == *address && reaches(old.id) => {
+                    return Err(ChangeRefused::Answers { id: old.id });
+                }
+                None => {
+                    room()?;
+                    let mut next = now.with_learner(0, address);
+                    next.replaces.insert(next.last_id, old.id);
+                    let id = next.last_id;
+                    Plan::To(next, id)
+                }
+            }
+        }
+    };
+    raft.may_change()?;
+    Ok(plan)
+}
+
+fn keeps_quorum(
+    id: NodeId,
+    target: &Configuration,
+    reaches: impl Fn(NodeId) -> bool,
+) -> Result<(), ChangeRefused> {
+    if target.majority(&reaches) {
+        return Ok(());
+    }
+    let left = target.voters.len();
+    let reachable = target.voters.iter().filter(|&&id| reaches(id)).count();
+    Err(ChangeRefused::LosesQuorum { id, left, reachable })
+}

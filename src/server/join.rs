@@ -1,0 +1,115 @@
+//! Before a node has an id: asking a running cluster to take it in, and finding out that the cluster
+//! has known another data directory under its name.
+//!
+//! A node that joins is a client of the cluster until it is a member. It asks until it is answered:
+//! the cluster may be down, or a person may have to decide first. Nothing of it is on disk but its
+//! identity, so that asking again, after a crash too, is the same question.
+
+use super::logging::{info, warning};
+use super::native::read_one_frame;
+use super::pulse::handshake_reader;
+use crate::client::{Client, Options};
+use crate::raft::NodeId;
+use crate::wire::client::{Class, Joined};
+use crate::wire::frame::PREAMBLE;
+use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, Reject, RejectCode, Role};
+use std::io::{self, Write as _};
+use std::net::{TcpStream, ToSocketAddrs as _};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long one attempt may take.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Between attempts that were refused: a person may have to do something first.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long a peer may take to say that it knows another directory.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Asks until the cluster has taken the node in.
+///
+/// # Errors
+/// When the token is wrong: asking again does not help.
+pub(super) fn join(
+    cluster: &[String],
+    address: &str,
+    identity: u64,
+    token: &[u8],
+) -> Result<Joined, String> {
+    info!("asks to be taken in at={} as {address}", cluster.join(","));
+    let options = Options { timeout: ATTEMPT, token: token.to_vec(), ..Options::default() };
+    let mut client = Client::new(cluster, options);
+    let mut said = String::new();
+    loop {
+        match client.join(address, identity) {
+            Ok(joined) => {
+                info!("taken in as node={} of cluster={:016x}", joined.id, joined.cluster);
+                return Ok(joined);
+            }
+            Err(e) if e.class == Class::Unauthorised => return Err(e.to_string()),
+            Err(e) => {
+                let text = e.to_string();
+                if text != said {
+                    warning!("not taken in yet, asks again: {text}");
+                    said = text;
+                }
+                // Whoever refused may be asked something else by a person meanwhile.
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+/// The cluster that a running node is in, if one of them answers.
+pub(super) fn cluster_at(addresses: &[String], token: &[u8]) -> Option<(String, u64)> {
+    let options = Options { timeout: LOOK_TIMEOUT, token: token.to_vec(), ..Options::default() };
+    let client = Client::connect(addresses, options).ok()?;
+    let address = client.address()?.to_string();
+    let cluster = client.into_connection()?.welcome().cluster;
+    (cluster != 0).then_some((address, cluster))
+}
+
+/// Who knows node `id` of that cluster by another identity: the address, and its words. Asked of
+/// peers that run, before the very first start makes anything.
+pub(super) fn knows_another(peers: &[(NodeId, String)], hello: &Hello) -> Option<(String, String)> {
+    peers.iter().find_map(|(id, address)| {
+        let reject = dial(address, &Hello { to: *id, ..hello.clone() }).ok().flatten()?;
+        let wrong = reject.code == RejectCode::WrongIdentity;
+        wrong.then(|| (address.clone(), reject.message))
+    })
+}
+
+/// What a new node says of itself to the other first members.
+pub(super) fn first_hello(
+    cluster: u64,
+    from: NodeId,
+    identity: u64,
+    address: &str,
+    token: &[u8],
+) -> Hello {
+    Hello {
+        version_min: PROTOCOL_VERSIONS.0,
+        version_max: PROTOCOL_VERSIONS.1,
+        role: Role::Snapshot,
+        cluster,
+        from,
+        to: 0,
+        identity,
+        to_identity: 0,
+        address: address.to_string(),
+        token: token.to_vec(),
+        term: 0,
+        last_index: 0,
+    }
+}
+
+fn dial(address: &str, hello: &Hello) -> io::Result<Option<Reject>> {
+    let first = address.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
+    let mut stream = TcpStream::connect_timeout(&first, LOOK_TIMEOUT)?;
+    stream.set_write_timeout(Some(LOOK_TIMEOUT))?;
+    let mut out = PREAMBLE.to_vec();
+    handshake::put_hello(&mut out, hello);
+    stream.write_all(&out)?;
+    let mut reader = handshake_reader();
+    let answer = read_one_frame(&stream, &mut reader, Instant::now() + LOOK_TIMEOUT)?;
+    Ok(handshake::take_answer(&answer).ok().and_then(Result::err))
+}

@@ -1,0 +1,159 @@
+//! Changes of the members, as clients ask for them: what can be said without the leader, and the
+//! answers in words of the wire.
+
+use super::connection::failure;
+use super::native::{class_of, read_one_frame};
+use super::pulse::handshake_reader;
+use super::{Shared, lock};
+use crate::node::{Change, ChangeRefused, Promise};
+use crate::raft::{Configuration, NodeId};
+use crate::wal::Identity;
+use crate::wire::ADDRESS_BYTES_MAX;
+use crate::wire::client::{Answer as Reply, Call, Class, Failure, Joined};
+use crate::wire::frame::PREAMBLE;
+use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, RejectCode, Role};
+use std::io::{self, Write as _};
+use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How long a new node may take to say who it is, when somebody else asks to take it in. One that is
+/// not there yet is no reason to refuse.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The change that a call asks for.
+///
+/// # Errors
+/// The address is none, or a node of another cluster answers there.
+pub(super) fn change_of(shared: &Shared, call: Call) -> Result<Change, Failure> {
+    let change = match call {
+        Call::Promote { id, force } => Change::Promote { id, force },
+        Call::Remove { id, force } => Change::Remove { id, force },
+        Call::Replace { old, address } => Change::Replace { old, address },
+        Call::Join { address, identity } => Change::Join { address, identity },
+        _ => return Err(failure(Class::Invalid, "no change of the members".to_string())),
+    };
+    if let Change::Join { address, .. } | Change::Replace { address, .. } = &change {
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let port = port.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|&port| port > 0);
+        if port.is_none() || address.len() > ADDRESS_BYTES_MAX {
+            let message = format!("'{address}' is not of the form HOST:PORT");
+            return Err(failure(Class::Invalid, message));
+        }
+        let asked_itself = matches!(change, Change::Join { identity, .. } if identity != 0);
+        if !asked_itself && let Some(message) = foreign(shared, address) {
+            return Err(failure(Class::Invalid, message));
+        }
+    }
+    Ok(change)
+}
+
+/// Whether a node of another cluster answers there, in words.
+fn foreign(shared: &Shared, address: &str) -> Option<String> {
+    let look = || -> io::Result<Option<String>> {
+        let first = address.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
+        let mut stream = TcpStream::connect_timeout(&first, LOOK_TIMEOUT)?;
+        stream.set_write_timeout(Some(LOOK_TIMEOUT))?;
+        let hello = Hello {
+            version_min: PROTOCOL_VERSIONS.0,
+            version_max: PROTOCOL_VERSIONS.1,
+            role: Role::Client,
+            cluster: shared.cluster,
+            from: 0,
+            to: 0,
+            identity: 0,
+            to_identity: 0,
+            address: String::new(),
+            token: shared.token.clone(),
+            term: 0,
+            last_index: 0,
+        };
+        let mut out = PREAMBLE.to_vec();
+        handshake::put_hello(&mut out, &hello);
+        stream.write_all(&out)?;
+        let mut reader = handshake_reader();
+        let answer = read_one_frame(&stream, &mut reader, Instant::now() + LOOK_TIMEOUT)?;
+        Ok(match handshake::take_answer(&answer) {
+            Ok(Err(reject)) if reject.code == RejectCode::ForeignCluster => Some(reject.message),
+            _ => None,
+        })
+    };
+    let message = look().ok().flatten()?;
+    Some(format!(
+        "the node at {address} holds data of another cluster ({message}); start it with an empty \
+         --data and with --join"
+    ))
+}
+
+/// What the client is told, once the replica has answered.
+pub(super) fn reply_of(
+    shared: &Shared,
+    joins: bool,
+    result: Result<NodeId, ChangeRefused>,
+) -> Result<Reply, Failure> {
+    match result {
+        Ok(id) if joins => {
+            let first = shared.first.clone();
+            Ok(Reply::Joined(Joined { cluster: shared.cluster, id, first }))
+        }
+        Ok(id) => Ok(Reply::Changed { id }),
+        Err(why) => {
+            let class = match why {
+                ChangeRefused::NotProposed(why) => class_of(why),
+                ChangeRefused::HandsOver { .. } | ChangeRefused::Overwritten => Class::Unavailable,
+                ChangeRefused::Unknown => Class::Unknown,
+                _ => Class::Invalid,
+            };
+            let leader = match why {
+                ChangeRefused::HandsOver { to } => to,
+                _ => shared.leader.load(Ordering::Relaxed),
+            };
+            let configuration = shared.configuration();
+            let leader = configuration.member(leader).map(|m| (m.id, m.address.clone()));
+            Err(Failure { class, message: why.to_string(), leader })
+        }
+    }
+}
+
+impl Shared {
+    /// The cluster has removed this node: from now on it does not even start.
+    pub(super) fn remember_removal(&self) {
+        let stored = Identity::load(&*self.disk, &self.data).and_then(|identity| match identity {
+            Some(identity) => Identity { removed: true, ..identity }.store(&*self.disk, &self.data),
+            None => Ok(()),
+        });
+        if let Err(e) = stored {
+            // It will be told again.
+            super::logging::warning!("cannot write down that this node was removed: {e}");
+        }
+    }
+}
+
+/// Connections of nodes that are members no more are closed: when they dial again they are told.
+pub(super) fn part_with_strangers(shared: &Shared, configuration: &Configuration) {
+    for (id, (_, stream)) in lock(&shared.inbound).iter() {
+        if let Some(stream) = stream.as_ref().filter(|_| configuration.member(*id).is_none()) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+/// A peer came back with an old copy of its disk: it is told when it dials again, and nothing is sent
+/// to it any more.
+pub(super) fn set_aside(shared: &Shared, peer: NodeId, remembered: Promise) {
+    let configuration = shared.configuration();
+    let identity = configuration.member(peer).map_or(0, |m| m.identity);
+    let why = format!(
+        "node {peer} had come to term {} and acknowledged everything up to index {}, and its disk \
+         does not hold that any more",
+        remembered.term, remembered.index
+    );
+    super::logging::warning!("sets peer={peer} aside: {why}");
+    lock(&shared.aside).insert(peer, (identity, why));
+    if let Some((_, Some(stream))) = lock(&shared.inbound).get(&peer) {
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+    // A sender whose inbox is dropped ends; a new one finds out that it is not to dial.
+    shared.links.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
+}
