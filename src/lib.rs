@@ -15,8 +15,8 @@
 //! | `kv`     | the replicated state machine: commands, sessions, store      | `lsm env`           |
 //! | `node`   | the components of one node as plain structs, no threads      | `raft wal kv env`   |
 //! | `wire`   | frames and codecs: peers, clients, text, HTTP                | `raft kv`           |
-//! | `server` | threads and sockets only                                     | all of the above    |
 //! | `client` | the client library: leader discovery, retry, sessions        | `env kv wire`       |
+//! | `server` | threads and sockets only                                     | all of the above    |
 //! | `sim`    | simulated disk, network, clock; scheduler; checkers          | all of the above    |
 //! | `cli`    | the subcommands of the binary                                | all of the above    |
 //!

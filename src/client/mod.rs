@@ -13,6 +13,7 @@ mod backoff;
 mod backup;
 mod connection;
 mod error;
+mod members;
 mod writer;
 
 pub use backup::Backup;
@@ -21,7 +22,7 @@ pub use error::{Cause, Error};
 
 use crate::kv::{Found, Op, OpResult, Outcome, Page, Query, Range, Reply, Revision, Write};
 use crate::wire::client::{
-    Answer, Call, Class, Consistency, Failure, Joined, MemberInfo, NO_REQUEST, NodeStatus, Request,
+    Answer, Call, Class, Consistency, Failure, MemberInfo, NO_REQUEST, NodeStatus, Request,
 };
 use backoff::Backoff;
 use std::fmt;
@@ -314,54 +315,6 @@ impl Client {
         match self.ask(Call::Ping, true)? {
             Answer::Pong => Ok(()),
             _ => Err(self.unexpected(Class::Unavailable, "to a ping")),
-        }
-    }
-
-    /// Who belongs to the cluster, as the connected node knows it. Their addresses are remembered.
-    ///
-    /// # Errors
-    /// Any class but `Unknown`.
-    pub fn members(&mut self) -> Result<Vec<MemberInfo>, Error> {
-        match self.ask(Call::Members, true)? {
-            Answer::Members(members) => {
-                self.learn(&members.members);
-                Ok(members.members)
-            }
-            _ => Err(self.unexpected(Class::Unavailable, "to a question for the members")),
-        }
-    }
-
-    /// Hands leadership to a member, or to the one the leader chooses.
-    ///
-    /// # Errors
-    /// Class `Unknown` when it may have happened.
-    pub fn transfer(&mut self, to: Option<u64>) -> Result<(), Error> {
-        match self.ask(Call::Transfer { to }, false)? {
-            Answer::Ok => Ok(()),
-            _ => Err(self.unexpected(Class::Unknown, "to a transfer")),
-        }
-    }
-
-    /// Asks the cluster to take in the node at `address`, whose identity this is, or 0 when somebody
-    /// else asks for it. Asking again is harmless.
-    ///
-    /// # Errors
-    /// Class `Invalid` when it is refused for good; any other.
-    pub fn join(&mut self, address: &str, identity: u64) -> Result<Joined, Error> {
-        match self.ask(Call::Join { address: address.to_string(), identity }, true)? {
-            Answer::Joined(joined) => Ok(joined),
-            _ => Err(self.unexpected(Class::Unknown, "to a join")),
-        }
-    }
-
-    /// Changes the members by one of the other calls for that; the member that it was about.
-    ///
-    /// # Errors
-    /// Class `Unknown` when it may have happened, or may yet.
-    pub fn change_members(&mut self, call: Call) -> Result<u64, Error> {
-        match self.ask(call, false)? {
-            Answer::Changed { id } => Ok(id),
-            _ => Err(self.unexpected(Class::Unknown, "to a change of the members")),
         }
     }
 

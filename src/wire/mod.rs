@@ -21,6 +21,7 @@ pub mod kv;
 pub mod peer;
 pub mod snapshot;
 pub mod sniff;
+mod status;
 pub mod text;
 
 pub use crate::raft::codec::Malformed;
