@@ -22,7 +22,7 @@ pub use error::{Cause, Error};
 
 use crate::kv::{Found, Op, OpResult, Outcome, Page, Query, Range, Reply, Revision, Write};
 use crate::wire::client::{
-    Answer, Call, Class, Consistency, Failure, MemberInfo, NO_REQUEST, NodeStatus, Request,
+    Answer, Call, Class, Consistency, Failure, NO_REQUEST, NodeStatus, Request,
 };
 use backoff::Backoff;
 use std::fmt;
@@ -45,6 +45,10 @@ const AVOID: Duration = Duration::from_secs(2);
 
 /// Most addresses that are kept, beside those given: more members than a cluster has.
 const LEARNED_MAX: usize = 64;
+
+/// How often the members are asked for by a client that is used: they come and go, and who else there
+/// is must be known before the node that is connected is gone.
+const MEMBERS_EVERY: Duration = Duration::from_millis(250);
 
 /// How long the question for the members may take; it is asked in passing and may fail.
 const MEMBERS_WAIT: Duration = Duration::from_millis(500);
@@ -117,6 +121,8 @@ pub struct Client {
     cluster: u64,
     connection: Option<Connection>,
     session: Option<Session>,
+    /// When the members were last asked for; none before anything was asked.
+    members_at: Option<Instant>,
 }
 
 /// An exchange that gave no answer.
@@ -140,6 +146,7 @@ impl Client {
             cluster: 0,
             connection: None,
             session: None,
+            members_at: None,
         }
     }
 
@@ -374,6 +381,7 @@ impl Client {
                 return Err(Error::gave_up(class, self.options.timeout, last));
             }
             self.ensure_connection(until)?;
+            self.refresh_members(until);
             let Some(connection) = &mut self.connection else { continue };
             let address = connection.address().to_owned();
             let by = if repeatable { until.min(Instant::now() + attempt) } else { until };
@@ -564,12 +572,6 @@ impl Client {
         }
     }
 
-    fn learn(&mut self, members: &[MemberInfo]) {
-        for member in members {
-            self.learn_address(member.address.clone());
-        }
-    }
-
     fn learn_address(&mut self, address: String) {
         let known = self.given.contains(&address) || self.learned.contains(&address);
         if !known && !address.is_empty() && self.learned.len() < LEARNED_MAX {
@@ -590,16 +592,7 @@ impl Client {
             }
             _ => return Err(self.unexpected(Class::Unavailable, "to opening a session")),
         }
-        // Who else there is must be known before this node is gone.
-        if let Some(connection) = &mut self.connection {
-            let by = until.min(Instant::now() + MEMBERS_WAIT);
-            let mut request = Request { id: 0, deadline_ms: 0, call: Call::Members };
-            match exchange(connection, &mut request, by) {
-                Ok(Ok(Answer::Members(members))) => self.learn(&members.members),
-                Ok(_) => {}
-                Err(_) => self.connection = None,
-            }
-        }
+        self.ask_members(until);
         Ok(())
     }
 }

@@ -195,6 +195,9 @@ impl Client {
             self.go_elsewhere(leader.as_ref());
         }
         self.ensure_connection(until)?;
+        if flight.by_id.is_empty() {
+            self.refresh_members(until);
+        }
         // A session that is lost makes room for the next one when its last write is answered.
         let next = flight.queue.front();
         let stamped = next.is_some_and(|(_, write)| write.stamp.is_none()) && self.options.sessions;

@@ -11,7 +11,7 @@
 //! node at all, which is the business of whoever owns sockets.
 
 use super::words::{Answer, ReplyTo};
-use crate::raft::{Configuration, Index, Member, NodeId, NotProposed, Raft, Term};
+use crate::raft::{Configuration, Index, Member, NodeId, NotProposed, PeerProgress, Raft, Term};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -201,10 +201,21 @@ impl From<NotProposed> for ChangeRefused {
 
 /// What is to be done about a change.
 enum Plan {
+    /// It is not known yet who can be reached now.
+    Wait,
     /// Nothing: that is how things are, or will be with the configuration in force.
     Done(NodeId),
     /// Change to this; the member it is about.
     To(Configuration, NodeId),
+}
+
+/// A change that waits until it is known who can be reached.
+#[derive(Debug)]
+struct Asked<C> {
+    reply_to: ReplyTo<C>,
+    deadline_us: u64,
+    change: Change,
+    at_us: u64,
 }
 
 #[derive(Debug)]
@@ -228,6 +239,7 @@ struct Known {
 #[derive(Debug)]
 pub(super) struct Membership<C> {
     known: BTreeMap<NodeId, Known>,
+    asked: Vec<Asked<C>>,
     waiting: Vec<Waiting<C>>,
     /// Of each learner: what the log was when its present round began, and when that was.
     rounds: BTreeMap<NodeId, (Index, u64)>,
@@ -237,11 +249,11 @@ impl<C: Clone> Membership<C> {
     /// `id` is this node.
     pub(super) fn new(id: NodeId, identity: u64, address: Option<String>) -> Membership<C> {
         let known = BTreeMap::from([(id, Known { identity, address })]);
-        Membership { known, waiting: Vec::new(), rounds: BTreeMap::new() }
+        Membership { known, asked: Vec::new(), waiting: Vec::new(), rounds: BTreeMap::new() }
     }
 
     pub(super) fn is_waited_for(&self) -> bool {
-        !self.waiting.is_empty()
+        !(self.waiting.is_empty() && self.asked.is_empty())
     }
 
     /// A member has shown its identity, and maybe where it is reached now.
@@ -254,22 +266,28 @@ impl<C: Clone> Membership<C> {
         known.address = address.or(known.address.take());
     }
 
-    /// Somebody asks for a change. The answer, when there is one at once.
+    /// Somebody asks for a change. It is begun with [`Membership::turn`].
     pub(super) fn ask(
         &mut self,
-        raft: &mut Raft,
         reply_to: ReplyTo<C>,
         deadline_us: u64,
-        change: &Change,
+        change: Change,
         now_us: u64,
-    ) -> Option<(ReplyTo<C>, Answer)> {
-        match begin(raft, change, now_us) {
-            Ok((index, id)) => {
-                let term = raft.term_at(index).unwrap_or(0);
-                self.waiting.push(Waiting { reply_to, deadline_us, index, term, id });
-                None
+    ) {
+        self.asked.push(Asked { reply_to, deadline_us, change, at_us: now_us });
+    }
+
+    fn begin(&mut self, raft: &mut Raft, now_us: u64, answers: &mut Vec<(ReplyTo<C>, Answer)>) {
+        for asked in std::mem::take(&mut self.asked) {
+            match begin(raft, &asked.change, asked.at_us, now_us) {
+                Ok(None) => self.asked.push(asked),
+                Ok(Some((index, id))) => {
+                    let Asked { reply_to, deadline_us, .. } = asked;
+                    let term = raft.term_at(index).unwrap_or(0);
+                    self.waiting.push(Waiting { reply_to, deadline_us, index, term, id });
+                }
+                Err(why) => answers.push((asked.reply_to, Answer::Changed(Err(why)))),
             }
-            Err(why) => Some((reply_to, Answer::Changed(Err(why)))),
         }
     }
 
@@ -280,6 +298,7 @@ impl<C: Clone> Membership<C> {
         now_us: u64,
         answers: &mut Vec<(ReplyTo<C>, Answer)>,
     ) {
+        self.begin(raft, now_us, answers);
         self.waiting.retain(|waiting| {
             let result = match fate(raft, waiting.index, waiting.term) {
                 None => return true,
@@ -300,6 +319,14 @@ impl<C: Clone> Membership<C> {
     }
 
     pub(super) fn expire(&mut self, now_us: u64, answers: &mut Vec<(ReplyTo<C>, Answer)>) {
+        self.asked.retain(|asked| {
+            let keep = now_us < asked.deadline_us;
+            if !keep {
+                let why = ChangeRefused::NotProposed(NotProposed::TooEarly);
+                answers.push((asked.reply_to.clone(), Answer::Changed(Err(why))));
+            }
+            keep
+        });
         self.waiting.retain(|waiting| {
             let keep = now_us < waiting.deadline_us;
             if !keep {
@@ -365,7 +392,12 @@ impl<C: Clone> Membership<C> {
             return;
         }
         let target = now.with_promoted(id);
-        let _ = raft.propose_configuration(target);
+        let peers = raft.progress();
+        let reached =
+            |id: NodeId| id == raft.id() || peers.iter().any(|p| p.id == id && p.reachable);
+        if target.majority(reached) {
+            let _ = raft.propose_configuration(target);
+        }
     }
 }
 
@@ -378,20 +410,28 @@ fn fate(raft: &Raft, index: Index, term: Term) -> Option<bool> {
     (raft.commit_index() >= index && raft.is_settled()).then_some(true)
 }
 
-/// Begins a change; answers the entry to wait for.
-fn begin(raft: &mut Raft, change: &Change, now_us: u64) -> Result<(Index, NodeId), ChangeRefused> {
-    match plan(raft, change) {
+/// Begins a change; answers the entry to wait for, none when it cannot be told yet.
+fn begin(
+    raft: &mut Raft,
+    change: &Change,
+    at_us: u64,
+    now_us: u64,
+) -> Result<Option<(Index, NodeId)>, ChangeRefused> {
+    match plan(raft, change, at_us, now_us) {
         Err(ChangeRefused::HandsOver { .. }) => {
             let to = raft.transfer(None, now_us)?;
             Err(ChangeRefused::HandsOver { to })
         }
         Err(why) => Err(why),
-        Ok(Plan::Done(id)) => Ok((raft.configuration_index(), id)),
-        Ok(Plan::To(target, id)) => Ok((raft.propose_configuration(target)?, id)),
+        Ok(Plan::Wait) => Ok(None),
+        Ok(Plan::Done(id)) => Ok(Some((raft.configuration_index(), id))),
+        Ok(Plan::To(target, id)) => Ok(Some((raft.propose_configuration(target)?, id))),
     }
 }
 
-fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
+/// What a change comes to. Who is reachable is known of those that were heard since `at_us`, when it
+/// was asked for, and of all after an election timeout: who has just died is not counted on.
+fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, ChangeRefused> {
     // That something is refused for good is said before that it cannot be done now.
     raft.may_propose()?;
     let now = raft.configuration();
@@ -403,7 +443,8 @@ fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
     let of_address = |address: &str| now.members.iter().find(|m| m.address == *address);
     let progress = raft.progress();
     let reaches =
-        |id: NodeId| id == raft.id() || progress.iter().any(|p| p.id == id && p.reachable);
+        |id: NodeId| id == raft.id() || progress.iter().any(|p| p.id == id && p.heard_us > at_us);
+    let known = now_us >= at_us + raft.options().election_timeout_us;
     let room =
         || if now.members.len() < MEMBERS_MAX { Ok(()) } else { Err(ChangeRefused::TooMany) };
     let plan = match change {
@@ -440,7 +481,9 @@ fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
             if now.is_voter(id) {
                 return Err(ChangeRefused::Votes { id });
             }
-            let peer = progress.iter().find(|p| p.id == id && p.reachable);
+            // One that was never heard has nothing.
+            let heard = |p: &&PeerProgress| p.id == id && p.reachable && p.match_index > 0;
+            let peer = progress.iter().find(heard);
             let entries = peer.map(|p| raft.commit_index().saturating_sub(p.match_index));
             if entries.is_none_or(|entries| entries > LAG_MAX) && !force {
                 return Err(ChangeRefused::Behind { id, entries });
@@ -453,8 +496,8 @@ fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
             if target.voters.is_empty() {
                 return Err(ChangeRefused::OnlyVoter { id });
             }
-            if now.is_voter(id) && !force {
-                keeps_quorum(id, &target, reaches)?;
+            if now.is_voter(id) && !force && !keeps_quorum(id, &target, reaches, known)? {
+                return Ok(Plan::Wait);
             }
             if id == raft.id() {
                 return Err(ChangeRefused::HandsOver { to: id });
@@ -479,7 +522,9 @@ fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
                 }
                 Some(id) => {
                     let target = now.without(old.id);
-                    keeps_quorum(old.id, &target, reaches)?;
+                    if !keeps_quorum(old.id, &target, reaches, known)? {
+                        return Ok(Plan::Wait);
+                    }
                     if old.id == raft.id() {
                         return Err(ChangeRefused::HandsOver { to: id });
                     }
@@ -488,6 +533,7 @@ fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
                 None if old.address == *address && reaches(old.id) => {
                     return Err(ChangeRefused::Answers { id: old.id });
                 }
+                None if old.address == *address && !known => return Ok(Plan::Wait),
                 None => {
                     room()?;
                     let mut next = now.with_learner(0, address);
@@ -502,15 +548,17 @@ fn plan(raft: &Raft, change: &Change) -> Result<Plan, ChangeRefused> {
     Ok(plan)
 }
 
+/// Whether the voters of `target` that can be reached are enough; false while that is not known.
 fn keeps_quorum(
     id: NodeId,
     target: &Configuration,
     reaches: impl Fn(NodeId) -> bool,
-) -> Result<(), ChangeRefused> {
+    known: bool,
+) -> Result<bool, ChangeRefused> {
     if target.majority(&reaches) {
-        return Ok(());
+        return Ok(true);
     }
     let left = target.voters.len();
     let reachable = target.voters.iter().filter(|&&id| reaches(id)).count();
-    Err(ChangeRefused::LosesQuorum { id, left, reachable })
+    if known { Err(ChangeRefused::LosesQuorum { id, left, reachable }) } else { Ok(false) }
 }

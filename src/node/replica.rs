@@ -337,9 +337,7 @@ impl<C: Clone> Replica<C> {
                 self.answers.push((reply_to, Answer::Transfer(result)));
             }
             Request::Change(change) => {
-                let raft = &mut self.raft;
-                let asked = self.membership.ask(raft, reply_to, deadline_us, &change, now_us);
-                self.answers.extend(asked);
+                self.membership.ask(reply_to, deadline_us, change, now_us);
             }
             Request::Flush { cut } => {
                 let index = self.raft.applied_index();

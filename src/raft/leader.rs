@@ -347,6 +347,7 @@ impl Raft {
             match_index: p.match_index,
             state: p.state,
             reachable: self.reaches(p),
+            heard_us: p.contact_us,
         };
         self.leader_state().map(|l| l.progress.iter().map(of).collect()).unwrap_or_default()
     }

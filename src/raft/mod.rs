@@ -242,6 +242,9 @@ pub struct PeerProgress {
     pub state: ProgressState,
     /// It was heard within an election timeout.
     pub reachable: bool,
+    /// When it was last heard in this term, on the clock of the core's inputs, microseconds; when it
+    /// became a follower if it never was.
+    pub heard_us: u64,
 }
 
 /// SplitMix64 (Steele, Lea, Flood 2014): a small generator for randomised timeouts.

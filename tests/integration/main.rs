@@ -7,6 +7,7 @@ mod full_disk;
 mod inspect;
 mod kill_rounds;
 mod loading;
+mod members;
 mod repair;
 mod restart;
 mod slow_clients;

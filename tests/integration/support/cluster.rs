@@ -34,6 +34,8 @@ pub(crate) struct Node {
     pub(crate) address: String,
     pub(crate) data: PathBuf,
     pub(crate) log: PathBuf,
+    /// What it is to do at the very first start, and may say at any later one.
+    begins: Vec<String>,
     child: Option<Child>,
 }
 
@@ -43,7 +45,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     pub(crate) dir: TempDir,
     setup: Setup,
-    _one: MutexGuard<'static, ()>,
+    /// None for a cluster beside another one.
+    _one: Option<MutexGuard<'static, ()>>,
 }
 
 /// Flags as they are typed.
@@ -84,7 +87,15 @@ impl Cluster {
 
     /// Starts a cluster and waits until each node serves.
     pub(crate) fn with(count: usize, setup: Setup) -> Cluster {
-        let one = alone();
+        Cluster::begin(count, setup, Some(alone()))
+    }
+
+    /// Another cluster beside one that runs.
+    pub(crate) fn beside(_other: &Cluster, count: usize) -> Cluster {
+        Cluster::begin(count, Setup::default(), None)
+    }
+
+    fn begin(count: usize, setup: Setup, one: Option<MutexGuard<'static, ()>>) -> Cluster {
         let dir = tempfile::Builder::new().prefix("kontiki-test-").tempdir().expect("a directory");
         let mut cluster = Cluster { nodes: Vec::new(), dir, setup, _one: one };
         for _ in 0..PORT_ATTEMPTS {
@@ -95,9 +106,13 @@ impl Cluster {
                     address: format!("127.0.0.1:{port}"),
                     data: cluster.data().join(format!("{port}")),
                     log: cluster.dir.path().join(format!("n{}.log", at + 1)),
+                    begins: Vec::new(),
                     child: None,
                 })
                 .collect();
+            let all = cluster.addresses().join(",");
+            let begins = |node: &mut Node| node.begins = vec!["--peers".to_owned(), all.clone()];
+            cluster.nodes.iter_mut().for_each(begins);
             (0..count).for_each(|node| cluster.launch(node));
             if cluster.all_serve_unless_a_port_was_taken() {
                 return cluster;
@@ -128,6 +143,35 @@ impl Cluster {
         true
     }
 
+    /// Starts a new node that asks those that run to take it in; gives its place.
+    pub(crate) fn join(&mut self) -> usize {
+        let port = free_ports(1)[0];
+        let place = self.nodes.len();
+        let running = self.nodes.iter().filter(|node| node.child.is_some());
+        let cluster: Vec<String> = running.map(|node| node.address.clone()).collect();
+        self.nodes.push(Node {
+            address: format!("127.0.0.1:{port}"),
+            data: self.data().join(format!("{port}")),
+            log: self.dir.path().join(format!("n{}.log", place + 1)),
+            begins: vec!["--join".to_owned(), cluster.join(",")],
+            child: None,
+        });
+        self.launch(place);
+        place
+    }
+
+    /// Starts a node with other words: `--join A,B`, say, or none.
+    pub(crate) fn relaunch_with(&mut self, node: usize, begins: &str) {
+        self.nodes[node].begins = flags(begins);
+        self.relaunch(node);
+    }
+
+    /// Waits until the node's process has ended by itself; gives its exit code.
+    pub(crate) fn wait_ended(&mut self, node: usize) -> Option<i32> {
+        let child = self.nodes[node].child.as_mut().expect("a node that was started");
+        wait_for("the node ends", || child.try_wait().expect("its state")).code()
+    }
+
     pub(crate) fn addresses(&self) -> Vec<String> {
         self.nodes.iter().map(|node| node.address.clone()).collect()
     }
@@ -136,10 +180,9 @@ impl Cluster {
     pub(crate) fn words(&self, node: usize) -> Vec<String> {
         let it = &self.nodes[node];
         let data = it.data.display().to_string();
-        let mut words: Vec<String> = ["serve", "--data", &data, "--listen", &it.address, "--peers"]
-            .map(str::to_owned)
-            .to_vec();
-        words.push(self.addresses().join(","));
+        let mut words: Vec<String> =
+            ["serve", "--data", &data, "--listen", &it.address].map(str::to_owned).to_vec();
+        words.extend(it.begins.iter().cloned());
         if !self.setup.flags.iter().any(|flag| flag == "--reserve") {
             // Tests are many, and what each of them writes is in the way of the others.
             words.extend(["--reserve", "1MiB"].map(str::to_owned));

@@ -5,6 +5,7 @@
 
 pub(crate) mod cluster;
 pub(crate) mod http;
+pub(crate) mod load;
 pub(crate) mod native;
 pub(crate) mod strace;
 pub(crate) mod text;

@@ -1,0 +1,343 @@
+//! Members come and go while the cluster serves: every command, with real processes.
+
+use crate::support::cluster::Cluster;
+use crate::support::load::{self, Run, Seat};
+use crate::support::{contents, say, wait_for};
+use kontiki::client::{Client, Options};
+use kontiki::sim::linearizability::{Call, check};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// Writes acknowledged between one change and the next:
+/// long enough for clients to hear of it.
+const WRITES_BETWEEN: u64 = 3000;
+const CLIENTS: u64 = 4;
+
+/// Runs one command of the line client: exit code and what was printed on either stream.
+fn cli(cluster: &Cluster, words: &str) -> (i32, String) {
+    let run = cluster.cli().args(words.split_whitespace()).output().expect("kontiki cli");
+    let text = [run.stdout, run.stderr].concat();
+    (run.status.code().expect("an exit code"), String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+fn good(cluster: &Cluster, words: &str) -> String {
+    let (code, said) = cli(cluster, words);
+    assert_eq!(code, 0, "{words}: {said}");
+    said
+}
+
+/// Refused with this exit code and a line that says all of these.
+fn refused(cluster: &Cluster, words: &str, exit: i32, parts: &[&str]) {
+    let (code, said) = cli(cluster, words);
+    assert_eq!(code, exit, "{words}: {said}");
+    for part in parts {
+        assert!(said.contains(part), "{words}: '{part}' is not in: {said}");
+    }
+    assert_eq!(said.lines().count(), 1, "{words}: one line, not: {said}");
+}
+
+/// Id and whether it votes, of each member by address.
+fn members(cluster: &Cluster) -> BTreeMap<String, (u64, bool)> {
+    let said = good(cluster, "members");
+    let row = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        (words[1].to_owned(), (words[0].parse().expect("an id"), words[3] == "voter"))
+    };
+    said.lines().map(row).collect()
+}
+
+/// Waits until exactly the nodes of these places are members, and vote.
+fn wait_for_voters(cluster: &Cluster, places: &[usize]) {
+    let mut expected: Vec<&String> = places.iter().map(|&p| &cluster.nodes[p].address).collect();
+    expected.sort();
+    wait_for("the members are as they are to be", || {
+        let now = members(cluster);
+        let all = now.keys().collect::<Vec<_>>() == expected;
+        (all && now.values().all(|(_, votes)| *votes)).then_some(())
+    });
+}
+
+fn id_of(cluster: &Cluster, place: usize) -> u64 {
+    members(cluster)[&cluster.nodes[place].address].0
+}
+
+fn wait_for_log(cluster: &Cluster, node: usize, part: &str) {
+    wait_for(part, || cluster.log(node).contains(part).then_some(()));
+}
+
+#[test]
+fn one_node_grows_to_five_and_shrinks_to_one_under_load() {
+    // Clients never stop while two commands make three nodes of one, four make five, and removals,
+    // the leader's among them, lead back to one: no request fails, and what they saw has one
+    // explanation.
+    let mut cluster = Cluster::start(1);
+    let run = Run::new(cluster.addresses());
+    let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+    let (seats, sum, leaders) = thread::scope(|scope| {
+        let stop = run.stopper();
+        let (run, options) = (&run, &options);
+        let client = move |number| {
+            let door = Client::new(&run.addresses, options.clone());
+            load::client(run, number, vec![door])
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n))).collect();
+        let counting = scope.spawn(move || load::counter(run));
+        let mut places = vec![0];
+        run.more_writes(WRITES_BETWEEN);
+        while places.len() < 5 {
+            places.push(cluster.join());
+            wait_for_voters(&cluster, &places);
+            assert_eq!(id_of(&cluster, places.len() - 1), places.len() as u64);
+            run.more_writes(WRITES_BETWEEN);
+        }
+        let mut leaders = 0;
+        // The first node goes last but one: it is the one that clients were given.
+        for round in 0..4 {
+            let leader = cluster.leader();
+            let gone = match round {
+                1 | 2 => leader,
+                _ => *places.iter().find(|&&p| p != leader && p != 0).expect("another one"),
+            };
+            leaders += usize::from(gone == leader);
+            let id = id_of(&cluster, gone);
+            good(&cluster, &format!("member remove {id}"));
+            places.retain(|&p| p != gone);
+            wait_for_voters(&cluster, &places);
+            assert_ne!(cluster.wait_ended(gone), Some(0));
+            wait_for_log(&cluster, gone, &format!("node {id} was removed from the cluster"));
+            run.more_writes(WRITES_BETWEEN);
+        }
+        assert_eq!(places.len(), 1);
+        drop(stop);
+        let seats: Vec<Seat> = clients.into_iter().map(|c| c.join().expect("its end")).collect();
+        (seats, counting.join().expect("the counter's end"), leaders)
+    });
+    let troubles: Vec<&String> = seats.iter().flat_map(|seat| &seat.troubles).collect();
+    assert!(troubles.is_empty(), "{troubles:?}");
+    let history: Vec<Call> = seats.into_iter().flat_map(|seat| seat.history).collect();
+    let checked = check(&history).unwrap_or_else(|e| panic!("not linearizable:\n{e}"));
+    assert!(checked.answered > 1000, "{checked:?}");
+    say(
+        "members",
+        &format!(
+            "1 -> 3 -> 5 -> 3 -> 1 in {:.1} s, {leaders} leaders removed; {} calls answered, none \
+             failed; exact counter at {sum}; linearizable",
+            run.elapsed().as_secs_f64(),
+            checked.answered
+        ),
+    );
+}
+
+#[test]
+fn a_dead_node_is_replaced_in_one_step() {
+    // A machine is gone for good: another one takes its place, and the old one, should it come back,
+    // is told.
+    let mut cluster = Cluster::start(3);
+    good(&cluster, "put city Oslo");
+    let dead = cluster.follower();
+    let old = id_of(&cluster, dead);
+    cluster.kill(dead);
+    // The new one is known before it runs.
+    let new = cluster.join();
+    let address = cluster.nodes[new].address.clone();
+    cluster.kill(new);
+    let replaced = good(&cluster, &format!("member replace {old} {address}"));
+    let id = members(&cluster)[&address].0;
+    assert_eq!(replaced, format!("OK {id}"));
+    let again = good(&cluster, &format!("member replace {old} {address}"));
+    assert_eq!(again, replaced, "asking again is the same");
+    let before = members(&cluster);
+    assert!(before.len() == 4 && !before[&address].1, "it has not caught up");
+    cluster.relaunch(new);
+    let places: Vec<usize> = (0..4).filter(|&place| place != dead).collect();
+    wait_for_voters(&cluster, &places);
+    cluster.wait_serving(new);
+    cluster.relaunch(dead);
+    assert_eq!(cluster.wait_ended(dead), Some(1));
+    wait_for_log(&cluster, dead, &format!("node {old} was removed from the cluster"));
+    // It knows from now on, also when nobody is there to tell it.
+    let file = cluster.nodes[dead].log.clone();
+    fs::write(file, "").expect("an empty log");
+    cluster.relaunch(dead);
+    assert_eq!(cluster.wait_ended(dead), Some(3));
+    wait_for_log(&cluster, dead, "was removed from its cluster");
+    assert_eq!(good(&cluster, "get city"), "Oslo");
+    say("members", &format!("node {old} was replaced by node {id}"));
+}
+
+#[test]
+fn a_removed_node_that_keeps_knocking_disturbs_nobody() {
+    // It was away when it was removed, and comes back again and again with its old disk: nobody's
+    // term moves, the leader stays, and each time it says why it ends.
+    let mut cluster = Cluster::start(3);
+    let away = cluster.follower();
+    let id = id_of(&cluster, away);
+    cluster.kill(away);
+    let saved = cluster.dir.path().join("saved");
+    copy(&cluster.nodes[away].data, &saved);
+    good(&cluster, &format!("member remove {id}"));
+    let leader = cluster.leader();
+    let term = |cluster: &Cluster| {
+        let said = good(cluster, "--json status");
+        let (_, rest) = said.split_once("\"term\":").expect("a term");
+        rest.split(',').next().expect("a number").to_owned()
+    };
+    let before = term(&cluster);
+    for _ in 0..5 {
+        // With the disk of before: what it was told is forgotten.
+        fs::remove_dir_all(&cluster.nodes[away].data).expect("its directory");
+        copy(&saved, &cluster.nodes[away].data);
+        cluster.relaunch(away);
+        assert_eq!(cluster.wait_ended(away), Some(1));
+    }
+    assert!(
+        cluster.log(away).matches("was removed from the cluster. This node stops").count() >= 5
+    );
+    assert_eq!((cluster.leader(), term(&cluster)), (leader, before));
+    say("members", "a removed node knocked 5 times");
+}
+
+#[test]
+fn a_wiped_disk_is_noticed_and_one_command_puts_it_right() {
+    // The same command line on an empty disk: the node is told that it is not the one that was, waits
+    // without voting, and becomes a new node with one command of a person.
+    let mut cluster = Cluster::start(3);
+    good(&cluster, "put city Oslo");
+    let wiped = cluster.follower();
+    let (id, address) = (id_of(&cluster, wiped), cluster.nodes[wiped].address.clone());
+    cluster.kill(wiped);
+    fs::remove_dir_all(&cluster.nodes[wiped].data).expect("its directory");
+    cluster.relaunch(wiped);
+    let command = format!("member replace {id} {address}");
+    wait_for_log(&cluster, wiped, &command);
+    assert!(cluster.log(wiped).contains("its disk was wiped or exchanged"));
+    assert!(!cluster.ended(wiped), "it waits");
+    // The same words again, and still it is nobody.
+    cluster.relaunch(wiped);
+    wait_for_log(&cluster, wiped, "not taken in yet");
+    assert_eq!(good(&cluster, &command), "OK 4");
+    let places = [0, 1, 2];
+    wait_for("the node has a new id", || {
+        members(&cluster).get(&address).filter(|m| **m == (4, true)).map(|_| ())
+    });
+    wait_for_voters(&cluster, &places);
+    cluster.wait_serving(wiped);
+    // The very first command line is right for it from now on.
+    cluster.restart(wiped);
+    assert_eq!(good(&cluster, "get city"), "Oslo");
+    say("members", &format!("wiped node {id} is node 4 now"));
+}
+
+#[test]
+fn an_old_copy_of_a_disk_is_noticed() {
+    // A machine is brought back from a copy of its disk: it has forgotten what it acknowledged since.
+    let mut cluster = Cluster::start(3);
+    let node = cluster.follower();
+    let (id, address) = (id_of(&cluster, node), cluster.nodes[node].address.clone());
+    cluster.kill(node);
+    let saved = cluster.dir.path().join("saved");
+    copy(&cluster.nodes[node].data, &saved);
+    cluster.restart(node);
+    for n in 0..50 {
+        good(&cluster, &format!("put key{n} value"));
+    }
+    let held = members(&cluster).len();
+    cluster.kill(node);
+    fs::remove_dir_all(&cluster.nodes[node].data).expect("its directory");
+    copy(&saved, &cluster.nodes[node].data);
+    cluster.relaunch(node);
+    assert_eq!(cluster.wait_ended(node), Some(1));
+    wait_for_log(&cluster, node, "is an old copy of its disk");
+    assert!(cluster.log(node).contains(&format!("member replace {id} {address}")));
+    // The way out that it names.
+    fs::remove_dir_all(&cluster.nodes[node].data).expect("its directory");
+    good(&cluster, &format!("member replace {id} {address}"));
+    let others: Vec<String> =
+        (0..3).filter(|&n| n != node).map(|n| cluster.nodes[n].address.clone()).collect();
+    cluster.relaunch_with(node, &format!("--join {}", others.join(",")));
+    wait_for_voters(&cluster, &[0, 1, 2]);
+    assert_eq!(members(&cluster).len(), held);
+    cluster.wait_serving(node);
+    say("members", &format!("node {id} came back with an old copy, and is node 4 now"));
+}
+
+#[test]
+fn changes_that_make_no_sense_are_refused_with_their_reason() {
+    let mut cluster = Cluster::start(3);
+    let (leader, follower) = (cluster.leader(), cluster.follower());
+    let third = 3 - leader - follower;
+    let (id, other) = (id_of(&cluster, follower), id_of(&cluster, third));
+    let address = cluster.nodes[follower].address.clone();
+    refused(&cluster, "member remove 9", 2, &["no member 9"]);
+    refused(&cluster, &format!("member promote {id}"), 2, &["votes already"]);
+    refused(&cluster, &format!("member join {address}"), 2, &[&address, &format!("member {id}")]);
+    refused(&cluster, &format!("member replace {id} {address}"), 2, &["answers at that address"]);
+    refused(&cluster, "member join nowhere", 2, &["HOST:PORT"]);
+    refused(&cluster, "member leave 3", 2, &["join, promote, remove, replace"]);
+    // A learner that never comes does no harm, and does not vote.
+    assert_eq!(good(&cluster, "member join 127.0.0.1:1"), "OK 4");
+    refused(&cluster, "member promote 4", 2, &["cannot be reached", "--force"]);
+    assert_eq!(good(&cluster, "member remove 4"), "OK 4");
+    refused(&cluster, "member remove 4", 2, &["was removed before"]);
+    assert_eq!(good(&cluster, "member join 127.0.0.1:1"), "OK 5", "ids are never given again");
+    assert_eq!(good(&cluster, "member remove 5"), "OK 5");
+    // One voter is away: without another one of three nobody could go on.
+    cluster.kill(third);
+    refused(
+        &cluster,
+        &format!("member remove {id}"),
+        2,
+        &["2 voters", "1 can be reached", "--force"],
+    );
+    good(&cluster, &format!("member remove {other}"));
+    // A node that has a cluster of its own is not taken in, whoever asks.
+    let single = Cluster::beside(&cluster, 1);
+    let stranger = single.nodes[0].address.clone();
+    refused(&cluster, &format!("member join {stranger}"), 2, &[&stranger, "another cluster"]);
+    let own = id_of(&cluster, leader);
+    let theirs = cluster.nodes[leader].address.clone();
+    drop(single);
+    let mut single = Cluster::beside(&cluster, 1);
+    single.relaunch_with(0, &format!("--join {theirs}"));
+    assert_eq!(single.wait_ended(0), Some(3));
+    wait_for_log(&single, 0, "holds data of cluster");
+    // The last one stays.
+    good(&cluster, &format!("member remove {id}"));
+    refused(&cluster, &format!("member remove {own}"), 2, &["is the only one that votes"]);
+    assert_eq!(good(&cluster, "put still serves").split(' ').next(), Some("OK"));
+}
+
+#[test]
+fn a_node_may_move_and_leadership_goes_where_it_is_sent() {
+    // A follower comes back under another address, and then the leader does: members, clients and
+    // peers find them.
+    let mut cluster = Cluster::start(3);
+    for _ in 0..2 {
+        let node = cluster.follower();
+        let id = id_of(&cluster, node);
+        good(&cluster, &format!("transfer {id}"));
+        wait_for("it leads", || (cluster.leader() == node).then_some(()));
+        cluster.kill(node);
+        let port = crate::support::cluster::free_ports(1)[0];
+        cluster.nodes[node].address = format!("127.0.0.1:{port}");
+        cluster.relaunch_with(node, "");
+        cluster.wait_serving(node);
+        wait_for("the others know its address", || {
+            (members(&cluster).get(&cluster.nodes[node].address)? == &(id, true)).then_some(())
+        });
+    }
+    let leader = cluster.leader();
+    good(&cluster, "transfer");
+    wait_for("another one leads", || (cluster.leader() != leader).then_some(()));
+}
+
+fn copy(from: &Path, to: &Path) {
+    for (path, bytes) in contents(from) {
+        let path = to.join(path.strip_prefix(from).expect("below it"));
+        fs::create_dir_all(path.parent().expect("a directory")).expect("made");
+        fs::write(path, bytes).expect("a copy");
+    }
+}
