@@ -2,7 +2,7 @@
 //!
 //! All looking is done by the components (`node::verify`, `wal::inspect`, `kv::store_inspect`); here
 //! their findings become lines or one JSON object. The directory's lock is held meanwhile, as a node
-//! holds it, and every file is opened for reading only. What may be long, such as the entries of a
+//! holds it, and every file is opened for reading only, but by `recover`. What may be long, such as the entries of a
 //! log, is printed as it is found and never collected.
 
 use super::exit::Exit;
@@ -12,6 +12,7 @@ use super::inspect_words::{
 };
 use super::json::Json;
 use super::progress::Progress;
+use super::recover::{CONSENT, recover};
 use super::{help, nearest};
 use crate::env::real::{LOCK_FILE, RealDisk};
 use crate::env::{DirLock, Disk, Findings};
@@ -28,8 +29,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-const SUBJECTS: [&str; 4] = ["verify", "wal", "store", "identity"];
-const FLAGS: [&str; 3] = ["--json", "--entries", "--help"];
+const SUBJECTS: [&str; 5] = ["verify", "wal", "store", "identity", "recover"];
+const FLAGS: [&str; 4] = ["--json", "--entries", CONSENT, "--help"];
 
 /// What was asked.
 struct Asked {
@@ -37,10 +38,11 @@ struct Asked {
     data: PathBuf,
     json: bool,
     entries: bool,
+    consent: bool,
 }
 
 /// How an inspection failed to begin, or to be printed.
-enum Failed {
+pub(super) enum Failed {
     /// With an exit code and a line that says why.
     Told(Exit, String),
     /// The output is gone.
@@ -85,11 +87,12 @@ pub fn run(args: &[OsString], output: &mut dyn Write, errors: &mut dyn Write) ->
 fn parse(args: &[OsString]) -> Result<Option<Asked>, Failed> {
     let usage = |why: String| Failed::Told(Exit::Usage, format!("{why}; see kontiki help inspect"));
     let mut words = Vec::new();
-    let (mut json, mut entries) = (false, false);
+    let (mut json, mut entries, mut consent) = (false, false, false);
     for word in args {
         match word.to_string_lossy().as_ref() {
             "--json" => json = true,
             "--entries" => entries = true,
+            CONSENT => consent = true,
             "--help" | "-h" => return Ok(None),
             flag if flag.starts_with('-') && flag.len() > 1 => {
                 return Err(usage(match nearest(flag, FLAGS) {
@@ -113,7 +116,10 @@ fn parse(args: &[OsString]) -> Result<Option<Asked>, Failed> {
     if entries && subject != "wal" {
         return Err(usage("flag --entries belongs to wal".into()));
     }
-    Ok(Some(Asked { subject, data: PathBuf::from(data), json, entries }))
+    if consent && subject != "recover" {
+        return Err(usage(format!("flag {CONSENT} belongs to recover")));
+    }
+    Ok(Some(Asked { subject, data: PathBuf::from(data), json, entries, consent }))
 }
 
 fn look(asked: &Asked, output: &mut dyn Write, errors: &mut dyn Write) -> Result<Exit, Failed> {
@@ -140,6 +146,7 @@ fn look(asked: &Asked, output: &mut dyn Write, errors: &mut dyn Write) -> Result
         }
         "wal" => out.log(&disk),
         "store" => out.store(&disk),
+        "recover" => recover(&disk, &asked.data, asked.consent, asked.json, out.output),
         _ => out.identity(disk.as_ref()),
     }
 }

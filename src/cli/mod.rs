@@ -18,6 +18,7 @@ mod inspect_words;
 pub mod json;
 pub mod lines;
 pub mod progress;
+mod recover;
 pub mod run;
 pub mod serve;
 mod settings;

@@ -4,7 +4,7 @@
 use super::connection::failure;
 use super::native::{class_of, read_one_frame};
 use super::pulse::handshake_reader;
-use super::{Shared, lock};
+use super::{Shared, lock, peers};
 use crate::node::{Change, ChangeRefused, Promise};
 use crate::raft::{Configuration, NodeId};
 use crate::wal::Identity;
@@ -14,8 +14,8 @@ use crate::wire::frame::PREAMBLE;
 use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, RejectCode, Role};
 use std::io::{self, Write as _};
 use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a new node may take to say who it is, when somebody else asks to take it in. One that is
@@ -130,10 +130,20 @@ impl Shared {
     }
 }
 
+/// A node that this one has not heard of is to be answered where it says that it is reached.
+pub(super) fn answer_newcomer(shared: &Arc<Shared>, id: NodeId, address: &str) {
+    if shared.configuration().member(id).is_some() {
+        return;
+    }
+    lock(&shared.newcomers).insert(id, address.to_string());
+    let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
+    links.entry(id).or_insert_with(|| peers::spawn(shared, id));
+}
+
 /// Connections of nodes that are members no more are closed: when they dial again they are told.
 pub(super) fn part_with_strangers(shared: &Shared, configuration: &Configuration) {
     for (id, (_, stream)) in lock(&shared.inbound).iter() {
-        if let Some(stream) = stream.as_ref().filter(|_| configuration.member(*id).is_none()) {
+        if let Some(stream) = stream.as_ref().filter(|_| configuration.was_removed(*id)) {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }

@@ -81,6 +81,9 @@ pub(crate) struct Shared {
     pub(crate) leader: AtomicU64,
     /// Term and last index of the log: never behind what this node has promised.
     pub(crate) promise: (AtomicU64, AtomicU64),
+    /// Where nodes are reached that have dialed and that this node has not heard of yet. Few: their
+    /// ids are above all that were given, and they know the cluster and its token.
+    pub(crate) newcomers: Mutex<BTreeMap<NodeId, String>>,
     /// The configuration in force is committed.
     pub(crate) settled: AtomicBool,
     /// Peers with old copies of their disks: their identity, and what they are told.
@@ -105,6 +108,15 @@ impl Shared {
     /// The configuration in force.
     pub(crate) fn configuration(&self) -> Arc<Configuration> {
         Arc::clone(&self.configuration.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whom to dial for a node, a member or a newcomer.
+    pub(crate) fn whom(&self, id: NodeId) -> Option<Member> {
+        if let Some(member) = self.configuration().member(id) {
+            return Some(member.clone());
+        }
+        let address = lock(&self.newcomers).get(&id)?.clone();
+        Some(Member { id, identity: 0, address })
     }
 
     /// How far this node is.

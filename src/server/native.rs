@@ -121,7 +121,7 @@ pub(crate) fn serve(
         Role::Peer => {
             stream.set_read_timeout(Some(SILENCE_MAX))?;
             reader.set_limit(PEER_FRAME_MAX);
-            serve_peer(stream, reader, hello, shared)
+            serve_peer(stream, reader, &hello, shared)
         }
     }
 }
@@ -137,6 +137,11 @@ fn no_member(shared: &Shared, configuration: &Configuration, hello: &Hello) -> O
     if configuration.was_removed(id) && shared.settled.load(Ordering::Relaxed) {
         let message = format!("node {id} was removed from the cluster");
         return Some(Reject { code: RejectCode::Removed, message });
+    }
+    // One that was taken in later than anything this node has heard of may even lead: a node that
+    // joins begins with the members of long ago (paper section 6, thesis 4.1).
+    if id > configuration.last_id {
+        return None;
     }
     let message = format!("node {id} is no member of the cluster");
     Some(Reject { code: RejectCode::NotMember, message })
@@ -203,7 +208,7 @@ fn send_reject(stream: &TcpStream, reject: &Reject) -> io::Result<()> {
 fn serve_peer(
     stream: &TcpStream,
     mut reader: FrameReader,
-    hello: Hello,
+    hello: &Hello,
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
     let from = hello.from;
@@ -215,9 +220,10 @@ fn serve_peer(
         number
     };
     let promise = Promise { term: hello.term, index: hello.last_index };
-    let (node, identity, address) = (from, hello.identity, hello.address);
+    let (node, identity, address) = (from, hello.identity, hello.address.clone());
     let _ = shared.raft.send(Input::PeerDialed { node, identity, address, promise });
     debug!("peer={from} connected");
+    members::answer_newcomer(shared, from, &hello.address);
     if let Some(link) = shared.links.read().unwrap_or_else(PoisonError::into_inner).get(&from) {
         let _ = link.send(Outgoing::Nudge);
     }

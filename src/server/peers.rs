@@ -140,9 +140,8 @@ impl Link {
 
     fn connect(&mut self) -> io::Result<(TcpStream, Pulse)> {
         let configuration = self.shared.configuration();
-        let Some(member) = configuration.member(self.peer) else {
-            return Err(io::Error::other("it is not a member"));
-        };
+        let member =
+            self.shared.whom(self.peer).ok_or_else(|| io::Error::other("it is not a member"))?;
         let mut addresses = member.address.to_socket_addrs()?;
         let address =
             addresses.next().ok_or_else(|| io::Error::other("its address has no host"))?;

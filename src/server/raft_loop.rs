@@ -5,7 +5,7 @@ use super::inbox::RaftEvents;
 use super::log_writer::LogWork;
 use super::logging::{Level, info, log};
 use super::peers::{self, Outgoing};
-use super::{ApplyQueue, ClientHandle, Shared, members, snapshots};
+use super::{ApplyQueue, ClientHandle, Shared, lock, members, snapshots};
 use crate::node::{Difference, Effects, Replica, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::atomic::Ordering;
@@ -152,7 +152,10 @@ fn reconfigure(shared: &Arc<Shared>, configuration: &Arc<Configuration>) {
         Arc::clone(configuration);
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
     // A sender whose inbox is dropped ends.
-    links.retain(|id, _| configuration.member(*id).is_some());
+    let mut newcomers = lock(&shared.newcomers);
+    newcomers.retain(|id, _| *id > configuration.last_id);
+    links.retain(|id, _| configuration.member(*id).is_some() || newcomers.contains_key(id));
+    drop(newcomers);
     members::part_with_strangers(shared, configuration);
     for member in configuration.members.iter().filter(|m| m.id != shared.id) {
         links.entry(member.id).or_insert_with(|| peers::spawn(shared, member.id));

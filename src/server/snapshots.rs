@@ -297,10 +297,7 @@ fn ask_for(stream: &mut TcpStream, reader: &mut FrameReader, ask: Ask) -> io::Re
 }
 
 fn dial(shared: &Shared, to: NodeId) -> io::Result<(TcpStream, FrameReader)> {
-    let configuration = shared.configuration();
-    let Some(member) = configuration.member(to) else {
-        return Err(io::Error::other("there is no such member"));
-    };
+    let member = shared.whom(to).ok_or_else(|| io::Error::other("there is no such member"))?;
     let address = member.address.to_socket_addrs()?.next();
     let address = address.ok_or_else(|| io::Error::other("its address has no host"))?;
     let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;

@@ -554,6 +554,7 @@ fn run(
         leader: AtomicU64::new(0),
         promise: (AtomicU64::new(raft.term()), AtomicU64::new(raft.last_index())),
         settled: AtomicBool::new(false),
+        newcomers: Mutex::new(BTreeMap::new()),
         aside: Mutex::new(BTreeMap::new()),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),

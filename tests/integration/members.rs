@@ -1,6 +1,6 @@
 //! Members come and go while the cluster serves: every command, with real processes.
 
-use crate::support::cluster::Cluster;
+use crate::support::cluster::{BINARY, Cluster, kontiki};
 use crate::support::load::{self, Run, Seat};
 use crate::support::{contents, say, wait_for};
 use kontiki::client::{Client, Options};
@@ -340,4 +340,72 @@ fn copy(from: &Path, to: &Path) {
         fs::create_dir_all(path.parent().expect("a directory")).expect("made");
         fs::write(path, bytes).expect("a copy");
     }
+}
+
+#[test]
+fn a_survivor_of_a_lost_majority_becomes_a_cluster_of_one() {
+    // Two of three machines are gone for ever. The third one does nothing by itself; with a command
+    // that says what it costs it goes on with what it has, under a new name, and grows again.
+    let mut cluster = Cluster::start(3);
+    for n in 0..20 {
+        good(&cluster, &format!("put key{n} value{n}"));
+    }
+    let survivor = cluster.follower();
+    let others: Vec<usize> = (0..3).filter(|&n| n != survivor).collect();
+    let (id, address) = (id_of(&cluster, survivor), cluster.nodes[survivor].address.clone());
+    (0..3).for_each(|node| cluster.kill(node));
+    let data = cluster.nodes[survivor].data.display().to_string();
+    let inspect = |words: &[&str]| {
+        let mut command = kontiki(BINARY);
+        let done = command.arg("inspect").args(words).output().expect("kontiki inspect");
+        let text = [done.stdout, done.stderr].concat();
+        (done.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (code, said) = inspect(&["recover", &data]);
+    assert!(code == Some(2) && said.contains("--i-accept-data-loss"), "{said}");
+    assert_eq!(inspect(&["verify", &data]).0, Some(0));
+    let (code, said) = inspect(&["recover", &data, "--i-accept-data-loss"]);
+    assert_eq!(code, Some(0), "{said}");
+    for part in [&format!("node {id} is a cluster of one"), "nobody can tell", &address] {
+        assert!(said.contains(part), "'{part}' is not in: {said}");
+    }
+    assert_eq!(inspect(&["verify", &data]).0, Some(0));
+    cluster.relaunch_with(survivor, "");
+    cluster.wait_serving(survivor);
+    wait_for_voters(&cluster, &[survivor]);
+    for n in 0..20 {
+        assert_eq!(good(&cluster, &format!("get key{n}")), format!("value{n}"));
+    }
+    // The others belong to another cluster now, and do not come back by themselves.
+    cluster.relaunch(others[0]);
+    wait_for_log(&cluster, survivor, "refused node=");
+    cluster.kill(others[0]);
+    let new = cluster.join();
+    wait_for_voters(&cluster, &[survivor, new]);
+    assert_eq!(id_of(&cluster, new), 4, "ids go on");
+    cluster.wait_serving(new);
+    good(&cluster, "put city Oslo");
+    say("members", &format!("node {id} of a lost cluster serves again, and node 4 joined it"));
+}
+
+#[test]
+fn a_newcomer_follows_a_leader_it_has_never_heard_of() {
+    // All founders are gone. A new node begins with them as the members that it knows, and has to
+    // take the log from others; by entries, and by a snapshot.
+    let mut cluster = Cluster::start(1);
+    good(&cluster, "put city Oslo");
+    let second = cluster.join();
+    wait_for_voters(&cluster, &[0, second]);
+    good(&cluster, "member remove 1");
+    assert_ne!(cluster.wait_ended(0), Some(0));
+    let third = cluster.join();
+    wait_for_voters(&cluster, &[second, third]);
+    good(&cluster, "compact");
+    let fourth = cluster.join();
+    wait_for_voters(&cluster, &[second, third, fourth]);
+    cluster.wait_serving(fourth);
+    let mut alone = kontiki(BINARY);
+    let address = &cluster.nodes[fourth].address;
+    let got = alone.args(["cli", "-a", address, "get", "city"]).output().expect("kontiki cli");
+    assert_eq!(String::from_utf8_lossy(&got.stdout).trim(), "Oslo");
 }

@@ -62,6 +62,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         leader: AtomicU64::new(0),
         promise: Default::default(),
         settled: AtomicBool::new(true),
+        newcomers: Mutex::new(BTreeMap::new()),
         aside: Mutex::new(BTreeMap::new()),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(0),
