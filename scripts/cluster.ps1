@@ -1,6 +1,6 @@
 # A cluster on this machine, for trying things out: scripts/cluster.sh for Windows.
 #
-#   scripts\cluster.ps1 start [N] | stop | status | kill ID | restart ID | add | clean
+#   scripts\cluster.ps1 start [N] | stop | status | kill ID | restart ID | roll | add | clean
 #
 # Where scripts may not be run: powershell -ExecutionPolicy Bypass -File scripts\cluster.ps1 start
 #
@@ -33,7 +33,7 @@ function Fail([string]$Message, [int]$Code = 1) {
     exit $Code
 }
 function Fail-Usage([string]$Message) {
-    Fail "$Message; usage: $Self start [N] | stop | status | kill ID | restart ID | add | clean" 2
+    Fail "$Message; usage: $Self start [N] | stop | status | kill ID | restart ID | roll | add | clean" 2
 }
 function Confirm-NoMoreWords { if ($Words.Count -gt 0) { Fail-Usage "$Verb takes no further words" } }
 trap { Fail "$_" }  # whatever is not foreseen below
@@ -334,7 +334,7 @@ $script:Nodes node(s) on $all, led by $script:Leader; data and logs in $Director
   redis-cli -p $script:Port GET city
   http://${HostName}:$script:Port/health in a browser
 
-  $Self status | kill ID | restart ID | add | stop | clean
+  $Self status | kill ID | restart ID | roll | add | stop | clean
 "@
 }
 
@@ -374,6 +374,34 @@ function Invoke-Restart([string[]]$Words) {
     Start-Node $id $binary
     if (-not (Wait-Until { (Get-Status $id '/health') -ne 0 } $id)) { Fail "node $id does not answer after $WaitReadySeconds s" }
     Write-Output "restarted node $id ($(Get-Address $id))"
+}
+
+function Get-LeaderId { 1..$script:Nodes | Where-Object { (Get-Status $_ '/health/leader') -eq 200 } | Select-Object -First 1 }
+
+# All nodes one by one while they serve: a rolling upgrade, when KONTIKI_BIN names a new binary (one that runs cannot be
+# built anew here). Never two nodes away at a time, and none that leads: followers first, then leadership moves, then the last one.
+function Invoke-Roll {
+    Confirm-Cluster
+    $binary = Find-Binary $false
+    $leader = Get-LeaderId
+    if (-not $leader) { Fail "no node leads: nothing is restarted; see: $Self status" }
+    foreach ($id in @(1..$script:Nodes | Where-Object { $_ -ne $leader }) + $leader) {
+        $others = @(1..$script:Nodes | Where-Object { $_ -ne $id })
+        $serve = { -not ($others | Where-Object { (Get-Status $_ '/health') -ne 200 }) }
+        if (-not (Wait-Until $serve $id)) { Fail "the other nodes do not all serve after $WaitReadySeconds s: node $id is not restarted" }
+        $elsewhere = { $now = Get-LeaderId; $now -and $now -ne $id }
+        if ($others.Count -gt 0 -and -not (& $elsewhere)) {
+            $line = @('cli', '-a', (Get-Addresses $script:Nodes))
+            if ($env:KONTIKI_TOKEN_FILE) { $line += '--token-file', $env:KONTIKI_TOKEN_FILE }
+            & $binary @line transfer | Out-Null
+            if ($LASTEXITCODE -ne 0) { Fail "node $id does not hand leadership over: it is not restarted" }
+            if (-not (Wait-Until $elsewhere $id)) { Fail "no other node leads: node $id is not restarted" }
+        }
+        Stop-Nodes $id
+        Start-Node $id $binary
+        if (-not (Wait-Until { (Get-Status $id '/health') -eq 200 } $id)) { Fail "node $id does not serve after $WaitReadySeconds s; the others go on" }
+        Write-Output "restarted node $id ($(Get-Address $id))"
+    }
 }
 
 # The new node counts from the moment it serves; until then a failed attempt leaves nothing but its logs and directory, and
@@ -431,6 +459,7 @@ switch -CaseSensitive ($Verb) {
     'kill' { Invoke-Kill $Words }
     'restart' { Invoke-Restart $Words }
     'add' { Confirm-NoMoreWords; Invoke-Add }
+    'roll' { Confirm-NoMoreWords; Invoke-Roll }
     'clean' { Confirm-NoMoreWords; Invoke-Clean }
     default { Fail-Usage "unknown verb '$Verb'" }
 }

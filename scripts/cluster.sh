@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # A cluster on this machine, for trying things out:
 #
-#   scripts/cluster.sh start [N] | stop | status | kill ID | restart ID | add | clean
+#   scripts/cluster.sh start [N] | stop | status | kill ID | restart ID | roll | add | clean
 #
 # Nodes listen on 127.0.0.1:7101 and the ports after it (KONTIKI_PORT changes the first one); data, logs and pid files
 # lie under ./.cluster (KONTIKI_DIR changes that). The number of nodes and the first port are remembered there.
+# `roll` restarts all nodes one by one while they serve, with the binary as it is then: a rolling upgrade.
 # KONTIKI_BIN names a binary to use instead of building one. Needs bash 3.2 and cargo, nothing else.
 set -u
 
@@ -21,7 +22,7 @@ TOP=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P) || exit 1
 MARKER=.kontiki-cluster  # says that the directory is ours, and holds what has to be remembered
 
 fail() { printf '%s: %s\n' "$SELF" "$1" >&2; exit "${2:-1}"; }
-usage() { fail "$1; usage: $SELF start [N] | stop | status | kill ID | restart ID | add | clean" 2; }
+usage() { fail "$1; usage: $SELF start [N] | stop | status | kill ID | restart ID | roll | add | clean" 2; }
 is_number() { case $1 in '' | *[!0-9]*) return 1 ;; *) [ ${#1} -le 5 ] ;; esac; }
 no_more_words() { [ "$2" -eq 0 ] || usage "$1 takes no further words"; }
 
@@ -282,7 +283,7 @@ $NODES node(s) on $all, led by $LEADER; data and logs in $DIR
   redis-cli -p $PORT GET city
   http://$HOST:$PORT/health in a browser
 
-  $SELF status | kill ID | restart ID | add | stop | clean
+  $SELF status | kill ID | restart ID | roll | add | stop | clean
 END
 }
 
@@ -319,6 +320,39 @@ restart() {
     printf 'restarted node %s (%s)\n' "$ID" "$(address "$ID")"
 }
 
+others_serve() {
+    local i
+    for i in $(all_ids); do [ "$i" -eq "$ID" ] || serves "$i" || return 1; done
+}
+leader_id() {
+    local i
+    for i in $(all_ids); do
+        if [ "$(http_status "$(address "$i")" /health/leader)" = 200 ]; then printf '%s' "$i"; return; fi
+    done
+    return 1
+}
+another_leads() { local leader; leader=$(leader_id) && [ "$leader" -ne "$ID" ]; }
+
+# Never two nodes away at a time, and none that leads: followers first, then leadership moves, then the last one.
+roll() {
+    local leader i order=
+    need_cluster
+    find_binary build
+    leader=$(leader_id) || fail "no node leads: nothing is restarted; see: $SELF status"
+    for i in $(all_ids); do [ "$i" -eq "$leader" ] || order="$order $i"; done
+    for ID in $order $leader; do
+        wait_until others_serve || fail "the other nodes do not all serve after $WAIT_READY_SECONDS s: node $ID is not restarted"
+        if [ "$NODES" -gt 1 ] && ! another_leads; then
+            "$BIN" cli -a "$(addresses "$NODES")" ${KONTIKI_TOKEN_FILE:+--token-file "$KONTIKI_TOKEN_FILE"} transfer >/dev/null || fail "node $ID does not hand leadership over: it is not restarted"
+            wait_until another_leads || fail "no other node leads: node $ID is not restarted"
+        fi
+        end_nodes "$ID"
+        launch "$ID"
+        wait_until node_serves "$ID" || fail "node $ID does not serve after $WAIT_READY_SECONDS s; the others go on"
+        printf 'restarted node %s (%s)\n' "$ID" "$(address "$ID")"
+    done
+}
+
 # The new node counts from the moment it serves; until then a failed attempt leaves nothing but its log and directory,
 # and the same command again continues there.
 add() {
@@ -353,7 +387,7 @@ verb=$1
 shift
 case $verb in
     start) start "$@" ;;
-    stop | status | add | clean) no_more_words "$verb" $#; "$verb" ;;
+    stop | status | add | roll | clean) no_more_words "$verb" $#; "$verb" ;;
     kill) need_id "$verb" "$@"; kill_node ;;
     restart) need_id "$verb" "$@"; restart ;;
     *) usage "unknown verb '$verb'" ;;

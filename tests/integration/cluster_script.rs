@@ -2,13 +2,17 @@
 #![cfg(unix)]
 
 use crate::support::cluster::{BINARY, alone, kontiki};
+use crate::support::load::{self, Run, Seat};
 use crate::support::text::{Reply, Text};
 use crate::support::{http, say};
+use kontiki::client::{Client, Options};
+use kontiki::sim::linearizability::{Call, check};
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// The first of some neighbouring ports that nobody uses at this moment.
 fn neighbouring_ports(count: u16) -> u16 {
@@ -103,5 +107,50 @@ fn one_command_brings_a_cluster_up_and_one_takes_it_down() {
     say(
         "cluster_script",
         &format!("start, status, kill, restart, stop, start, clean: {took:.1} s"),
+    );
+}
+
+#[test]
+fn all_nodes_are_restarted_one_by_one_without_a_failed_call() {
+    // A cluster of three, grown to four, is restarted node by node while clients write and read: no
+    // call fails, and what they saw has one explanation. Then everybody runs with a new process.
+    let _one = alone();
+    let home = tempfile::Builder::new().prefix("kontiki-test-").tempdir().expect("a directory");
+    let script = Script { directory: home.path().join("cluster"), port: neighbouring_ports(4) };
+    script.good(&["start"]);
+    assert!(script.good(&["add"]).contains("added node 4"));
+    let pid = |id: u16| fs::read_to_string(script.directory.join(format!("n{id}.pid")));
+    let pids = || (1..=4).map(|id| pid(id).expect("a pid")).collect::<Vec<_>>();
+    let before = pids();
+    let run = Run::new((1..=4).map(|id| script.address(id)).collect());
+    let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+    let (said, seats, sum) = thread::scope(|scope| {
+        let stop = run.stopper();
+        let (run, options) = (&run, &options);
+        let client = move |number| {
+            let door = Client::new(&run.addresses, options.clone());
+            load::client(run, number, vec![door])
+        };
+        let clients: Vec<_> = (0..4).map(|n| scope.spawn(move || client(n))).collect();
+        let counting = scope.spawn(move || load::counter(run));
+        run.more_writes(500);
+        let said = script.good(&["roll"]);
+        run.more_writes(500);
+        drop(stop);
+        let seats: Vec<Seat> = clients.into_iter().map(|c| c.join().expect("its end")).collect();
+        (said, seats, counting.join().expect("the counter's end"))
+    });
+    assert!((1..=4).all(|id| said.contains(&format!("restarted node {id} "))), "{said}");
+    assert!(before.iter().zip(pids()).all(|(before, now)| *before != now), "new processes");
+    let troubles: Vec<&String> = seats.iter().flat_map(|seat| &seat.troubles).collect();
+    assert!(troubles.is_empty(), "{troubles:?}");
+    let history: Vec<Call> = seats.into_iter().flat_map(|seat| seat.history).collect();
+    let checked = check(&history).unwrap_or_else(|e| panic!("not linearizable:\n{e}"));
+    say(
+        "cluster_script",
+        &format!(
+            "4 nodes restarted one by one: {} calls answered, none failed; exact counter at {sum}",
+            checked.answered
+        ),
     );
 }
