@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// What the operator of a damaged node can do.
 pub const WAY_OUT: &str = "nothing was cut or skipped; keep the data directory for inspection. The \
-    others go on serving as long as they are a majority; for a full cluster take a backup from them \
-    (kontiki cli backup FILE) and begin a new one from it (kontiki serve --restore FILE). See \
+    others go on serving as long as they are a majority; replace the node with kontiki cli -a OTHER \
+    member replace ID ADDRESS, and start it with an empty --data and --join OTHER. See \
     docs/operations.md, \"A wiped or damaged disk\"";
 
 /// Why the log cannot be opened or written.
