@@ -86,7 +86,7 @@ pub fn recover(disk: &Arc<dyn Disk>, data: &Path, cluster: u64) -> Result<Rescue
     let plan = Plan {
         data,
         identity: &identity,
-        segment_bytes: wal::SEGMENT_BYTES_DEFAULT,
+        segment_bytes: wal::SEGMENT_BYTES_MIN,
         store: StoreOptions { reserve_bytes: 0, ..StoreOptions::new(identity.identity) },
         restore: None,
     };
@@ -97,7 +97,7 @@ pub fn recover(disk: &Arc<dyn Disk>, data: &Path, cluster: u64) -> Result<Rescue
     let last_term = found.log.runs.last().map_or(found.log.base_term, |run| run.1);
     let (last, node) = (found.log.last, identity.node);
     let own = Member { id: node, identity: identity.identity, address: identity.advertise.clone() };
-    let new = Identity { cluster, removed: false, members: vec![own.clone()], ..identity.clone() };
+    let new = Identity { cluster, removed: false, ..identity.clone() };
     new.store(&**disk, data)?;
     let mut alone = Configuration::of_voters(cluster, vec![own.clone()]);
     alone.last_id = before.last_id.max(node);

@@ -1,13 +1,20 @@
 //! Members come and go while the cluster serves: every command, with real processes.
 
-use crate::support::cluster::{BINARY, Cluster, kontiki};
+use crate::support::cluster::{BINARY, Cluster, alone, free_ports, kontiki};
 use crate::support::load::{self, Run, Seat};
 use crate::support::{contents, say, wait_for};
 use kontiki::client::{Client, Options};
 use kontiki::sim::linearizability::{Call, check};
+use kontiki::wire::frame::{FRAME_HEADER_BYTES, PREAMBLE};
+use kontiki::wire::handshake::{
+    Hello, Reject, RejectCode, Role, put_hello, put_reject, take_answer,
+};
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Child;
 use std::thread;
 use std::time::Duration;
 
@@ -321,7 +328,7 @@ fn a_node_may_move_and_leadership_goes_where_it_is_sent() {
         good(&cluster, &format!("transfer {id}"));
         wait_for("it leads", || (cluster.leader() == node).then_some(()));
         cluster.kill(node);
-        let port = crate::support::cluster::free_ports(1)[0];
+        let port = free_ports(1)[0];
         cluster.nodes[node].address = format!("127.0.0.1:{port}");
         cluster.relaunch_with(node, "");
         cluster.wait_serving(node);
@@ -408,4 +415,77 @@ fn a_newcomer_follows_a_leader_it_has_never_heard_of() {
     let address = &cluster.nodes[fourth].address;
     let got = alone.args(["cli", "-a", address, "get", "city"]).output().expect("kontiki cli");
     assert_eq!(String::from_utf8_lossy(&got.stdout).trim(), "Oslo");
+}
+
+#[test]
+fn versions_without_a_protocol_in_common_say_so() {
+    // A node of a later version dials, and is told which versions are spoken here; and a peer of a
+    // later version refuses this node, which passes on what it was told.
+    let _one = alone();
+    let home = tempfile::Builder::new().prefix("kontiki-test-").tempdir().expect("a directory");
+    let later = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let theirs = later.local_addr().expect("its address").to_string();
+    let own = format!("127.0.0.1:{}", free_ports(1)[0]);
+    let log = home.path().join("log");
+    let node = kontiki(BINARY)
+        .args(["serve", "--listen", &own, "--peers", &format!("{own},{theirs}"), "--data"])
+        .arg(home.path().join("data"))
+        .stderr(fs::File::create(&log).expect("a log"))
+        .spawn()
+        .expect("kontiki serve");
+    let _ends = Ends(node);
+    thread::spawn(move || {
+        let words = "this node speaks protocol versions 8 to 9, the dialer version 1: the dialer is too old";
+        let reject = Reject { code: RejectCode::Version, message: words.to_owned() };
+        let mut out = Vec::new();
+        put_reject(&mut out, &reject);
+        for stream in later.incoming().take(4) {
+            let mut stream = stream.expect("a connection");
+            let mut first = [0; 8];
+            stream.read_exact(&mut first).expect("the preamble");
+            stream.write_all(&out).expect("an answer");
+        }
+    });
+    let mut stream = wait_for("the node listens", || TcpStream::connect(&own).ok());
+    let hello = Hello {
+        version_min: 8,
+        version_max: 9,
+        role: Role::Peer,
+        cluster: 1,
+        from: 2,
+        to: 1,
+        identity: 5,
+        to_identity: 0,
+        address: theirs,
+        token: Vec::new(),
+        term: 0,
+        last_index: 0,
+    };
+    let mut out = PREAMBLE.to_vec();
+    put_hello(&mut out, &hello);
+    stream.write_all(&out).expect("a hello");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("a reject, and the end");
+    let Ok(Err(reject)) = take_answer(&answer[FRAME_HEADER_BYTES..]) else { panic!("let in") };
+    assert_eq!(reject.code, RejectCode::Version);
+    let words =
+        "this node speaks protocol version 1, the dialer versions 8 to 9: this node is too old";
+    assert!(reject.message.contains(words), "{}", reject.message);
+    let said = || fs::read_to_string(&log).unwrap_or_default();
+    wait_for("what the peer said", || {
+        said()
+            .contains("versions 8 to 9, the dialer version 1: the dialer is too old")
+            .then_some(())
+    });
+    assert!(said().contains(words), "and what it refused itself: {}", said());
+}
+
+/// Ends the process also when the test fails.
+struct Ends(Child);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

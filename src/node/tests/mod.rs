@@ -7,6 +7,7 @@
 
 mod forwards;
 mod life;
+mod members;
 mod reads;
 mod restore;
 mod schedule;
@@ -67,6 +68,8 @@ struct Cluster {
     next_request: u64,
     lives: u64,
     inflight_bytes_max: usize,
+    /// Members of the beginning.
+    founders: u64,
 }
 
 fn put(key: &str, value: &str) -> Arc<[u8]> {
@@ -98,6 +101,7 @@ impl Cluster {
             next_request: 1,
             lives: 0,
             inflight_bytes_max,
+            founders: count,
         };
         for id in 1..=count {
             cluster.start(id, count, TestDisk::default());
@@ -166,7 +170,7 @@ impl Cluster {
 
     /// Kills a node and starts it again from what its log holds. Its clients are gone.
     fn restart(&mut self, id: NodeId) {
-        let count = self.nodes.len() as u64;
+        let count = self.founders;
         let node = self.nodes.remove(&id).unwrap();
         let disk = node.disk.clone();
         drop(node);
@@ -265,7 +269,7 @@ impl Cluster {
             return false;
         };
         let Some((from, to, packet)) = self.net.remove(at) else { return false };
-        if !self.cuts.contains(&(from, to)) {
+        if !self.cuts.contains(&(from, to)) && self.nodes.contains_key(&to) {
             self.input(
                 to,
                 match packet {

@@ -93,6 +93,10 @@ impl Machines {
         apply_entries(&mut self.machine, &entries).unwrap();
     }
 
+    pub(super) fn disk(&self) -> TestDisk {
+        self.disk.clone()
+    }
+
     pub(super) fn lead(&mut self) {
         self.term += 1;
         let hard_state = HardState { term: self.term, vote: Some(1) };

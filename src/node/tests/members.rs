@@ -1,0 +1,223 @@
+//! Changes of the members as persons and joining nodes ask for them, and old copies of disks.
+
+use super::verify::{DATA, Machines};
+use super::*;
+use crate::wal::Identity;
+use std::path::Path;
+
+fn join(address: &str, identity: u64) -> Request {
+    Request::Change(Change::Join { address: address.to_string(), identity })
+}
+
+impl Cluster {
+    /// What became of a change that had a second.
+    fn change(&mut self, at: NodeId, what: Request) -> Result<NodeId, ChangeRefused> {
+        let asked = self.ask(at, what, SOON_US);
+        self.advance(1_000_000);
+        match self.answer(asked) {
+            Some(Answer::Changed(result)) => result.clone(),
+            other => panic!("no answer to a change: {other:?}"),
+        }
+    }
+
+    /// An empty node that knows the members of the beginning.
+    fn begin(&mut self, id: NodeId) {
+        let founders = self.founders;
+        self.start(id, founders, TestDisk::default());
+        let others = self.followers(id);
+        for other in others {
+            self.input(other, Input::PeerConnected { node: id, identity: identity_of(id) });
+        }
+    }
+
+    fn voters(&self, at: NodeId) -> Vec<NodeId> {
+        self.replica(at).raft().configuration().voters.iter().copied().collect()
+    }
+}
+
+/// A node asks to be taken in, again and again: it gets one id, learns, and votes once it has caught
+/// up. Another directory at its address is refused with the command that would replace it.
+#[test]
+fn a_node_joins_once_and_is_promoted_when_it_has_caught_up() {
+    let (mut c, leader) = Cluster::led(3);
+    assert_eq!(c.change(leader, join("host:4", identity_of(4))), Ok(4));
+    assert_eq!(c.change(leader, join("host:4", identity_of(4))), Ok(4));
+    assert_eq!(c.voters(leader), [1, 2, 3], "it was never heard");
+    let Err(why) = c.change(leader, join("host:4", 5)) else { panic!("two at one address") };
+    assert!(why.to_string().contains("member replace 4 host:4"), "{why}");
+    c.begin(4);
+    c.advance(1_000_000);
+    assert_eq!(c.voters(leader), [1, 2, 3, 4]);
+    assert_eq!(c.voters(4), [1, 2, 3, 4]);
+    // Announced by somebody else first, and bound when it comes.
+    assert_eq!(c.change(leader, join("host:5", 0)), Ok(5));
+    assert_eq!(c.change(leader, join("host:5", 0)), Ok(5));
+    assert_eq!(c.change(leader, join("host:5", identity_of(5))), Ok(5));
+    let configuration = c.replica(leader).raft().configuration();
+    assert_eq!(configuration.member(5).unwrap().identity, identity_of(5));
+}
+
+/// A member is replaced: the new one learns, and with its vote the old one is gone, in one joint step.
+#[test]
+fn a_replacement_takes_effect_in_one_step() {
+    let (mut c, leader) = Cluster::led(3);
+    let old = c.followers(leader)[0];
+    let replace =
+        |address: &str| Request::Change(Change::Replace { old, address: address.to_string() });
+    let Err(why) = c.change(leader, replace(&format!("host:{old}"))) else { panic!("it lives") };
+    assert_eq!(why, ChangeRefused::Answers { id: old });
+    assert_eq!(c.change(leader, replace("host:4")), Ok(4));
+    assert_eq!(c.change(leader, replace("host:4")), Ok(4));
+    let other = c.change(leader, replace("host:5"));
+    assert_eq!(other, Err(ChangeRefused::BeingReplaced { id: old, by: 4 }));
+    assert_eq!(c.change(leader, join("host:4", identity_of(4))), Ok(4));
+    c.begin(4);
+    c.advance(1_000_000);
+    let mut expected = vec![1, 2, 3, 4];
+    expected.retain(|&id| id != old);
+    assert_eq!(c.voters(leader), expected);
+    let seen: Vec<usize> =
+        c.nodes[&leader].configurations.iter().map(|now| now.voters.len()).collect();
+    assert!(seen.iter().all(|&voters| voters == 3), "never fewer, never more: {seen:?}");
+    let gone = c.change(leader, Request::Change(Change::Remove { id: old, force: false }));
+    assert_eq!(gone, Err(ChangeRefused::WasRemoved { id: old }));
+}
+
+/// A node that has just died looks alive for an election timeout: a removal that would count on it
+/// waits until it is known, and is refused. With force it is done, and then nothing can be.
+#[test]
+fn a_removal_does_not_count_on_a_node_that_has_just_died() {
+    let (mut c, leader) = Cluster::led(3);
+    let [dead, id] = c.followers(leader)[..] else { panic!("two followers") };
+    c.isolate(dead);
+    let remove = |force| Request::Change(Change::Remove { id, force });
+    let refused = ChangeRefused::LosesQuorum { id, left: 2, reachable: 1 };
+    assert_eq!(c.change(leader, remove(false)), Err(refused));
+    assert_eq!(c.voters(leader), [1, 2, 3]);
+    // The dead one may go: the two that are left can go on.
+    let gone = Request::Change(Change::Remove { id: dead, force: false });
+    assert_eq!(c.change(leader, gone), Ok(dead));
+    c.isolate(id);
+    let forced = c.ask(leader, remove(true), SOON_US);
+    c.advance(3_000_000);
+    let unknown = Answer::Changed(Err(ChangeRefused::Unknown));
+    assert_eq!(c.answer(forced), Some(&unknown), "it was begun, and nobody is left to commit it");
+}
+
+/// A leader that is to go hands leadership over first; whoever leads then removes it.
+#[test]
+fn a_leader_that_is_removed_hands_over_first() {
+    let (mut c, leader) = Cluster::led(3);
+    let remove = Request::Change(Change::Remove { id: leader, force: false });
+    let Err(ChangeRefused::HandsOver { to }) = c.change(leader, remove.clone()) else {
+        panic!("it does not hand over")
+    };
+    assert_eq!(c.leader(), Some(to));
+    assert_eq!(c.change(to, remove), Ok(leader));
+    assert!(!c.voters(to).contains(&leader));
+    // The last one stays.
+    let other = *c.voters(to).iter().find(|&&id| id != to).unwrap();
+    let gone = Request::Change(Change::Remove { id: other, force: false });
+    assert_eq!(c.change(to, gone), Ok(other));
+    let last = Request::Change(Change::Remove { id: to, force: true });
+    assert_eq!(c.change(to, last), Err(ChangeRefused::OnlyVoter { id: to }));
+}
+
+/// Only the leader changes members; a learner that has nothing is not promoted, but by force.
+#[test]
+fn changes_are_refused_where_they_make_no_sense() {
+    let (mut c, leader) = Cluster::led(3);
+    let follower = c.followers(leader)[0];
+    let not_here =
+        ChangeRefused::NotProposed(crate::raft::NotProposed::NotLeader { leader: Some(leader) });
+    assert_eq!(c.change(follower, join("host:4", 0)), Err(not_here));
+    let promote = |id, force| Request::Change(Change::Promote { id, force });
+    assert_eq!(c.change(leader, promote(9, false)), Err(ChangeRefused::NoMember { id: 9 }));
+    let votes = Err(ChangeRefused::Votes { id: follower });
+    assert_eq!(c.change(leader, promote(follower, true)), votes);
+    assert_eq!(c.change(leader, join("host:4", 0)), Ok(4));
+    let behind = Err(ChangeRefused::Behind { id: 4, entries: None });
+    assert_eq!(c.change(leader, promote(4, false)), behind);
+    assert_eq!(c.change(leader, promote(4, true)), Ok(4));
+    assert_eq!(c.voters(leader), [1, 2, 3, 4]);
+}
+
+/// A peer dials with less than it has promised: it is told once, and nothing of it counts any more,
+/// however far it comes since. Another directory in its place is another node.
+#[test]
+fn an_old_copy_of_a_disk_is_set_aside() {
+    let (mut c, leader) = Cluster::led(3);
+    let write = c.write(leader, "k", SOON_US);
+    c.advance(300_000);
+    let revision = c.revision(write);
+    let node = c.followers(leader)[0];
+    let term = c.replica(leader).raft().term();
+    let dials = |c: &mut Cluster, identity, term, index| {
+        let address = format!("host:{node}");
+        let promise = Promise { term, index };
+        let now_us = c.now_us;
+        let replica = &mut c.node(leader).replica;
+        replica.handle(Input::PeerDialed { node, identity, address, promise }, now_us);
+        replica.effects().aside
+    };
+    let own = identity_of(node);
+    assert_eq!(dials(&mut c, own, term, revision), []);
+    let remembered = Promise { term, index: c.replica(leader).raft().commit_index() };
+    assert_eq!(dials(&mut c, own, term, revision - 1), [(node, remembered)]);
+    assert_eq!(dials(&mut c, own, term + 1, revision + 9), [], "it was told");
+    let now_us = c.now_us;
+    let replica = &mut c.node(leader).replica;
+    let body = crate::raft::Body::RequestVote { last_index: 99, last_term: 99, transfer: true };
+    let vote = Message { from: node, to: leader, term: term + 7, body };
+    replica.handle(Input::Peer(vote), now_us);
+    assert_eq!(replica.raft().term(), term, "nothing of it counts");
+    assert!(replica.effects().messages.iter().all(|m| m.to != node), "and it gets nothing");
+    assert_eq!(dials(&mut c, own + 1, term, revision), []);
+}
+
+/// A survivor becomes a cluster of one; the machine stops at any operation on the way, and the same
+/// again completes it. What was there is there.
+#[test]
+fn a_recovery_that_is_cut_off_anywhere_is_completed() {
+    let data = Path::new(DATA);
+    let mut node = Machines::new();
+    node.lead();
+    for n in 0..20u8 {
+        let op = Op::Put { key: vec![b'k', n], value: vec![n; 100] };
+        node.write(Write { ops: vec![op], ..Write::default() });
+    }
+    node.flush();
+    let disk = node.disk();
+    drop(node);
+    let before = disk.ops();
+    let rescued = recover(&disk.shared(), data, 77).unwrap();
+    assert_eq!((rescued.before, rescued.cluster, rescued.node), (5, 77, 1));
+    assert_eq!((rescued.applied, rescued.last), (21, (21, 1)));
+    let left_out: Vec<NodeId> = rescued.left_out.iter().map(|m| m.id).collect();
+    assert_eq!(left_out, [2, 3]);
+    let mut again = 0;
+    for n in before..=disk.ops() {
+        for seed in 0..3 {
+            let crashed = disk.crashed(n, seed);
+            let own = Identity::load(&crashed, data).unwrap().unwrap();
+            let complete = own.cluster == 77 && {
+                let opened = open(&crashed.shared(), super::verify::plan(data, &own), |_| {});
+                opened.unwrap().recovered.last_index == 22
+            };
+            if !complete {
+                again += 1;
+                recover(&crashed.shared(), data, 78).unwrap();
+            }
+            let own = Identity::load(&crashed, data).unwrap().unwrap();
+            let opened = open(&crashed.shared(), super::verify::plan(data, &own), |_| {}).unwrap();
+            let restored = restored(&own, &opened.recovered, 21);
+            let (_, configuration) = restored.log.configurations.last().unwrap();
+            assert_eq!((restored.log.last, configuration.cluster), (22, own.cluster));
+            assert_eq!((configuration.members.len(), configuration.last_id), (1, 3));
+            let mut raft = Raft::new(Options::new(1, 1), restored, 0);
+            raft.tick(0);
+            assert_eq!(raft.role(), RoleName::Candidate, "it needs nobody");
+        }
+    }
+    assert!(again > 10, "{again}");
+}
