@@ -68,13 +68,13 @@ pub(super) fn cluster_at(addresses: &[String], token: &[u8]) -> Option<(String, 
     (cluster != 0).then_some((address, cluster))
 }
 
-/// Who knows node `id` of that cluster by another identity: the address, and its words. Asked of
-/// peers that run, before the very first start makes anything.
-pub(super) fn knows_another(peers: &[(NodeId, String)], hello: &Hello) -> Option<(String, String)> {
+/// Who knows the node of that hello by another identity, or has removed it: the address, and what it
+/// says. Asked of peers that run, before the very first start makes anything.
+pub(super) fn knows_another(peers: &[(NodeId, String)], hello: &Hello) -> Option<(String, Reject)> {
     peers.iter().find_map(|(id, address)| {
         let reject = dial(address, &Hello { to: *id, ..hello.clone() }).ok().flatten()?;
-        let wrong = reject.code == RejectCode::WrongIdentity;
-        wrong.then(|| (address.clone(), reject.message))
+        let known = matches!(reject.code, RejectCode::WrongIdentity | RejectCode::Removed);
+        known.then(|| (address.clone(), reject))
     })
 }
 

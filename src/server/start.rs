@@ -17,6 +17,7 @@ use crate::node::{
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
 use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
+use crate::wire::handshake::{Reject, RejectCode};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -360,7 +361,7 @@ fn identify(
         if !options.peers.is_empty() && identity.node != 0 && known != named {
             let what = format!(
                 "data directory {data} belongs to a cluster that was formed of {}, not of {}; \
-                 start it with the --peers it was made with, or choose another --data",
+                 start it with the --peers it was made with or without any, or choose another --data",
                 known.join(","),
                 named.join(",")
             );
@@ -420,7 +421,7 @@ fn identify(
         advertise: options.advertise.clone(),
         members: given,
     };
-    let identity = match wiped(options, &identity) {
+    let identity = match wiped(options, &identity)? {
         Some(why) => {
             warning!("{why}");
             joining(own, &options.advertise)
@@ -448,7 +449,7 @@ fn joining(identity: u64, advertise: &str) -> Identity {
 
 /// Asks the other first members, those that run, whether they know this node by another directory.
 /// Then its disk was lost, and it is a new node.
-fn wiped(options: &ServerOptions, identity: &Identity) -> Option<String> {
+fn wiped(options: &ServerOptions, identity: &Identity) -> Result<Option<String>, StartError> {
     let others: Vec<(NodeId, String)> = identity
         .members
         .iter()
@@ -458,13 +459,22 @@ fn wiped(options: &ServerOptions, identity: &Identity) -> Option<String> {
     let Identity { cluster, node, .. } = *identity;
     let own = &options.advertise;
     let hello = join::first_hello(cluster, node, identity.identity, own, &options.token);
-    let (at, words) = join::knows_another(&others, &hello)?;
-    Some(format!(
-        "the node at {at} says: {words}. Node {node} of the cluster had another data directory: its \
-         disk was wiped or exchanged. This one never votes under the old id; it waits to be taken in \
-         as a new node. If the old disk is lost for ever, run: kontiki cli -a {at} member replace \
+    let Some((at, Reject { code, message })) = join::knows_another(&others, &hello) else {
+        return Ok(None);
+    };
+    if code == RejectCode::Removed {
+        let what = format!(
+            "the node at {at} says: {message}. Nothing was made of this directory; to take this \
+             machine in as a new node start it with --join {at} in place of --peers"
+        );
+        return Err(StartError::Identity { what });
+    }
+    Ok(Some(format!(
+        "the node at {at} says: {message}. Node {node} of the cluster had another data directory: \
+         its disk was wiped or exchanged. This one never votes under the old id; it waits to be taken \
+         in as a new node. If the old disk is lost for ever, run: kontiki cli -a {at} member replace \
          {node} {own}"
-    ))
+    )))
 }
 
 /// Makes the node a member.

@@ -232,6 +232,17 @@ fn a_wiped_disk_is_noticed_and_one_command_puts_it_right() {
     });
     wait_for_voters(&cluster, &places);
     cluster.wait_serving(wiped);
+    // Another empty directory under the id that is gone gets no further.
+    let other = cluster.dir.path().join("other");
+    let own = std::mem::replace(&mut cluster.nodes[wiped].data, other.clone());
+    cluster.relaunch(wiped);
+    assert_eq!(cluster.wait_ended(wiped), Some(3));
+    wait_for_log(&cluster, wiped, "in place of --peers");
+    assert!(
+        fs::read_dir(other)
+            .is_ok_and(|mut files| files.all(|f| f.is_ok_and(|f| f.file_name() == "lock")))
+    );
+    cluster.nodes[wiped].data = own;
     // The very first command line is right for it from now on.
     cluster.restart(wiped);
     assert_eq!(good(&cluster, "get city"), "Oslo");
