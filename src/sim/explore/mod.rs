@@ -34,6 +34,7 @@ mod prints;
 mod space;
 #[cfg(test)]
 mod tests;
+mod voters;
 mod world;
 
 use super::checks::Violation;
@@ -43,9 +44,9 @@ use std::collections::{BTreeMap, HashSet};
 use world::World;
 
 /// Largest cluster: beyond it nothing ends.
-pub const NODES_MAX: usize = 3;
+pub const NODES_MAX: usize = 4;
 /// Kinds of events of which only so many may happen in one run.
-pub const ALLOWANCES: usize = 11;
+pub const ALLOWANCES: usize = 12;
 /// As often as there is occasion.
 pub const UNBOUNDED: u8 = u8::MAX;
 
@@ -74,6 +75,8 @@ pub enum Allowance {
     Transfers,
     /// A leader's disk that answers too late.
     Stalls,
+    /// Changes of the configuration that a leader begins; C_new follows C_old,new for nothing.
+    Changes,
 }
 
 impl Allowance {
@@ -98,6 +101,7 @@ impl Allowance {
         (Allowance::Breaks, "breaks", "connections that break"),
         (Allowance::Transfers, "transfers", "attempts to hand leadership over"),
         (Allowance::Stalls, "stalls", "times a leader's disk answers too late"),
+        (Allowance::Changes, "changes", "changes of the configuration, to any other voters"),
     ];
 }
 
@@ -115,23 +119,40 @@ pub enum Plant {
     EarlyReports,
     /// The network raises the term of what arrives to the receiver's.
     ForgedTerms,
+    /// A leader changes voters by one entry, without a joint configuration in between. That is safe
+    /// for one voter at a time.
+    DirectChanges,
+    /// The same, and a leader does not wait until something of its own term is committed: the mistake
+    /// of the thesis that was found in 2015.
+    EarlyChanges,
 }
 
 impl Plant {
     /// All, with the name of each.
-    pub const ALL: [(Plant, &'static str); 4] = [
+    pub const ALL: [(Plant, &'static str); 6] = [
         (Plant::ForgottenVotes, "forgotten-votes"),
         (Plant::LostEntry, "lost-entry"),
         (Plant::EarlyReports, "early-reports"),
         (Plant::ForgedTerms, "forged-terms"),
+        (Plant::DirectChanges, "direct-changes"),
+        (Plant::EarlyChanges, "early-changes"),
     ];
+
+    fn changes_at_once(self) -> bool {
+        matches!(self, Plant::DirectChanges | Plant::EarlyChanges)
+    }
 }
 
 /// How far to explore.
 #[derive(Clone, Debug)]
 pub struct Bounds {
-    /// Nodes, all voting: 1 to [`NODES_MAX`].
+    /// Nodes: 1 to [`NODES_MAX`].
     pub nodes: u64,
+    /// The first so many vote in the beginning, none for all. The others know who does and are no
+    /// members: nobody sends them anything before a change takes them in.
+    pub voters: Option<u64>,
+    /// A change adds and removes at most so many voters, both together.
+    pub differ: u32,
     /// No node gets beyond this term.
     pub terms: u64,
     /// By [`Allowance`].
@@ -141,7 +162,8 @@ pub struct Bounds {
     pub once: bool,
     /// Messages in flight at a time; none for as many as there are.
     pub in_flight: Option<usize>,
-    /// Requests that a node's disk may have under way.
+    /// Requests that a node's disk may have under way; 0 for disks that take no time, so that whatever
+    /// waits for one happens in the same event.
     pub writes: usize,
     /// Pre-votes are messages like all others.
     pub pre_votes: bool,
@@ -161,6 +183,8 @@ impl Default for Bounds {
     fn default() -> Bounds {
         Bounds {
             nodes: 3,
+            voters: None,
+            differ: NODES_MAX as u32,
             terms: 2,
             allowed: [0; ALLOWANCES],
             once: false,

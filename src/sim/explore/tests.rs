@@ -135,7 +135,7 @@ fn election(symmetry: bool, names: &[u64]) -> Vec<Print> {
     let mut prints = Vec::new();
     for (at, (id, pick)) in script.into_iter().enumerate() {
         let wanted = |space: &Space, event: &Event| match *event {
-            Event::At { node, act: Act::Step { message } } => {
+            Event::At { node, act: Act::Step { message, .. } } => {
                 at % 2 == 0 && u64::from(node) == id && pick(space.body(message))
             }
             Event::At { node, act: Act::Campaign } => at == 0 && u64::from(node) == id,
@@ -162,7 +162,7 @@ fn states_that_differ_in_names_alone_have_one_fingerprint() {
     let plain = election(true, &[0, 1, 2, 3]);
     let different: BTreeSet<Print> = plain.iter().copied().collect();
     assert_eq!(different.len(), plain.len(), "and different states have different ones");
-    for names in prints::renamings(3) {
+    for names in prints::renamings(3, 3) {
         assert_eq!(election(true, &names), plain, "{names:?}");
         assert_eq!(
             election(false, &names) == election(false, &[0, 1, 2, 3]),
