@@ -11,6 +11,7 @@ pub(super) const FLAGS: &[(&str, &str, &str)] = &[
     ("nodes", "N", "nodes, 1 to 4 (default 3)"),
     ("voters", "N", "the first N nodes vote in the beginning, the others are no members (default: all vote)"),
     ("differ", "N", "a change adds and removes at most N voters, both together (default 4: any change)"),
+    ("led", "", "node 1 leads term 1 in the beginning, and nothing that it has sent will arrive (default: nobody leads)"),
     ("terms", "N", "no node gets beyond this term (default 2)"),
     ("once", "", "a message that has arrived is gone (default: it may arrive again, at any time)"),
     ("pre-votes", "", "pre-votes are messages like all others (default: as many are granted as are needed)"),
@@ -107,6 +108,7 @@ fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     if let Some(nodes) = number("nodes", 1, NODES_MAX as u64)? {
         bounds.nodes = nodes;
     }
+    bounds.led = found.opt_present("led");
     bounds.voters = number("voters", 1, bounds.nodes)?;
     if let Some(differ) = number("differ", 1, NODES_MAX as u64)? {
         bounds.differ = differ as u32;

@@ -153,6 +153,9 @@ pub struct Bounds {
     pub voters: Option<u64>,
     /// A change adds and removes at most so many voters, both together.
     pub differ: u32,
+    /// In the beginning node 1 leads term 1, elected by as many as are needed, and nothing that it has
+    /// sent since will ever arrive. How it came to that costs nothing.
+    pub led: bool,
     /// No node gets beyond this term.
     pub terms: u64,
     /// By [`Allowance`].
@@ -184,6 +187,7 @@ impl Default for Bounds {
         Bounds {
             nodes: 3,
             voters: None,
+            led: false,
             differ: NODES_MAX as u32,
             terms: 2,
             allowed: [0; ALLOWANCES],

@@ -33,15 +33,15 @@ const RENAMINGS_MAX: usize = 6;
 /// A fingerprint for each of [`renamings`], in their order; those behind them are 0.
 pub(super) type Prints = [Print; RENAMINGS_MAX];
 
-/// Every way to give the nodes `1..=n` each other's names, the first `voters` among themselves: in
-/// the beginning those differ from the others. The first leaves them as they are. When there are too
-/// many, those that leave node 1 its name: they are a group as well.
-pub(super) fn renamings(n: u64, voters: u64) -> Vec<Vec<u64>> {
+/// Every way to give the nodes `1..=n` each other's names, those of one class among themselves: in the
+/// beginning they differ from all others. The first leaves them as they are. When there are too many,
+/// those that leave node 1 its name: they are a group as well.
+pub(super) fn renamings(n: u64, class: impl Fn(u64) -> u8) -> Vec<Vec<u64>> {
     let mut all = vec![vec![0]];
     for id in 1..=n {
         let longer = all.iter().flat_map(|names| {
-            let free = (1..=n).filter(|&name| (id <= voters) == (name <= voters));
-            let free = free.filter(|name| !names.contains(name));
+            let like = (1..=n).filter(|&name| class(id) == class(name));
+            let free = like.filter(|name| !names.contains(name));
             free.map(|name| [names.as_slice(), &[name]].concat())
         });
         all = longer.collect();

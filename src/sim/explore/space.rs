@@ -79,7 +79,7 @@ impl Space {
     pub(super) fn new(bounds: Bounds) -> Space {
         let voters = bounds.voters.unwrap_or(bounds.nodes);
         Space {
-            names: renamings(bounds.nodes, voters),
+            names: renamings(bounds.nodes, |id| class(&bounds, id)),
             first: Arc::new(configuration(bounds.nodes, ((1_u16 << voters) - 1) as u8)),
             nodes: Table::new(),
             letters: Table::new(),
@@ -99,14 +99,52 @@ impl Space {
         (self.nodes.len(), self.letters.len())
     }
 
-    /// Where everything begins: empty disks, nobody leads.
+    /// Where everything begins: empty disks, nobody leads. Or, if the bounds say so, node 1 does.
     pub(super) fn beginning(&mut self) -> World {
         let mut nodes = [0; NODES_MAX];
         for (at, id) in (1..=self.bounds.nodes).enumerate() {
             nodes[at] = self.node(Local::new(id, &self.first.clone()));
         }
         let history = self.history(History::default());
-        World { nodes, history, spent: [0; ALLOWANCES], flight: Box::default() }
+        let mut world = World { nodes, history, spent: [0; ALLOWANCES], flight: Box::default() };
+        if self.bounds.led {
+            self.goes(&mut world, 1, |_| Act::Campaign);
+            self.writes_all(&mut world, 1);
+            for id in 2..=electors(&self.bounds) {
+                self.arrives(&mut world, 1, id);
+                self.writes_all(&mut world, id);
+                self.arrives(&mut world, id, 1);
+            }
+            self.writes_all(&mut world, 1);
+            world = World { spent: [0; ALLOWANCES], ..world.without_messages() };
+        }
+        world
+    }
+
+    /// An event on the way to the beginning. Nothing follows one that breaks an invariant: the
+    /// exploration then begins in front of it.
+    fn goes(&mut self, world: &mut World, id: NodeId, act: impl Fn(&Node) -> Act) {
+        let act = act(self.at(world, id));
+        let sums = self.sums(world);
+        if let Ok(Next::To(_)) = self.next(world, &sums, Event::At { node: id as u8, act }) {
+            *world = self.reached();
+        }
+    }
+
+    fn arrives(&mut self, world: &mut World, from: NodeId, to: NodeId) {
+        let between = |m: &&u32| {
+            let message = &self.letters.get(**m).message;
+            (message.from, message.to) == (from, to)
+        };
+        if let Some(&message) = world.flight.iter().find(between) {
+            self.goes(world, to, |_| Act::Step { message, heard_last: 0 });
+        }
+    }
+
+    fn writes_all(&mut self, world: &mut World, id: NodeId) {
+        if self.at(world, id).writes > 0 {
+            self.goes(world, id, |node| Act::Persist { count: node.writes as u8, heard_last: 0 });
+        }
     }
 
     fn node(&mut self, local: Local) -> u32 {
@@ -611,6 +649,21 @@ impl Space {
             disk.hard.vote.unwrap_or(0),
             disk.log.len(),
         )
+    }
+}
+
+/// Nodes that elect node 1 when it leads in the beginning: no more than are needed.
+fn electors(bounds: &Bounds) -> NodeId {
+    bounds.voters.unwrap_or(bounds.nodes) / 2 + 1
+}
+
+/// Nodes of one class differ in nothing but their names in the beginning.
+fn class(bounds: &Bounds, id: NodeId) -> u8 {
+    let votes = id <= bounds.voters.unwrap_or(bounds.nodes);
+    match bounds.led {
+        true if id == 1 => 0,
+        true if id <= electors(bounds) => 1,
+        _ => 2 + u8::from(votes),
     }
 }
 
