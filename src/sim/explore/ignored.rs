@@ -59,10 +59,7 @@ impl Space {
         let id = node.local.raft.id();
         let may_take_back = node.seen.role == RoleName::Candidate
             && matches!(message.body, Body::VoteResponse { granted: false });
-        if message.to != id
-            || may_take_back
-            || !node.ignores(message, true, self.follower_may_return())
-        {
+        if message.to != id || may_take_back || !node.ignores(message, self.outlook(true)) {
             return Ok(());
         }
         let wrong = |detail| {

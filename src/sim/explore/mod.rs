@@ -19,7 +19,7 @@
 //!   together with a bound on messages in flight.
 //! - Of equal messages one is in flight; `duplicates` make one arrive again.
 //! - A message that its receiver can never again do anything but ignore is removed
-//!   (`world::Node::ignores_for_ever`), and an event that changes nothing is not followed. That the
+//!   (`world::Node::ignores`), and an event that changes nothing is not followed. That the
 //!   core does ignore such messages is checked at every state of a node (`ignored.rs`).
 //! - A node that is down is a node that nothing arrives at: crash and restart are one event.
 //! - Unless `pre_votes` is set, pre-votes are not sent: a node whose timer ran out may be granted them
@@ -32,6 +32,7 @@ mod ignored;
 mod local;
 mod prints;
 mod space;
+mod story;
 #[cfg(test)]
 mod tests;
 mod voters;
@@ -268,31 +269,36 @@ type Arrivals = Vec<(u32, Event)>;
 /// # Errors
 /// The first violation, with a shortest path to it.
 pub fn explore(bounds: &Bounds, progress: impl FnMut(&Report)) -> Result<Report, Box<Failure>> {
-    visit(bounds, progress, |_, _| {})
+    visit_telling(&mut Space::new(bounds.clone()), progress, |_, _| {})
 }
 
-/// The same; every state is shown to `visitor`, once.
-fn visit(
-    bounds: &Bounds,
+/// The same in a space; every state is shown to `visitor`, once.
+#[cfg(test)]
+fn visit(space: &mut Space, visitor: impl FnMut(&Space, &World)) -> Result<Report, Box<Failure>> {
+    visit_telling(space, |_| {}, visitor)
+}
+
+fn visit_telling(
+    space: &mut Space,
     mut progress: impl FnMut(&Report),
     mut visitor: impl FnMut(&Space, &World),
 ) -> Result<Report, Box<Failure>> {
-    let mut space = Space::new(bounds.clone());
     let mut report = Report::default();
     let mut seen: HashSet<Print, MakeQuick> = HashSet::default();
     let mut arrivals = Arrivals::new();
+    let states_max = space.bounds.states_max;
     let beginning = space.beginning();
     seen.insert(space.print(&beginning, &space.sums(&beginning)));
     report.states = 1;
     report.named_states = space.namesakes(&beginning) as u64;
-    visitor(&space, &beginning);
+    visitor(space, &beginning);
     space.met(&beginning, 0);
     let mut frontier = vec![(0_u32, beginning)];
     while !frontier.is_empty() {
         let mut found: Vec<(u32, World)> = Vec::new();
         for (from, world) in frontier {
-            if report.states >= bounds.states_max {
-                summarise(&mut report, &space);
+            if report.states >= states_max {
+                summarise(&mut report, space);
                 return Ok(report);
             }
             let sums = space.sums(&world);
@@ -310,18 +316,18 @@ fn visit(
                         continue;
                     }
                     Err(violation) => {
-                        summarise(&mut report, &space);
-                        return Err(failure(violation, &mut space, &arrivals, from, event, report));
+                        summarise(&mut report, space);
+                        return Err(failure(violation, space, &arrivals, from, event, report));
                     }
                 }
                 let next = space.reached();
                 report.states += 1;
                 report.named_states += space.namesakes(&next) as u64;
                 if let Err(violation) = space.check(&next) {
-                    summarise(&mut report, &space);
-                    return Err(failure(violation, &mut space, &arrivals, from, event, report));
+                    summarise(&mut report, space);
+                    return Err(failure(violation, space, &arrivals, from, event, report));
                 }
-                visitor(&space, &next);
+                visitor(space, &next);
                 arrivals.push((from, event));
                 space.met(&next, arrivals.len() as u32);
                 found.push((arrivals.len() as u32, next));
@@ -330,9 +336,9 @@ fn visit(
         report.depth += usize::from(!found.is_empty());
         report.open = found.len();
         frontier = found;
-        summarise(&mut report, &space);
+        summarise(&mut report, space);
         if let Err((violation, at, last)) = space.ignored_has_no_effect() {
-            return Err(failure(violation, &mut space, &arrivals, at, last, report));
+            return Err(failure(violation, space, &arrivals, at, last, report));
         }
         progress(&report);
     }

@@ -9,7 +9,7 @@ use super::ignored::Tried;
 use super::local::{Act, Effects, Local, Rules, Step};
 use super::prints::{MakeQuick, Print, Prints, Table, print, renamings};
 use super::voters::{configuration, targets};
-use super::world::{History, Node, World, acknowledges_what_is_there, stands};
+use super::world::{History, Node, Outlook, World, acknowledges_what_is_there, stands};
 use super::{ALLOWANCES, Allowance, Bounds, NODES_MAX, UNBOUNDED};
 use crate::raft::canonical::{Names, message_words};
 use crate::raft::{Body, Configuration, Message, NodeId};
@@ -57,8 +57,8 @@ pub(super) enum Next {
 
 /// Everything that is the same for all states.
 pub(super) struct Space {
-    bounds: Bounds,
-    names: Vec<Vec<u64>>,
+    pub(super) bounds: Bounds,
+    pub(super) names: Vec<Vec<u64>>,
     first: Arc<Configuration>,
     pub(super) nodes: Table<Node>,
     pub(super) letters: Table<Letter>,
@@ -108,6 +108,9 @@ impl Space {
         let history = self.history(History::default());
         let mut world = World { nodes, history, spent: [0; ALLOWANCES], flight: Box::default() };
         if self.bounds.led {
+            let writes = if self.bounds.writes == 0 { 0 } else { usize::MAX };
+            let free = Bounds { in_flight: None, writes, ..self.bounds.clone() };
+            let bounds = std::mem::replace(&mut self.bounds, free);
             self.goes(&mut world, 1, |_| Act::Campaign);
             self.writes_all(&mut world, 1);
             for id in 2..=electors(&self.bounds) {
@@ -117,6 +120,7 @@ impl Space {
             }
             self.writes_all(&mut world, 1);
             world = World { spent: [0; ALLOWANCES], ..world.without_messages() };
+            (self.bounds, self.used) = (bounds, [0; ALLOWANCES]);
         }
         world
     }
@@ -217,6 +221,13 @@ impl Space {
         &self.letters.get(message).message.body
     }
 
+    /// From whom it is to whom.
+    #[cfg(test)]
+    pub(super) fn ends(&self, message: u32) -> (NodeId, NodeId) {
+        let Message { from, to, .. } = self.letters.get(message).message;
+        (from, to)
+    }
+
     #[cfg(test)]
     pub(super) fn leads(&self, world: &World, id: NodeId) -> bool {
         self.at(world, id).leads()
@@ -239,7 +250,7 @@ impl Space {
         1..=self.bounds.nodes
     }
 
-    fn at(&self, world: &World, id: NodeId) -> &Node {
+    pub(super) fn at(&self, world: &World, id: NodeId) -> &Node {
         self.nodes.get(world.nodes[id as usize - 1])
     }
 
@@ -251,9 +262,30 @@ impl Space {
         world.spent[what as usize] < self.bounds.allowed[what as usize]
     }
 
-    /// Whether a follower that was removed may become one again, under the same leader.
-    pub(super) fn follower_may_return(&self) -> bool {
-        self.bounds.allowed[Allowance::Changes as usize] > 1
+    /// What the bounds say about what may follow, given whether a message's sender has come as far as
+    /// they go.
+    pub(super) fn outlook(&self, sender_is_done: bool) -> Outlook {
+        let followers_return = self.bounds.allowed[Allowance::Changes as usize] > 1;
+        Outlook { sender_is_done, terms: self.bounds.terms, followers_return }
+    }
+
+    /// A message that is removed here and would not be after one more event, if there is any.
+    #[cfg(test)]
+    pub(super) fn comes_to_count(&self) -> Option<String> {
+        let within = |node: u32| self.nodes.get(node).term() <= self.bounds.terms;
+        for (&(before, act), outcome) in self.outcomes.iter().filter(|o| within(o.1.node)) {
+            let (node, then) = (self.nodes.get(before), self.nodes.get(outcome.node));
+            let to = node.local.raft.id();
+            let letters = (0..self.letters.len() as u32).map(|m| &self.letters.get(m).message);
+            for message in letters.filter(|message| message.to == to) {
+                for outlook in [true, false].map(|done| self.outlook(done)) {
+                    if node.ignores(message, outlook) && !then.ignores(message, outlook) {
+                        return Some(format!("{message:?} after {act:?} at {:?}", node.seen));
+                    }
+                }
+            }
+        }
+        None
     }
 
     /// Of whom it may matter that a leader has heard them last: a leader that is about to leave the
@@ -483,7 +515,7 @@ impl Space {
             let touched = message.from == id || message.to == id;
             !touched || !self.bounds.pruning || {
                 let (from, to) = (self.at(world, message.from), self.at(world, message.to));
-                !to.ignores_for_ever(message, from, &self.bounds)
+                !to.ignores(message, self.outlook(from.has_come_to(self.bounds.terms)))
             }
         };
         for &m in &before.flight {
@@ -619,37 +651,6 @@ impl Space {
         let sent = sent.into_iter().filter(flies).map(|m| self.letter(m)).collect();
         Ok(Outcome { node: self.node(local), sent, effects, overwrote })
     }
-
-    // ---- for people ----
-
-    /// An event and its node afterwards, in words.
-    pub(super) fn describe(&self, event: Event, after: Option<&World>) -> String {
-        let message = |m: u32| brief(&self.letters.get(m).message);
-        let (node, text) = match event {
-            Event::At { act: Act::Step { message: m, .. }, node } => {
-                (node, format!("arrives  {}", message(m)))
-            }
-            Event::Twice { node, message: m, .. } => {
-                (node, format!("arrives, and may again  {}", message(m)))
-            }
-            Event::Lost { message: m } => return format!("lost  {}", message(m)),
-            Event::At { node, act } => (node, format!("node {node}: {act:?}")),
-        };
-        let Some(world) = after else { return text };
-        let n = self.at(world, NodeId::from(node));
-        let (raft, disk) = (&n.local.raft, &n.local.platter);
-        format!(
-            "{text}\n       node {node}: {:?} of term {}, vote {:?}, log {:?}, commit {}; on disk term {}, vote {:?}, {} entries",
-            n.seen.role,
-            raft.term(),
-            raft.hard_state().vote.unwrap_or(0),
-            n.seen.terms,
-            n.seen.commit,
-            disk.hard.term,
-            disk.hard.vote.unwrap_or(0),
-            disk.log.len(),
-        )
-    }
 }
 
 /// Nodes that elect node 1 when it leads in the beginning: no more than are needed.
@@ -681,18 +682,4 @@ fn packed(spent: &[u8; ALLOWANCES]) -> [u64; 2] {
     let word = |bytes: &[u8]| bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
     let (low, high) = spent.split_at(ALLOWANCES / 2);
     [word(low), word(high)]
-}
-
-fn brief(message: &Message) -> String {
-    let Message { from, to, term, body } = message;
-    let body = match body {
-        Body::AppendEntries { prev_index, prev_term, commit, round, entries } => {
-            let terms: Vec<u64> = entries.iter().map(|e| e.term).collect();
-            format!(
-                "AppendEntries {{ after {prev_index} of term {prev_term}, terms {terms:?}, commit {commit}, round {round} }}"
-            )
-        }
-        body => format!("{body:?}"),
-    };
-    format!("{from} to {to}, term {term}: {body}")
 }

@@ -4,7 +4,7 @@ use super::super::checks::{Violation, violated};
 use super::local::{Local, Seen};
 use super::prints::Prints;
 use super::voters::{Decision, short_of_majority};
-use super::{ALLOWANCES, Allowance, Bounds, NODES_MAX};
+use super::{ALLOWANCES, NODES_MAX};
 use crate::raft::canonical::{Names, entry_words};
 use crate::raft::{
     AppendResult, Body, Configuration, Entry, HardState, Index, Message, NodeId, Payload, RoleName,
@@ -64,6 +64,17 @@ pub(super) struct Node {
     pub(super) local: Box<Local>,
 }
 
+/// What the bounds say about what may follow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outlook {
+    /// The message's sender is durably in the last term.
+    pub(super) sender_is_done: bool,
+    /// The last term.
+    pub(super) terms: Term,
+    /// A follower that is removed may become one again, under the same leader.
+    pub(super) followers_return: bool,
+}
+
 impl Node {
     pub(super) fn new(local: Local, prints: Prints) -> Node {
         Node {
@@ -84,53 +95,52 @@ impl Node {
         self.seen.role == RoleName::Leader
     }
 
-    /// Whether the message can never again have an effect here, whatever else happens.
+    /// Whether it is durably in that term or beyond.
+    pub(super) fn has_come_to(&self, term: Term) -> bool {
+        self.hard.term >= term
+    }
+
+    /// Whether the message can never again have an effect here, whatever else happens. That it has none
+    /// now is checked, not assumed (`ignored.rs`), and a test holds that it stays so.
     ///
     /// Everything compares with the term that is durable, below which no restart can fall:
     /// - an answer of a former term is not even refused;
     /// - a role that only campaigning in a term leads to (there is no other way to become candidate
-    ///   or leader in it) is not reached again in that term;
+    ///   or leader in it) is not reached again in that term, once it is over;
     /// - a refused vote could only take back one that was granted, whose voter has changed its mind.
     ///   The candidate has not won with it and is then where it was without it, so whatever follows
     ///   can follow when the granted one comes never or later;
     /// - a round that is known to be acknowledged is so for ever, as long as no follower that was
     ///   removed is made one again under the same leader: that takes two changes. Round 0 is none;
     /// - a request of a former term is answered with the present one, which is no news to its sender
-    ///   when that has come as far as the bounds go; and who has voted for another refuses.
+    ///   when that has come as far as the bounds go;
+    /// - who has voted for another refuses. As long as it may get to another term, it may still tell
+    ///   that one in its answer.
     ///
     /// No rule asks who votes: votes and acknowledgements of nodes that do not are kept, and a node
     /// that has left answers like any other.
-    pub(super) fn ignores_for_ever(
-        &self,
-        message: &Message,
-        sender: &Node,
-        bounds: &Bounds,
-    ) -> bool {
-        let returns = bounds.allowed[Allowance::Changes as usize] > 1;
-        self.ignores(message, sender.hard.term >= bounds.terms, returns)
-    }
-
-    /// The same, given whether the sender has come as far as the bounds go, and whether a follower
-    /// that is removed may become one again. That the core does as it is said here is checked, not
-    /// assumed: `ignored.rs`.
-    pub(super) fn ignores(&self, message: &Message, sender_is_done: bool, returns: bool) -> bool {
+    pub(super) fn ignores(&self, message: &Message, outlook: Outlook) -> bool {
+        let Outlook { sender_is_done, terms, followers_return } = outlook;
         let durable = self.hard.term;
         let old = message.term < durable;
         let in_term = message.term == durable && self.term() == durable;
+        // Or so as long as it does not crash, and then a follower.
+        let over = message.term <= durable && message.term < self.term();
         let role = self.seen.role;
         let neither = matches!(role, RoleName::Follower | RoleName::PreCandidate);
         let no_news = old && sender_is_done;
         match message.body {
             Body::PreVoteResponse { granted: true } => message.term <= durable,
             Body::VoteResponse { granted } => {
-                old || in_term && (role != RoleName::Candidate || !granted)
+                over || in_term && (role != RoleName::Candidate || !granted)
             }
             Body::HeartbeatResponse { round } => {
                 let raft = &self.local.raft;
-                let known = || round == 0 || !returns && raft.knows_round(message.from, round);
-                old || in_term && (neither || self.leads() && known())
+                let known =
+                    || round == 0 || !followers_return && raft.knows_round(message.from, round);
+                over || in_term && (neither || self.leads() && known())
             }
-            Body::AppendResponse { .. } => old || in_term && neither,
+            Body::AppendResponse { .. } => over || in_term && neither,
             Body::PreVoteResponse { granted: false }
             | Body::InstallSnapshot { .. }
             | Body::SnapshotResponse { .. }
@@ -139,7 +149,9 @@ impl Node {
             Body::AppendEntries { .. } | Body::Heartbeat { .. } => no_news,
             Body::RequestVote { .. } => {
                 let vote = self.hard.vote;
-                no_news || in_term && vote.is_some_and(|vote| vote != message.from)
+                let refuses = vote.is_some_and(|vote| vote != message.from);
+                let last = sender_is_done || durable >= terms;
+                no_news || message.term == durable && refuses && last
             }
             Body::RequestPreVote { .. } | Body::ReadIndex { .. } => false,
         }
