@@ -20,12 +20,22 @@
 //! - Of equal messages one is in flight; `duplicates` make one arrive again.
 //! - A message that its receiver can never again do anything but ignore is removed
 //!   (`world::Node::ignores`), and an event that changes nothing is not followed. That the
-//!   core does ignore such messages is checked at every state of a node (`ignored.rs`).
+//!   core does ignore such messages is checked at every state of a node (`ignored.rs`), that it goes
+//!   on doing so by a test.
 //! - A node that is down is a node that nothing arrives at: crash and restart are one event.
 //! - Unless `pre_votes` is set, pre-votes are not sent: a node whose timer ran out may be granted them
 //!   at any time, and no node remembers having heard a leader. Both only allow more.
 //!
-//! Left out: snapshots, changes of voters, `Ready` taken after several events at once (it is taken
+//! # Changes of the configuration
+//!
+//! A leader may be asked for any other set of voters; the way there is the core's (`Changes` counts
+//! what it is asked for). Nodes that do not vote first are no members: nobody knows them until a change
+//! takes them in, which keeps states few. What is committed, and who is elected, is judged by the
+//! configuration that the leader had when it counted, half by half, with an arithmetic that is not the
+//! core's (`voters.rs`). States are the same under renamings that keep the first voters among
+//! themselves.
+//!
+//! Left out: snapshots, learners and changes of addresses, `Ready` taken after several events at once (it is taken
 //! after each), and entries that span several AppendEntries because of their size.
 
 mod ignored;

@@ -109,7 +109,7 @@ impl Node {
     ///   or leader in it) is not reached again in that term, once it is over;
     /// - a refused vote could only take back one that was granted, whose voter has changed its mind.
     ///   The candidate has not won with it and is then where it was without it, so whatever follows
-    ///   can follow when the granted one comes never or later;
+    ///   can follow when the granted one comes never or later (and has its place in flight);
     /// - a round that is known to be acknowledged is so for ever, as long as no follower that was
     ///   removed is made one again under the same leader: that takes two changes. Round 0 is none;
     /// - a request of a former term is answered with the present one, which is no news to its sender
