@@ -155,6 +155,10 @@ mod tests {
         assert_eq!(b.allowed[Allowance::Reads as usize], 2);
         assert_eq!(b.allowed[Allowance::Timeouts as usize], UNBOUNDED);
         assert_eq!(b.allowed[Allowance::Crashes as usize], 1);
+        assert_eq!((b.voters, b.led, b.differ as usize), (None, false, NODES_MAX));
+        let b = parse("--explore --nodes 4 --voters 3 --led --differ 1 --changes 2").unwrap();
+        assert_eq!((b.voters, b.led, b.differ), (Some(3), true, 1));
+        assert_eq!(b.allowed[Allowance::Changes as usize], 2);
         assert_eq!(parse("--explore --plant lost-entry").unwrap().plant, Plant::LostEntry);
     }
 

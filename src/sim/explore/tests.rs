@@ -136,18 +136,8 @@ fn two_voters_of_three_nodes_change_with_two_elections() {
 }
 
 #[test]
-fn one_voter_of_three_nodes_changes_and_one_crashes() {
-    // A cluster of one grows to three in one step, or moves to another node; power fails meanwhile.
-    let bounds = Bounds { voters: Some(1), writes: 0, ..quiet(3, 2) }
-        .with(Allowance::Timeouts, 2)
-        .with(Allowance::Crashes, 1)
-        .with(Allowance::Changes, 1);
-    exhausts(&bounds, (380_288, 33), &[&CHANGED[..], &["crashes"]].concat());
-}
-
-#[test]
 fn one_voter_of_three_nodes_changes_while_disks_write() {
-    // What C_old,new and C_new wait for may be written in any order with elections.
+    // A cluster of one grows to three in one step, or moves to another node.
     let bounds = Bounds { voters: Some(1), writes: 1, ..quiet(3, 2) }
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Changes, 1);
@@ -255,21 +245,20 @@ fn symmetry_merges_exactly_the_states_that_differ_in_names() {
         .with(Allowance::Stalls, 1)
         .with(Allowance::Transfers, 1)
         .with(Allowance::Reads, 1);
-    let change = |voters| {
-        let bounds = Bounds { voters, writes: 0, ..quiet(3, 2) };
-        bounds.with(Allowance::Timeouts, 2).with(Allowance::Changes, 1)
+    let change = |voters, timeouts| {
+        let bounds = Bounds { voters, writes: 0, ..quiet(3, u64::from(timeouts)) };
+        bounds.with(Allowance::Timeouts, timeouts).with(Allowance::Changes, 1)
     };
     // Who votes first does not change places with who does not, and who leads first with nobody.
-    let led = Bounds { led: true, ..change(None) }.with(Allowance::Timeouts, 1);
-    let four = Bounds { nodes: 4, terms: 1, ..change(None) }.with(Allowance::Timeouts, 1);
+    let led = Bounds { led: true, terms: 2, ..change(None, 1) };
     let cases = [
         (crash, 6),
         (busy, 6),
-        (change(None), 6),
-        (change(Some(2)), 2),
-        (change(Some(1)), 2),
+        (change(None, 1), 6),
+        (change(Some(2), 2), 2),
+        (change(Some(1), 2), 2),
         (led, 1),
-        (four, 6),
+        (Bounds { nodes: 4, ..change(None, 1) }, 6),
     ];
     for (bounds, renamings) in cases {
         let reduced = explore(&bounds, |_| {}).unwrap();
@@ -310,7 +299,9 @@ fn situations(bounds: &Bounds) -> BTreeSet<Print> {
     let mut space = Space::new(bounds.clone());
     let report = visit(&mut space, note).unwrap();
     assert!(report.exhausted);
-    assert_eq!(space.comes_to_count(), None, "what is removed once is removed for ever");
+    if bounds.pruning {
+        assert_eq!(space.comes_to_count(), None, "what is removed once is removed for ever");
+    }
     situations
 }
 
@@ -320,7 +311,7 @@ fn messages_that_are_removed_could_not_have_done_anything() {
     let crash = quiet(2, 2).with(Allowance::Crashes, 1);
     let three = Bounds { writes: 1, ..quiet(3, 1) }.with(Allowance::Timeouts, 3);
     let reads = Bounds { once: true, ..quiet(2, 2) }.with(Allowance::Reads, 1);
-    let quick = Bounds { writes: 0, ..quiet(3, 2) }.with(Allowance::Timeouts, 2);
+    let quick = Bounds { writes: 0, ..quiet(2, 3) };
     let change = Bounds { writes: 0, ..quiet(3, 1) }.with(Allowance::Changes, 1);
     let grown = Bounds { voters: Some(1), writes: 1, ..quiet(2, 2) }
         .with(Allowance::Timeouts, 2)

@@ -286,7 +286,7 @@ impl History {
             );
         }
         let entries = local.entries();
-        for at in self.committed.len()..commit {
+        for (at, &entry) in entries[..commit].iter().enumerate().skip(self.committed.len()) {
             let log = seen.log[at];
             let holds = |holder: NodeId| {
                 nodes.get(holder as usize - 1).is_some_and(|n| n.seen.disk.get(at) == Some(&log))
@@ -297,7 +297,7 @@ impl History {
                     format!("node {id} commits {} in term {term}; it is held by {who}", at + 1),
                 );
             }
-            self.committed.push(Committed { entry: entries[at].clone(), log, by: term });
+            self.committed.push(Committed { entry: entry.clone(), log, by: term });
         }
         Ok(())
     }
