@@ -8,14 +8,17 @@ use std::time::Instant;
 /// Flags beside one for each [`Allowance`]: name, value (none for a switch), text.
 #[rustfmt::skip]
 pub(super) const FLAGS: &[(&str, &str, &str)] = &[
-    ("nodes", "N", "nodes of the cluster, 1 to 3 (default 3)"),
+    ("nodes", "N", "nodes, 1 to 4 (default 3)"),
+    ("voters", "N", "the first N nodes vote in the beginning, the others are no members (default: all vote)"),
+    ("differ", "N", "a change adds and removes at most N voters, both together (default 4: any change)"),
+    ("led", "", "node 1 leads term 1 in the beginning, and nothing that it has sent will arrive (default: nobody leads)"),
     ("terms", "N", "no node gets beyond this term (default 2)"),
     ("once", "", "a message that has arrived is gone (default: it may arrive again, at any time)"),
     ("pre-votes", "", "pre-votes are messages like all others (default: as many are granted as are needed)"),
     ("in-flight", "N", "messages in flight at a time (default: no bound)"),
-    ("writes", "N", "requests under way at one disk (default: no bound)"),
+    ("writes", "N", "requests under way at one disk, 0 for disks that take no time (default: no bound)"),
     ("states", "N", "give up after so many states"),
-    ("plant", "BUG", "a bug around the core, to see it found: forgotten-votes, lost-entry, early-reports or forged-terms"),
+    ("plant", "BUG", "a bug around the core, to see it found: forgotten-votes, lost-entry, early-reports, forged-terms, direct-changes or early-changes"),
 ];
 
 /// How often something may happen in one run, for the help text: name, value, text.
@@ -105,6 +108,11 @@ fn bounds(args: &[OsString]) -> Result<Bounds, String> {
     if let Some(nodes) = number("nodes", 1, NODES_MAX as u64)? {
         bounds.nodes = nodes;
     }
+    bounds.led = found.opt_present("led");
+    bounds.voters = number("voters", 1, bounds.nodes)?;
+    if let Some(differ) = number("differ", 1, NODES_MAX as u64)? {
+        bounds.differ = differ as u32;
+    }
     if let Some(terms) = number("terms", 1, 100)? {
         bounds.terms = terms;
     }
@@ -147,6 +155,10 @@ mod tests {
         assert_eq!(b.allowed[Allowance::Reads as usize], 2);
         assert_eq!(b.allowed[Allowance::Timeouts as usize], UNBOUNDED);
         assert_eq!(b.allowed[Allowance::Crashes as usize], 1);
+        assert_eq!((b.voters, b.led, b.differ as usize), (None, false, NODES_MAX));
+        let b = parse("--explore --nodes 4 --voters 3 --led --differ 1 --changes 2").unwrap();
+        assert_eq!((b.voters, b.led, b.differ), (Some(3), true, 1));
+        assert_eq!(b.allowed[Allowance::Changes as usize], 2);
         assert_eq!(parse("--explore --plant lost-entry").unwrap().plant, Plant::LostEntry);
     }
 
@@ -154,7 +166,8 @@ mod tests {
     fn bounds_that_cannot_be_are_refused_with_a_reason() {
         // Nothing is explored by mistake, and nothing without an end.
         for (line, reason) in [
-            ("--nodes 4", "flag --nodes: from 1 to 3"),
+            ("--nodes 5", "flag --nodes: from 1 to 4"),
+            ("--nodes 2 --voters 3", "flag --voters: from 1 to 2"),
             ("--terms x", "flag --terms: invalid digit"),
             ("--reads 1", "reads have no end"),
             ("--plant gremlins", "flag --plant: no bug 'gremlins'"),

@@ -141,6 +141,15 @@ impl Raft {
         self.held.clear();
     }
 
+    /// Changes the configuration by one entry, as no core does by itself: without a joint one and, when
+    /// `early`, before anything of its term is committed. To show what is found without the rules.
+    pub(crate) fn change_at_once(&mut self, target: Configuration, early: bool) {
+        let free = self.may_propose().is_ok() && self.is_settled();
+        if free && (early || self.leads_and_knows()) {
+            self.append_configuration(target);
+        }
+    }
+
     /// Whether `peer` is known to have acknowledged the read round; not when this node does not lead.
     pub(crate) fn knows_round(&self, peer: NodeId, round: u64) -> bool {
         let known = self.leader_state().and_then(|leader| leader.progress.get(&peer));

@@ -56,7 +56,7 @@ impl Raft {
         self.log.configuration_index()
     }
 
-    fn append_configuration(&mut self, next: Configuration) {
+    pub(super) fn append_configuration(&mut self, next: Configuration) {
         self.append_as_leader(Payload::Configuration(Arc::new(next)));
         self.reconfigure_leader();
         // Whoever was waited for may not be asked any more.

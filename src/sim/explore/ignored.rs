@@ -45,7 +45,7 @@ impl Space {
             let Some(met_at) = *met_at else { continue };
             let from = std::mem::replace(&mut tried.letters[number as usize], letters);
             for message in from..letters {
-                let event = |node| Event::At { node, act: Act::Step { message } };
+                let event = |node| Event::At { node, act: Act::Step { message, heard_last: 0 } };
                 self.has_no_effect(number, message)
                     .map_err(|(violation, node)| (violation, met_at, event(node)))?;
             }
@@ -59,7 +59,7 @@ impl Space {
         let id = node.local.raft.id();
         let may_take_back = node.seen.role == RoleName::Candidate
             && matches!(message.body, Body::VoteResponse { granted: false });
-        if message.to != id || may_take_back || !node.ignores(message, true) {
+        if message.to != id || may_take_back || !node.ignores(message, self.outlook(true)) {
             return Ok(());
         }
         let wrong = |detail| {
@@ -67,7 +67,7 @@ impl Space {
             (Violation { invariant, detail }, id as u8)
         };
         let step = self
-            .act(&node.local, Act::Step { message: m }, Some(message))
+            .act(&node.local, Act::Step { message: m, heard_last: 0 }, Some(message))
             .map_err(|v| wrong(format!("{message:?}: {}: {}", v.invariant, v.detail)))?;
         let bare = |local: &super::local::Local| {
             let (mut local, mut words) = (local.clone(), Vec::new());
@@ -75,10 +75,10 @@ impl Space {
             local.words(Names(&[]), &mut words);
             words
         };
-        if !step.answers.is_empty() || bare(&step.local) != bare(&node.local) {
+        if !step.effects.answers.is_empty() || bare(&step.local) != bare(&node.local) {
             return Err(wrong(format!("{message:?} changes its receiver, were it to arrive now")));
         }
-        match step.sent.iter().find(|sent| !refuses(sent)) {
+        match step.effects.sent.iter().find(|sent| !refuses(sent)) {
             Some(sent) => {
                 Err(wrong(format!("{message:?}, were it to arrive now, is answered by {sent:?}")))
             }

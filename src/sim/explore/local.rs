@@ -10,11 +10,12 @@
 use super::super::checks::{Violation, violated};
 use super::Plant;
 use super::prints::print;
+use super::voters::{Decision, Set, change_by_the_rules, configuration, is_planted};
 use crate::raft::canonical::{Ages, Names, entry_words, hard_words, persist_words};
 use crate::raft::invariants::Watch;
 use crate::raft::{
     AppendResult, Body, Configuration, Entry, HardState, Index, LogRead, Message, NodeId, Options,
-    Persist, Raft, ReadAnswer, Restored, RestoredLog, RoleName, Term,
+    Payload, Persist, Raft, ReadAnswer, Restored, RestoredLog, RoleName, Term,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,8 +23,9 @@ use std::sync::Arc;
 /// What happens to one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Act {
-    /// A message arrives, by its number.
-    Step { message: u32 },
+    /// A message arrives, by its number. Of a leader's followers `heard_last` was, if any: to whom it
+    /// leaves the cluster, should it go now.
+    Step { message: u32, heard_last: u8 },
     /// The election timer runs out.
     Timer,
     /// The election timer runs out, and as many pre-votes as are needed come in.
@@ -46,8 +48,10 @@ pub(super) enum Act {
     Read { id: u8 },
     /// An operator hands leadership to `to`.
     Transfer { to: u8 },
-    /// The disk completes the oldest `count` requests.
-    Persist { count: u8 },
+    /// An operator has the leader change the configuration to these voters.
+    Change { voters: Set },
+    /// The disk completes the oldest `count` requests; `heard_last` as with a message.
+    Persist { count: u8, heard_last: u8 },
     /// The power fails and comes back. The first `writes` requests were written, and of the next
     /// one the hard state and `torn` entries; `flushed`: the store keeps what it has applied.
     Crash { writes: u8, torn: Option<u8>, flushed: bool },
@@ -98,7 +102,12 @@ impl Platter {
             }
         }
         let last = self.log.len() as Index;
-        let configurations = vec![(0, Arc::clone(configuration))];
+        let in_log = self.log.iter().filter_map(|e| match &e.payload {
+            Payload::Configuration(c) => Some((e.index, Arc::clone(c))),
+            _ => None,
+        });
+        let first = (0, Arc::clone(configuration));
+        let configurations = std::iter::once(first).chain(in_log).collect();
         let log = RestoredLog { base: 0, base_term: 0, runs, last, configurations };
         Restored { hard_state: self.hard, log, applied: self.applied }
     }
@@ -108,8 +117,28 @@ impl Platter {
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) local: Local,
+    pub(super) effects: Effects,
+}
+
+/// What others see of an event.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
     pub(super) sent: Vec<Message>,
     pub(super) answers: Vec<ReadAnswer>,
+    /// In their order.
+    pub(super) decisions: Vec<Decision>,
+}
+
+/// What is the same for all nodes and events.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rules<'a> {
+    /// What every node knows from the beginning.
+    pub(super) first: &'a Arc<Configuration>,
+    /// Nodes remember having heard a leader.
+    pub(super) sticky: bool,
+    /// Disks take no time.
+    pub(super) quick: bool,
+    pub(super) plant: Plant,
 }
 
 /// One node.
@@ -133,8 +162,11 @@ pub(super) struct Seen {
     pub(super) log: Vec<u64>,
     /// The same on the platter.
     pub(super) disk: Vec<u64>,
+    /// The configuration in force.
+    pub(super) configuration: Arc<Configuration>,
 }
 
+/// Ids stay as they are: what is compared are logs of one state, not of states with other names.
 fn chain<'a>(entries: impl Iterator<Item = &'a Entry>) -> Vec<u64> {
     let mut words = Vec::new();
     let link = |entry| {
@@ -167,7 +199,7 @@ impl Local {
     }
 
     /// The log as the node has it: what is on the platter, and over it what is to be written.
-    fn entries(&self) -> Vec<&Entry> {
+    pub(super) fn entries(&self) -> Vec<&Entry> {
         let mut log: Vec<&Entry> = self.platter.log.iter().collect();
         for entry in self.pending.iter().flat_map(|p| &p.entries) {
             log.truncate(entry.index as usize - 1);
@@ -185,6 +217,7 @@ impl Local {
             terms: entries.iter().map(|e| e.term).collect(),
             log: chain(entries.into_iter()),
             disk: chain(self.platter.log.iter()),
+            configuration: Arc::clone(self.raft.configuration()),
         }
     }
 
@@ -193,26 +226,35 @@ impl Local {
         &self,
         act: Act,
         message: Option<&Message>,
-        configuration: &Arc<Configuration>,
-        sticky: bool,
-        plant: Plant,
+        rules: Rules<'_>,
     ) -> Result<Step, Violation> {
-        let mut local = self.clone();
+        let (mut local, plant) = (self.clone(), rules.plant);
         let now_us = Raft::explored_now_us();
         let (raft, none) = (&mut local.raft, Ages::default());
         let tick = |raft: &mut Raft, ages: Ages| {
             raft.set_ages(ages);
             raft.tick(now_us);
         };
+        let heard = |raft: &mut Raft, last: u8| {
+            let heard_last = (last != 0).then(|| NodeId::from(last));
+            raft.set_ages(Ages { heard_last, leader_silent: !rules.sticky, ..none });
+        };
         let mut watch = Watch::default();
-        let named = |detail| Violation { invariant: "state of the core", detail };
-        watch.observe(raft).map_err(named)?;
+        let observe = |watch: &mut Watch, raft: &Raft| match watch.observe(raft) {
+            Err(detail) if !is_planted(plant, &detail) => {
+                Err(Violation { invariant: "state of the core", detail })
+            }
+            _ => Ok(()),
+        };
+        observe(&mut watch, raft)?;
+        let mut led = (raft.role() == RoleName::Leader).then(|| (raft.term(), raft.commit_index()));
         match act {
-            Act::Step { .. } => {
+            Act::Step { heard_last, .. } => {
                 if let Some(mut message) = message.cloned() {
                     if plant == Plant::ForgedTerms && message.term < raft.term() {
                         message.term = raft.term();
                     }
+                    heard(raft, heard_last);
                     raft.step(message, now_us);
                 }
             }
@@ -224,9 +266,12 @@ impl Local {
             Act::Campaign => {
                 tick(raft, Ages { due: true, ..none });
                 let (to, term) = (raft.id(), raft.term() + 1);
-                let from = if to == 1 { 2 } else { 1 };
-                let body = Body::PreVoteResponse { granted: true };
-                raft.step(Message { from, to, term, body }, now_us);
+                for from in 1..=rules.first.last_id {
+                    if from != to && raft.role() == RoleName::PreCandidate {
+                        let body = Body::PreVoteResponse { granted: true };
+                        raft.step(Message { from, to, term, body }, now_us);
+                    }
+                }
             }
             Act::Forget => raft.set_ages(Ages { leader_silent: true, ..none }),
             Act::Late => tick(raft, Ages { due: true, answers_late: true, ..none }),
@@ -246,32 +291,68 @@ impl Local {
             Act::Transfer { to } => {
                 let _ = raft.transfer(Some(NodeId::from(to)), now_us);
             }
-            Act::Persist { count } => {
-                let mut seq = None;
-                for persist in local.pending.drain(..usize::from(count)) {
-                    local.platter.write(&persist, usize::MAX)?;
-                    seq = Some(persist.seq);
+            Act::Change { voters } => {
+                let target = configuration(rules.first.last_id, voters);
+                if plant.changes_at_once() {
+                    raft.change_at_once(target, plant == Plant::EarlyChanges);
+                } else {
+                    let _ = raft.propose_configuration(target);
                 }
-                if let Some(seq) = seq {
-                    raft.persisted(seq, now_us);
-                }
+            }
+            Act::Persist { count, heard_last } => {
+                heard(raft, heard_last);
+                local.write(usize::from(count))?;
             }
             Act::Crash { writes, torn, flushed } => {
                 local.crash(usize::from(writes), torn.map(usize::from), flushed, plant)?;
                 let first = local.forwards + 1;
-                local.raft = start(self.raft.id(), &local.platter, configuration, first);
-                watch = Watch::default();
+                local.raft = start(self.raft.id(), &local.platter, rules.first, first);
+                (watch, led) = (Watch::default(), None);
             }
         }
-        watch.observe(&local.raft).map_err(named)?;
-        let (sent, answers) = local.absorb(plant)?;
-        watch.observe(&local.raft).map_err(named)?;
-        local.raft.set_ages(Ages { leader_silent: !sticky, ..none });
+        observe(&mut watch, &local.raft)?;
+        let mut effects = Effects::default();
+        loop {
+            local.decided(&mut led, &mut effects.decisions);
+            local.absorb(plant, &mut led, &mut effects)?;
+            observe(&mut watch, &local.raft)?;
+            if !rules.quick || local.pending.is_empty() {
+                break;
+            }
+            local.write(local.pending.len())?;
+        }
+        local.raft.set_ages(Ages { leader_silent: !rules.sticky, ..none });
         local.agrees_with_its_disk()?;
-        for message in &sent {
+        change_by_the_rules(&local.raft, &local.entries(), rules.first, plant)?;
+        for message in &effects.sent {
             local.keeps(message)?;
         }
-        Ok(Step { local, sent, answers })
+        Ok(Step { local, effects })
+    }
+
+    /// Notes what the core has decided since, before anything else happens; `led` is the term that it
+    /// led then and how much was committed.
+    fn decided(&self, led: &mut Option<(Term, Index)>, decisions: &mut Vec<Decision>) {
+        let (term, commit) = (self.raft.term(), self.raft.commit_index());
+        let now = (self.raft.role() == RoleName::Leader).then_some((term, commit));
+        if now.is_some() && now != *led {
+            let configuration = Arc::clone(self.raft.configuration());
+            decisions.push(Decision { term, commit, configuration });
+        }
+        *led = now;
+    }
+
+    /// The disk completes the oldest requests.
+    fn write(&mut self, count: usize) -> Result<(), Violation> {
+        let mut seq = None;
+        for persist in self.pending.drain(..count) {
+            self.platter.write(&persist, usize::MAX)?;
+            seq = Some(persist.seq);
+        }
+        if let Some(seq) = seq {
+            self.raft.persisted(seq, Raft::explored_now_us());
+        }
+        Ok(())
     }
 
     fn crash(
@@ -304,8 +385,13 @@ impl Local {
     }
 
     /// Takes the core's effects and gives them to its surroundings.
-    fn absorb(&mut self, plant: Plant) -> Result<(Vec<Message>, Vec<ReadAnswer>), Violation> {
-        let (mut sent, mut answers) = (Vec::new(), Vec::new());
+    fn absorb(
+        &mut self,
+        plant: Plant,
+        led: &mut Option<(Term, Index)>,
+        effects: &mut Effects,
+    ) -> Result<(), Violation> {
+        let Effects { sent, answers, decisions } = effects;
         loop {
             let ready = self.raft.ready();
             if ready.is_empty() {
@@ -316,6 +402,7 @@ impl Local {
                 self.pending.push_back(persist);
                 if plant == Plant::EarlyReports {
                     self.raft.persisted(seq, Raft::explored_now_us());
+                    self.decided(led, decisions);
                 }
             }
             sent.extend(ready.messages);
@@ -332,12 +419,12 @@ impl Local {
                 self.raft.applied(batch.last);
             }
         }
-        for message in &sent {
+        for message in &*sent {
             if let Body::ReadIndex { id } = message.body {
                 self.forwards = self.forwards.max(id);
             }
         }
-        Ok((sent, answers))
+        Ok(())
     }
 
     /// Reads the log file for one AppendEntries, as the documentation of [`LogRead`] says.

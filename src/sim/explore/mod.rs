@@ -19,21 +19,33 @@
 //!   together with a bound on messages in flight.
 //! - Of equal messages one is in flight; `duplicates` make one arrive again.
 //! - A message that its receiver can never again do anything but ignore is removed
-//!   (`world::Node::ignores_for_ever`), and an event that changes nothing is not followed. That the
-//!   core does ignore such messages is checked at every state of a node (`ignored.rs`).
+//!   (`world::Node::ignores`), and an event that changes nothing is not followed. That the
+//!   core does ignore such messages is checked at every state of a node (`ignored.rs`), that it goes
+//!   on doing so by a test.
 //! - A node that is down is a node that nothing arrives at: crash and restart are one event.
 //! - Unless `pre_votes` is set, pre-votes are not sent: a node whose timer ran out may be granted them
 //!   at any time, and no node remembers having heard a leader. Both only allow more.
 //!
-//! Left out: snapshots, changes of voters, `Ready` taken after several events at once (it is taken
+//! # Changes of the configuration
+//!
+//! A leader may be asked for any other set of voters; the way there is the core's (`Changes` counts
+//! what it is asked for). Nodes that do not vote first are no members: nobody knows them until a change
+//! takes them in, which keeps states few. What is committed, and who is elected, is judged by the
+//! configuration that the leader had when it counted, half by half, with an arithmetic that is not the
+//! core's (`voters.rs`). States are the same under renamings that keep the first voters among
+//! themselves.
+//!
+//! Left out: snapshots, learners and changes of addresses, `Ready` taken after several events at once (it is taken
 //! after each), and entries that span several AppendEntries because of their size.
 
 mod ignored;
 mod local;
 mod prints;
 mod space;
+mod story;
 #[cfg(test)]
 mod tests;
+mod voters;
 mod world;
 
 use super::checks::Violation;
@@ -43,9 +55,9 @@ use std::collections::{BTreeMap, HashSet};
 use world::World;
 
 /// Largest cluster: beyond it nothing ends.
-pub const NODES_MAX: usize = 3;
+pub const NODES_MAX: usize = 4;
 /// Kinds of events of which only so many may happen in one run.
-pub const ALLOWANCES: usize = 11;
+pub const ALLOWANCES: usize = 12;
 /// As often as there is occasion.
 pub const UNBOUNDED: u8 = u8::MAX;
 
@@ -74,6 +86,8 @@ pub enum Allowance {
     Transfers,
     /// A leader's disk that answers too late.
     Stalls,
+    /// Changes of the configuration that a leader begins; C_new follows C_old,new for nothing.
+    Changes,
 }
 
 impl Allowance {
@@ -98,6 +112,7 @@ impl Allowance {
         (Allowance::Breaks, "breaks", "connections that break"),
         (Allowance::Transfers, "transfers", "attempts to hand leadership over"),
         (Allowance::Stalls, "stalls", "times a leader's disk answers too late"),
+        (Allowance::Changes, "changes", "changes of the configuration, to any other voters"),
     ];
 }
 
@@ -115,23 +130,43 @@ pub enum Plant {
     EarlyReports,
     /// The network raises the term of what arrives to the receiver's.
     ForgedTerms,
+    /// A leader changes voters by one entry, without a joint configuration in between. That is safe
+    /// for one voter at a time.
+    DirectChanges,
+    /// The same, and a leader does not wait until something of its own term is committed: the mistake
+    /// of the thesis that was found in 2015.
+    EarlyChanges,
 }
 
 impl Plant {
     /// All, with the name of each.
-    pub const ALL: [(Plant, &'static str); 4] = [
+    pub const ALL: [(Plant, &'static str); 6] = [
         (Plant::ForgottenVotes, "forgotten-votes"),
         (Plant::LostEntry, "lost-entry"),
         (Plant::EarlyReports, "early-reports"),
         (Plant::ForgedTerms, "forged-terms"),
+        (Plant::DirectChanges, "direct-changes"),
+        (Plant::EarlyChanges, "early-changes"),
     ];
+
+    fn changes_at_once(self) -> bool {
+        matches!(self, Plant::DirectChanges | Plant::EarlyChanges)
+    }
 }
 
 /// How far to explore.
 #[derive(Clone, Debug)]
 pub struct Bounds {
-    /// Nodes, all voting: 1 to [`NODES_MAX`].
+    /// Nodes: 1 to [`NODES_MAX`].
     pub nodes: u64,
+    /// The first so many vote in the beginning, none for all. The others know who does and are no
+    /// members: nobody sends them anything before a change takes them in.
+    pub voters: Option<u64>,
+    /// A change adds and removes at most so many voters, both together.
+    pub differ: u32,
+    /// In the beginning node 1 leads term 1, elected by as many as are needed, and nothing that it has
+    /// sent since will ever arrive. How it came to that costs nothing.
+    pub led: bool,
     /// No node gets beyond this term.
     pub terms: u64,
     /// By [`Allowance`].
@@ -141,7 +176,8 @@ pub struct Bounds {
     pub once: bool,
     /// Messages in flight at a time; none for as many as there are.
     pub in_flight: Option<usize>,
-    /// Requests that a node's disk may have under way.
+    /// Requests that a node's disk may have under way; 0 for disks that take no time, so that whatever
+    /// waits for one happens in the same event.
     pub writes: usize,
     /// Pre-votes are messages like all others.
     pub pre_votes: bool,
@@ -161,6 +197,9 @@ impl Default for Bounds {
     fn default() -> Bounds {
         Bounds {
             nodes: 3,
+            voters: None,
+            led: false,
+            differ: NODES_MAX as u32,
             terms: 2,
             allowed: [0; ALLOWANCES],
             once: false,
@@ -240,31 +279,36 @@ type Arrivals = Vec<(u32, Event)>;
 /// # Errors
 /// The first violation, with a shortest path to it.
 pub fn explore(bounds: &Bounds, progress: impl FnMut(&Report)) -> Result<Report, Box<Failure>> {
-    visit(bounds, progress, |_, _| {})
+    visit_telling(&mut Space::new(bounds.clone()), progress, |_, _| {})
 }
 
-/// The same; every state is shown to `visitor`, once.
-fn visit(
-    bounds: &Bounds,
+/// The same in a space; every state is shown to `visitor`, once.
+#[cfg(test)]
+fn visit(space: &mut Space, visitor: impl FnMut(&Space, &World)) -> Result<Report, Box<Failure>> {
+    visit_telling(space, |_| {}, visitor)
+}
+
+fn visit_telling(
+    space: &mut Space,
     mut progress: impl FnMut(&Report),
     mut visitor: impl FnMut(&Space, &World),
 ) -> Result<Report, Box<Failure>> {
-    let mut space = Space::new(bounds.clone());
     let mut report = Report::default();
     let mut seen: HashSet<Print, MakeQuick> = HashSet::default();
     let mut arrivals = Arrivals::new();
+    let states_max = space.bounds.states_max;
     let beginning = space.beginning();
     seen.insert(space.print(&beginning, &space.sums(&beginning)));
     report.states = 1;
     report.named_states = space.namesakes(&beginning) as u64;
-    visitor(&space, &beginning);
+    visitor(space, &beginning);
     space.met(&beginning, 0);
     let mut frontier = vec![(0_u32, beginning)];
     while !frontier.is_empty() {
         let mut found: Vec<(u32, World)> = Vec::new();
         for (from, world) in frontier {
-            if report.states >= bounds.states_max {
-                summarise(&mut report, &space);
+            if report.states >= states_max {
+                summarise(&mut report, space);
                 return Ok(report);
             }
             let sums = space.sums(&world);
@@ -282,18 +326,18 @@ fn visit(
                         continue;
                     }
                     Err(violation) => {
-                        summarise(&mut report, &space);
-                        return Err(failure(violation, &mut space, &arrivals, from, event, report));
+                        summarise(&mut report, space);
+                        return Err(failure(violation, space, &arrivals, from, event, report));
                     }
                 }
                 let next = space.reached();
                 report.states += 1;
                 report.named_states += space.namesakes(&next) as u64;
                 if let Err(violation) = space.check(&next) {
-                    summarise(&mut report, &space);
-                    return Err(failure(violation, &mut space, &arrivals, from, event, report));
+                    summarise(&mut report, space);
+                    return Err(failure(violation, space, &arrivals, from, event, report));
                 }
-                visitor(&space, &next);
+                visitor(space, &next);
                 arrivals.push((from, event));
                 space.met(&next, arrivals.len() as u32);
                 found.push((arrivals.len() as u32, next));
@@ -302,9 +346,9 @@ fn visit(
         report.depth += usize::from(!found.is_empty());
         report.open = found.len();
         frontier = found;
-        summarise(&mut report, &space);
+        summarise(&mut report, space);
         if let Err((violation, at, last)) = space.ignored_has_no_effect() {
-            return Err(failure(violation, &mut space, &arrivals, at, last, report));
+            return Err(failure(violation, space, &arrivals, at, last, report));
         }
         progress(&report);
     }

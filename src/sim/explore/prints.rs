@@ -27,23 +27,29 @@ pub(super) fn print(kind: u64, words: &[u64]) -> Print {
     Print::from(low) | Print::from(high) << 64
 }
 
-/// Ways to rename the nodes of the largest cluster.
+/// As many renamings are made use of: all of three nodes.
 const RENAMINGS_MAX: usize = 6;
-const _: () = assert!(super::NODES_MAX == 3, "3! renamings");
 
 /// A fingerprint for each of [`renamings`], in their order; those behind them are 0.
 pub(super) type Prints = [Print; RENAMINGS_MAX];
 
-/// Every way to give the nodes `1..=n` each other's names; the first leaves them as they are.
-pub(super) fn renamings(n: u64) -> Vec<Vec<u64>> {
+/// Every way to give the nodes `1..=n` each other's names, those of one class among themselves: in the
+/// beginning they differ from all others. The first leaves them as they are. When there are too many,
+/// those that leave node 1 its name: they are a group as well.
+pub(super) fn renamings(n: u64, class: impl Fn(u64) -> u8) -> Vec<Vec<u64>> {
     let mut all = vec![vec![0]];
-    for _ in 0..n {
+    for id in 1..=n {
         let longer = all.iter().flat_map(|names| {
-            let free = (1..=n).filter(|name| !names.contains(name));
+            let like = (1..=n).filter(|&name| class(id) == class(name));
+            let free = like.filter(|name| !names.contains(name));
             free.map(|name| [names.as_slice(), &[name]].concat())
         });
         all = longer.collect();
     }
+    if all.len() > RENAMINGS_MAX {
+        all.retain(|names| names[1] == 1);
+    }
+    assert!(all.len() <= RENAMINGS_MAX);
     all
 }
 

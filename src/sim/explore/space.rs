@@ -6,12 +6,13 @@
 
 use super::super::checks::{Violation, violated};
 use super::ignored::Tried;
-use super::local::{Act, Local, Step};
+use super::local::{Act, Effects, Local, Rules, Step};
 use super::prints::{MakeQuick, Print, Prints, Table, print, renamings};
-use super::world::{History, Node, World, acknowledges_what_is_there, stands};
+use super::voters::{configuration, targets};
+use super::world::{History, Node, Outlook, World, acknowledges_what_is_there, stands};
 use super::{ALLOWANCES, Allowance, Bounds, NODES_MAX, UNBOUNDED};
 use crate::raft::canonical::{Names, message_words};
-use crate::raft::{Body, Configuration, Member, Message, NodeId, ReadAnswer};
+use crate::raft::{Body, Configuration, Message, NodeId};
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -23,7 +24,7 @@ pub(super) enum Event {
     /// Something happens to a node.
     At { node: u8, act: Act },
     /// A message arrives and stays in flight.
-    Twice { node: u8, message: u32 },
+    Twice { node: u8, message: u32, heard_last: u8 },
     /// A message is lost.
     Lost { message: u32 },
 }
@@ -37,8 +38,9 @@ pub(super) struct Letter {
 /// What an event makes of a node.
 struct Outcome {
     node: u32,
+    /// By their numbers; none are left in `effects`.
     sent: Vec<u32>,
-    answers: Vec<ReadAnswer>,
+    effects: Effects,
     /// Entries that the node had are gone, and not by a crash.
     overwrote: bool,
 }
@@ -55,9 +57,9 @@ pub(super) enum Next {
 
 /// Everything that is the same for all states.
 pub(super) struct Space {
-    bounds: Bounds,
-    names: Vec<Vec<u64>>,
-    configuration: Arc<Configuration>,
+    pub(super) bounds: Bounds,
+    pub(super) names: Vec<Vec<u64>>,
+    first: Arc<Configuration>,
     pub(super) nodes: Table<Node>,
     pub(super) letters: Table<Letter>,
     pub(super) tried: Tried,
@@ -75,12 +77,10 @@ pub(super) struct Space {
 
 impl Space {
     pub(super) fn new(bounds: Bounds) -> Space {
-        let member =
-            |id| Member { id, identity: id, address: format!("node-{id}.invalid:{}", 7100 + id) };
-        let members = (1..=bounds.nodes).map(member).collect();
+        let voters = bounds.voters.unwrap_or(bounds.nodes);
         Space {
-            names: renamings(bounds.nodes),
-            configuration: Arc::new(Configuration::of_voters(1, members)),
+            names: renamings(bounds.nodes, |id| class(&bounds, id)),
+            first: Arc::new(configuration(bounds.nodes, ((1_u16 << voters) - 1) as u8)),
             nodes: Table::new(),
             letters: Table::new(),
             tried: Tried::default(),
@@ -99,14 +99,56 @@ impl Space {
         (self.nodes.len(), self.letters.len())
     }
 
-    /// Where everything begins: empty disks, nobody leads.
+    /// Where everything begins: empty disks, nobody leads. Or, if the bounds say so, node 1 does.
     pub(super) fn beginning(&mut self) -> World {
         let mut nodes = [0; NODES_MAX];
         for (at, id) in (1..=self.bounds.nodes).enumerate() {
-            nodes[at] = self.node(Local::new(id, &self.configuration.clone()));
+            nodes[at] = self.node(Local::new(id, &self.first.clone()));
         }
         let history = self.history(History::default());
-        World { nodes, history, spent: [0; ALLOWANCES], flight: Box::default() }
+        let mut world = World { nodes, history, spent: [0; ALLOWANCES], flight: Box::default() };
+        if self.bounds.led {
+            let writes = if self.bounds.writes == 0 { 0 } else { usize::MAX };
+            let free = Bounds { in_flight: None, writes, ..self.bounds.clone() };
+            let bounds = std::mem::replace(&mut self.bounds, free);
+            self.goes(&mut world, 1, |_| Act::Campaign);
+            self.writes_all(&mut world, 1);
+            for id in 2..=electors(&self.bounds) {
+                self.arrives(&mut world, 1, id);
+                self.writes_all(&mut world, id);
+                self.arrives(&mut world, id, 1);
+            }
+            self.writes_all(&mut world, 1);
+            world = World { spent: [0; ALLOWANCES], ..world.without_messages() };
+            (self.bounds, self.used) = (bounds, [0; ALLOWANCES]);
+        }
+        world
+    }
+
+    /// An event on the way to the beginning. Nothing follows one that breaks an invariant: the
+    /// exploration then begins in front of it.
+    fn goes(&mut self, world: &mut World, id: NodeId, act: impl Fn(&Node) -> Act) {
+        let act = act(self.at(world, id));
+        let sums = self.sums(world);
+        if let Ok(Next::To(_)) = self.next(world, &sums, Event::At { node: id as u8, act }) {
+            *world = self.reached();
+        }
+    }
+
+    fn arrives(&mut self, world: &mut World, from: NodeId, to: NodeId) {
+        let between = |m: &&u32| {
+            let message = &self.letters.get(**m).message;
+            (message.from, message.to) == (from, to)
+        };
+        if let Some(&message) = world.flight.iter().find(between) {
+            self.goes(world, to, |_| Act::Step { message, heard_last: 0 });
+        }
+    }
+
+    fn writes_all(&mut self, world: &mut World, id: NodeId) {
+        if self.at(world, id).writes > 0 {
+            self.goes(world, id, |node| Act::Persist { count: node.writes as u8, heard_last: 0 });
+        }
     }
 
     fn node(&mut self, local: Local) -> u32 {
@@ -179,6 +221,13 @@ impl Space {
         &self.letters.get(message).message.body
     }
 
+    /// From whom it is to whom.
+    #[cfg(test)]
+    pub(super) fn ends(&self, message: u32) -> (NodeId, NodeId) {
+        let Message { from, to, .. } = self.letters.get(message).message;
+        (from, to)
+    }
+
     #[cfg(test)]
     pub(super) fn leads(&self, world: &World, id: NodeId) -> bool {
         self.at(world, id).leads()
@@ -201,7 +250,7 @@ impl Space {
         1..=self.bounds.nodes
     }
 
-    fn at(&self, world: &World, id: NodeId) -> &Node {
+    pub(super) fn at(&self, world: &World, id: NodeId) -> &Node {
         self.nodes.get(world.nodes[id as usize - 1])
     }
 
@@ -213,14 +262,53 @@ impl Space {
         world.spent[what as usize] < self.bounds.allowed[what as usize]
     }
 
+    /// What the bounds say about what may follow, given whether a message's sender has come as far as
+    /// they go.
+    pub(super) fn outlook(&self, sender_is_done: bool) -> Outlook {
+        let followers_return = self.bounds.allowed[Allowance::Changes as usize] > 1;
+        Outlook { sender_is_done, terms: self.bounds.terms, followers_return }
+    }
+
+    /// A message that is removed here and would not be after one more event, if there is any.
+    #[cfg(test)]
+    pub(super) fn comes_to_count(&self) -> Option<String> {
+        let within = |node: u32| self.nodes.get(node).term() <= self.bounds.terms;
+        for (&(before, act), outcome) in self.outcomes.iter().filter(|o| within(o.1.node)) {
+            let (node, then) = (self.nodes.get(before), self.nodes.get(outcome.node));
+            let to = node.local.raft.id();
+            let letters = (0..self.letters.len() as u32).map(|m| &self.letters.get(m).message);
+            for message in letters.filter(|message| message.to == to) {
+                for outlook in [true, false].map(|done| self.outlook(done)) {
+                    if node.ignores(message, outlook) && !then.ignores(message, outlook) {
+                        return Some(format!("{message:?} after {act:?} at {:?}", node.seen));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Of whom it may matter that a leader has heard them last: a leader that is about to leave the
+    /// cluster hands over. For all others 0 alone, for nobody.
+    fn heard_last(node: &Node) -> Vec<u8> {
+        let c = &node.seen.configuration;
+        if !node.leads() || c.is_voter(node.local.raft.id()) || c.voters.len() < 2 {
+            return vec![0];
+        }
+        c.voters.iter().map(|&id| id as u8).collect()
+    }
+
     /// Every event that the bounds allow.
     pub(super) fn events(&self, world: &World) -> Vec<Event> {
         let mut events = Vec::new();
         for &message in &world.flight {
-            let node = self.letters.get(message).message.to as u8;
-            events.push(Event::At { node, act: Act::Step { message } });
-            if self.bounds.once && self.left(world, Allowance::Duplicates) {
-                events.push(Event::Twice { node, message });
+            let to = self.letters.get(message).message.to;
+            let node = to as u8;
+            for heard_last in Space::heard_last(self.at(world, to)) {
+                events.push(Event::At { node, act: Act::Step { message, heard_last } });
+                if self.bounds.once && self.left(world, Allowance::Duplicates) {
+                    events.push(Event::Twice { node, message, heard_last });
+                }
             }
             if self.left(world, Allowance::Drops) {
                 events.push(Event::Lost { message });
@@ -249,7 +337,12 @@ impl Space {
                 peers().for_each(|peer| push(Act::Break { peer: peer as u8 }));
             }
             if self.left(world, Allowance::Stalls) && !node.local.pending.is_empty() {
-                peers().for_each(|peer| push(Act::Stall { heard_last: peer as u8 }));
+                let voters = &node.seen.configuration.voters;
+                let successors = || peers().filter(|peer| voters.contains(peer));
+                successors().for_each(|peer| push(Act::Stall { heard_last: peer as u8 }));
+                if successors().next().is_none() {
+                    push(Act::Stall { heard_last: 0 });
+                }
             }
             return;
         }
@@ -280,9 +373,15 @@ impl Space {
         if node.leads() && self.left(world, Allowance::Transfers) {
             self.ids().filter(|&to| to != id).for_each(|to| push(Act::Transfer { to: to as u8 }));
         }
+        if node.leads() && self.left(world, Allowance::Changes) {
+            let targets = targets(&self.bounds, &node.seen.configuration);
+            targets.for_each(|voters| push(Act::Change { voters }));
+        }
         let pending = &node.local.pending;
-        for count in 1..=pending.len() {
-            push(Act::Persist { count: count as u8 });
+        for count in 1..=pending.len() as u8 {
+            for heard_last in Space::heard_last(node) {
+                push(Act::Persist { count, heard_last });
+            }
         }
         if !self.left(world, Allowance::Crashes) {
             return;
@@ -318,6 +417,7 @@ impl Space {
             Act::Read { .. } => Some(Allowance::Reads),
             Act::Transfer { .. } => Some(Allowance::Transfers),
             Act::Crash { .. } => Some(Allowance::Crashes),
+            Act::Change { .. } => Some(Allowance::Changes),
             _ => None,
         }
     }
@@ -330,11 +430,13 @@ impl Space {
         event: Event,
     ) -> Result<Next, Violation> {
         let (id, act, gone) = match event {
-            Event::At { node, act: act @ Act::Step { message } } => {
+            Event::At { node, act: act @ Act::Step { message, .. } } => {
                 (node, act, self.bounds.once.then_some(message))
             }
             Event::At { node, act } => (node, act, None),
-            Event::Twice { node, message } => (node, Act::Step { message }, None),
+            Event::Twice { node, message, heard_last } => {
+                (node, Act::Step { message, heard_last }, None)
+            }
             Event::Lost { message } => {
                 let mut next = world.without_messages();
                 next.spent[Allowance::Drops as usize] += 1;
@@ -349,7 +451,7 @@ impl Space {
         let before = world.nodes[slot];
         let outcome = self.outcome(before, act)?;
         let unchanged =
-            outcome.node == before && outcome.sent.is_empty() && outcome.answers.is_empty();
+            outcome.node == before && outcome.sent.is_empty() && outcome.effects.answers.is_empty();
         // The same state with a message or an allowance less. As long as no bound on messages in flight
         // makes room valuable, whatever can follow it can follow the state as it is.
         if unchanged && (gone.is_none() || self.bounds.in_flight.is_none()) {
@@ -413,7 +515,7 @@ impl Space {
             let touched = message.from == id || message.to == id;
             !touched || !self.bounds.pruning || {
                 let (from, to) = (self.at(world, message.from), self.at(world, message.to));
-                !to.ignores_for_ever(message, from, self.bounds.terms)
+                !to.ignores(message, self.outlook(from.has_come_to(self.bounds.terms)))
             }
         };
         for &m in &before.flight {
@@ -446,10 +548,11 @@ impl Space {
             let (from, to) = (self.at(world, message.from), self.at(world, message.to));
             acknowledges_what_is_there(message, from, to)?;
         }
+        let Effects { answers, decisions, .. } = &outcome.effects;
         let history = &self.histories.get(before.history).0;
         let crashed = matches!(act, Act::Crash { .. }) && history.reads_at(id);
-        let read = matches!(act, Act::Read { .. }) || !outcome.answers.is_empty();
-        if !crashed && !read && !history.is_news(id, self.at(world, id)) {
+        let read = matches!(act, Act::Read { .. }) || !answers.is_empty();
+        if !crashed && !read && !history.is_news(id, self.at(world, id), decisions) {
             return Ok(());
         }
         let mut history = history.clone();
@@ -458,8 +561,8 @@ impl Space {
             Act::Crash { .. } => history.reads_end(id),
             _ => {}
         }
-        history.moved(id, &self.all(world))?;
-        for answer in &outcome.answers {
+        history.moved(id, decisions, &self.all(world))?;
+        for answer in answers {
             history.read_answered(id, answer.id, answer.index)?;
             let sight = match answer.index {
                 Some(_) => "reads served",
@@ -481,6 +584,7 @@ impl Space {
             stands(message, nodes[message.from as usize - 1])?;
         }
         let leaders = nodes.iter().filter(|n| n.leads()).count();
+        let leader = |is: &dyn Fn(&Node) -> bool| nodes.iter().any(|n| n.leads() && is(n));
         let sights = [
             ("somebody leads", leaders > 0),
             ("two leaders at a time", leaders > 1),
@@ -488,6 +592,13 @@ impl Space {
             ("something committed", history.committed() > 0),
             ("the first entry known to all", nodes.iter().all(|n| n.seen.commit > 0)),
             ("everything at rest", world.flight.is_empty()),
+            ("a leader that asks two majorities", leader(&|n| n.seen.configuration.is_joint())),
+            (
+                "a leader without a vote",
+                leader(&|n| !n.seen.configuration.is_voter(n.local.raft.id())),
+            ),
+            ("C_old,new committed", history.configurations().any(Configuration::is_joint)),
+            ("C_new committed", history.configurations().any(|c| !c.is_joint())),
         ];
         for (name, _) in sights.into_iter().filter(|sight| sight.1) {
             *self.sights.entry(name).or_default() += 1;
@@ -511,8 +622,9 @@ impl Space {
         act: Act,
         message: Option<&Message>,
     ) -> Result<Step, Violation> {
-        let (sticky, plant) = (self.bounds.pre_votes, self.bounds.plant);
-        let step = || local.act(act, message, &self.configuration, sticky, plant);
+        let Bounds { pre_votes: sticky, writes, plant, .. } = self.bounds;
+        let rules = Rules { first: &self.first, sticky, quick: writes == 0, plant };
+        let step = || local.act(act, message, rules);
         catch_unwind(AssertUnwindSafe(step)).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_string()));
@@ -523,11 +635,11 @@ impl Space {
     fn work_out(&mut self, number: u32, act: Act) -> Result<Outcome, Violation> {
         let before = self.nodes.get(number);
         let message = match act {
-            Act::Step { message } => Some(&self.letters.get(message).message),
+            Act::Step { message, .. } => Some(&self.letters.get(message).message),
             _ => None,
         };
-        let step = self.act(&before.local, act, message)?;
-        let kept = step.local.seen().log.starts_with(&before.seen.log);
+        let Step { local, mut effects } = self.act(&before.local, act, message)?;
+        let kept = local.seen().log.starts_with(&before.seen.log);
         let overwrote = !kept && !matches!(act, Act::Crash { .. });
         // Without pre-votes in flight, how many are granted is an event of its own.
         let pre_votes = self.bounds.pre_votes;
@@ -535,39 +647,24 @@ impl Space {
             pre_votes
                 || !matches!(m.body, Body::RequestPreVote { .. } | Body::PreVoteResponse { .. })
         };
-        let sent = step.sent.into_iter().filter(flies).map(|m| self.letter(m)).collect();
-        Ok(Outcome { node: self.node(step.local), sent, answers: step.answers, overwrote })
+        let sent = std::mem::take(&mut effects.sent);
+        let sent = sent.into_iter().filter(flies).map(|m| self.letter(m)).collect();
+        Ok(Outcome { node: self.node(local), sent, effects, overwrote })
     }
+}
 
-    // ---- for people ----
+/// Nodes that elect node 1 when it leads in the beginning: no more than are needed.
+fn electors(bounds: &Bounds) -> NodeId {
+    bounds.voters.unwrap_or(bounds.nodes) / 2 + 1
+}
 
-    /// An event and its node afterwards, in words.
-    pub(super) fn describe(&self, event: Event, after: Option<&World>) -> String {
-        let message = |m: u32| brief(&self.letters.get(m).message);
-        let (node, text) = match event {
-            Event::At { act: Act::Step { message: m }, node } => {
-                (node, format!("arrives  {}", message(m)))
-            }
-            Event::Twice { node, message: m } => {
-                (node, format!("arrives, and may again  {}", message(m)))
-            }
-            Event::Lost { message: m } => return format!("lost  {}", message(m)),
-            Event::At { node, act } => (node, format!("node {node}: {act:?}")),
-        };
-        let Some(world) = after else { return text };
-        let n = self.at(world, NodeId::from(node));
-        let (raft, disk) = (&n.local.raft, &n.local.platter);
-        format!(
-            "{text}\n       node {node}: {:?} of term {}, vote {:?}, log {:?}, commit {}; on disk term {}, vote {:?}, {} entries",
-            n.seen.role,
-            raft.term(),
-            raft.hard_state().vote.unwrap_or(0),
-            n.seen.terms,
-            n.seen.commit,
-            disk.hard.term,
-            disk.hard.vote.unwrap_or(0),
-            disk.log.len(),
-        )
+/// Nodes of one class differ in nothing but their names in the beginning.
+fn class(bounds: &Bounds, id: NodeId) -> u8 {
+    let votes = id <= bounds.voters.unwrap_or(bounds.nodes);
+    match bounds.led {
+        true if id == 1 => 0,
+        true if id <= electors(bounds) => 1,
+        _ => 2 + u8::from(votes),
     }
 }
 
@@ -585,18 +682,4 @@ fn packed(spent: &[u8; ALLOWANCES]) -> [u64; 2] {
     let word = |bytes: &[u8]| bytes.iter().fold(0, |word, &byte| word << 8 | u64::from(byte));
     let (low, high) = spent.split_at(ALLOWANCES / 2);
     [word(low), word(high)]
-}
-
-fn brief(message: &Message) -> String {
-    let Message { from, to, term, body } = message;
-    let body = match body {
-        Body::AppendEntries { prev_index, prev_term, commit, round, entries } => {
-            let terms: Vec<u64> = entries.iter().map(|e| e.term).collect();
-            format!(
-                "AppendEntries {{ after {prev_index} of term {prev_term}, terms {terms:?}, commit {commit}, round {round} }}"
-            )
-        }
-        body => format!("{body:?}"),
-    };
-    format!("{from} to {to}, term {term}: {body}")
 }

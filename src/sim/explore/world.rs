@@ -3,9 +3,13 @@
 use super::super::checks::{Violation, violated};
 use super::local::{Local, Seen};
 use super::prints::Prints;
+use super::voters::{Decision, short_of_majority};
 use super::{ALLOWANCES, NODES_MAX};
-use crate::raft::canonical::Names;
-use crate::raft::{AppendResult, Body, HardState, Index, Message, NodeId, RoleName, Term};
+use crate::raft::canonical::{Names, entry_words};
+use crate::raft::{
+    AppendResult, Body, Configuration, Entry, HardState, Index, Message, NodeId, Payload, RoleName,
+    Term,
+};
 
 /// A state: numbers of things that are kept in tables, so that it is small and quick to copy.
 #[derive(Clone, Debug, Default)]
@@ -38,8 +42,9 @@ pub(super) struct History {
 }
 
 /// An entry that is committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Committed {
+    entry: Entry,
     /// It and all before it, content included.
     log: u64,
     /// The term in which it was committed.
@@ -57,6 +62,17 @@ pub(super) struct Node {
     pub(super) writes: usize,
     pub(super) seen: Seen,
     pub(super) local: Box<Local>,
+}
+
+/// What the bounds say about what may follow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Outlook {
+    /// The message's sender is durably in the last term.
+    pub(super) sender_is_done: bool,
+    /// The last term.
+    pub(super) terms: Term,
+    /// A follower that is removed may become one again, under the same leader.
+    pub(super) followers_return: bool,
 }
 
 impl Node {
@@ -79,41 +95,52 @@ impl Node {
         self.seen.role == RoleName::Leader
     }
 
-    /// Whether the message can never again have an effect here, whatever else happens.
+    /// Whether it is durably in that term or beyond.
+    pub(super) fn has_come_to(&self, term: Term) -> bool {
+        self.hard.term >= term
+    }
+
+    /// Whether the message can never again have an effect here, whatever else happens. That it has none
+    /// now is checked, not assumed (`ignored.rs`), and a test holds that it stays so.
     ///
     /// Everything compares with the term that is durable, below which no restart can fall:
     /// - an answer of a former term is not even refused;
     /// - a role that only campaigning in a term leads to (there is no other way to become candidate
-    ///   or leader in it) is not reached again in that term;
-    /// - a refused vote could only take back one that was granted, and of up to three voters the
-    ///   first that is granted by another decides;
-    /// - a round that is known to be acknowledged is so for ever;
+    ///   or leader in it) is not reached again in that term, once it is over;
+    /// - a refused vote could only take back one that was granted, whose voter has changed its mind.
+    ///   The candidate has not won with it and is then where it was without it, so whatever follows
+    ///   can follow when the granted one comes never or later (and has its place in flight);
+    /// - a round that is known to be acknowledged is so for ever, as long as no follower that was
+    ///   removed is made one again under the same leader: that takes two changes. Round 0 is none;
     /// - a request of a former term is answered with the present one, which is no news to its sender
-    ///   when that has come as far as the bounds go; and who has voted for another refuses.
-    pub(super) fn ignores_for_ever(&self, message: &Message, sender: &Node, terms: Term) -> bool {
-        self.ignores(message, sender.hard.term >= terms)
-    }
-
-    /// The same, given whether the sender has come as far as the bounds go. That the core does as it is
-    /// said here is checked, not assumed: `ignored.rs`.
-    pub(super) fn ignores(&self, message: &Message, sender_is_done: bool) -> bool {
-        const { assert!(super::NODES_MAX <= 3, "a refused vote may count among more") };
+    ///   when that has come as far as the bounds go;
+    /// - who has voted for another refuses. As long as it may get to another term, it may still tell
+    ///   that one in its answer.
+    ///
+    /// No rule asks who votes: votes and acknowledgements of nodes that do not are kept, and a node
+    /// that has left answers like any other.
+    pub(super) fn ignores(&self, message: &Message, outlook: Outlook) -> bool {
+        let Outlook { sender_is_done, terms, followers_return } = outlook;
         let durable = self.hard.term;
         let old = message.term < durable;
         let in_term = message.term == durable && self.term() == durable;
+        // Or so as long as it does not crash, and then a follower.
+        let over = message.term <= durable && message.term < self.term();
         let role = self.seen.role;
         let neither = matches!(role, RoleName::Follower | RoleName::PreCandidate);
         let no_news = old && sender_is_done;
         match message.body {
             Body::PreVoteResponse { granted: true } => message.term <= durable,
             Body::VoteResponse { granted } => {
-                old || in_term && (role != RoleName::Candidate || !granted)
+                over || in_term && (role != RoleName::Candidate || !granted)
             }
             Body::HeartbeatResponse { round } => {
-                let known = || self.local.raft.knows_round(message.from, round);
-                old || in_term && (neither || self.leads() && known())
+                let raft = &self.local.raft;
+                let known =
+                    || round == 0 || !followers_return && raft.knows_round(message.from, round);
+                over || in_term && (neither || self.leads() && known())
             }
-            Body::AppendResponse { .. } => old || in_term && neither,
+            Body::AppendResponse { .. } => over || in_term && neither,
             Body::PreVoteResponse { granted: false }
             | Body::InstallSnapshot { .. }
             | Body::SnapshotResponse { .. }
@@ -122,7 +149,9 @@ impl Node {
             Body::AppendEntries { .. } | Body::Heartbeat { .. } => no_news,
             Body::RequestVote { .. } => {
                 let vote = self.hard.vote;
-                no_news || in_term && vote.is_some_and(|vote| vote != message.from)
+                let refuses = vote.is_some_and(|vote| vote != message.from);
+                let last = sender_is_done || durable >= terms;
+                no_news || message.term == durable && refuses && last
             }
             Body::RequestPreVote { .. } | Body::ReadIndex { .. } => false,
         }
@@ -134,7 +163,10 @@ impl History {
         words.push(self.leaders.len() as u64);
         words.extend(self.leaders.iter().map(|&id| names.of(id)));
         words.push(self.committed.len() as u64);
-        words.extend(self.committed.iter().flat_map(|c| [c.log, c.by]));
+        for Committed { entry, log: _, by } in &self.committed {
+            entry_words(entry, names, words);
+            words.push(*by);
+        }
         let mut reads: Vec<[u64; 3]> =
             self.reads.iter().map(|&(node, id, begun)| [names.of(node), id, begun]).collect();
         reads.sort_unstable();
@@ -181,9 +213,11 @@ impl History {
     }
 
     /// Whether a node's move is news: cheap, because it nearly never is.
-    pub(super) fn is_news(&self, id: NodeId, node: &Node) -> bool {
-        let leader = self.leaders.get((node.term() as usize).wrapping_sub(1));
-        node.leads() && leader != Some(&id) || node.seen.commit > self.committed()
+    pub(super) fn is_news(&self, id: NodeId, node: &Node, decisions: &[Decision]) -> bool {
+        let known = |d: &Decision| {
+            self.leaders.get(d.term as usize - 1) == Some(&id) && d.commit <= self.committed()
+        };
+        node.seen.commit > self.committed() || !decisions.iter().all(known)
     }
 
     /// Whether a read of that node is open.
@@ -191,55 +225,89 @@ impl History {
         self.reads.iter().any(|read| read.0 == id)
     }
 
-    /// One node has moved.
-    pub(super) fn moved(&mut self, id: NodeId, nodes: &[&Node]) -> Result<(), Violation> {
-        let node = nodes[id as usize - 1];
-        let term = node.term();
-        if node.leads() {
-            let at = term as usize - 1;
-            if self.leaders.len() <= at {
-                self.leaders.resize(at + 1, 0);
-            }
-            let before = std::mem::replace(&mut self.leaders[at], id);
-            if before != 0 && before != id {
+    /// One node has moved, and has decided this on the way.
+    pub(super) fn moved(
+        &mut self,
+        id: NodeId,
+        decisions: &[Decision],
+        nodes: &[&Node],
+    ) -> Result<(), Violation> {
+        for decision in decisions {
+            self.leads(id, decision, nodes)?;
+            self.commits(id, decision, nodes)?;
+        }
+        let commit = nodes[id as usize - 1].seen.commit;
+        if commit <= self.committed() {
+            return Ok(());
+        }
+        violated("a leader is the first to commit", format!("node {id} knows of {commit}"))
+    }
+
+    fn leads(&mut self, id: NodeId, by: &Decision, nodes: &[&Node]) -> Result<(), Violation> {
+        let (term, at) = (by.term, by.term as usize - 1);
+        if self.leaders.len() <= at {
+            self.leaders.resize(at + 1, 0);
+        }
+        match std::mem::replace(&mut self.leaders[at], id) {
+            0 => {}
+            before if before == id => return Ok(()),
+            before => {
                 return violated(
                     "election safety",
                     format!("nodes {before} and {id} both lead term {term}"),
                 );
             }
         }
-        if node.seen.commit <= self.committed() {
+        // Whom a node voted for in a term that it has left is not known any more.
+        let voted = |voter: NodeId| {
+            nodes.get(voter as usize - 1).is_some_and(|n| {
+                n.hard.term > term || (n.hard.term, n.hard.vote) == (term, Some(id))
+            })
+        };
+        match short_of_majority(&by.configuration, voted) {
+            None => Ok(()),
+            Some(who) => violated(
+                "election evidence",
+                format!("node {id} leads term {term}, by the votes of {who}"),
+            ),
+        }
+    }
+
+    fn commits(&mut self, id: NodeId, by: &Decision, nodes: &[&Node]) -> Result<(), Violation> {
+        let Node { seen, local, .. } = nodes[id as usize - 1];
+        let (term, commit) = (by.term, by.commit as usize);
+        if by.commit <= self.committed() {
             return Ok(());
         }
-        if !node.leads() {
-            return violated(
-                "a leader is the first to commit",
-                format!("node {id} knows of {}, term {term}", node.seen.commit),
-            );
-        }
-        let commit = node.seen.commit as usize;
-        if node.seen.terms[commit - 1] != term {
+        if seen.terms[commit - 1] != term {
             return violated(
                 "commits an entry of its own term",
-                format!("node {id} commits {commit} in term {term}, log {:?}", node.seen.terms),
+                format!("node {id} commits {commit} in term {term}, log {:?}", seen.terms),
             );
         }
-        for at in self.committed.len()..commit {
-            let log = node.seen.log[at];
-            let holders = nodes.iter().filter(|n| n.seen.disk.get(at) == Some(&log)).count();
-            if holders <= nodes.len() / 2 {
+        let entries = local.entries();
+        for (at, &entry) in entries[..commit].iter().enumerate().skip(self.committed.len()) {
+            let log = seen.log[at];
+            let holds = |holder: NodeId| {
+                nodes.get(holder as usize - 1).is_some_and(|n| n.seen.disk.get(at) == Some(&log))
+            };
+            if let Some(who) = short_of_majority(&by.configuration, holds) {
                 return violated(
                     "commit evidence",
-                    format!(
-                        "node {id} commits {} in term {term}; {holders} of {} hold it",
-                        at + 1,
-                        nodes.len()
-                    ),
+                    format!("node {id} commits {} in term {term}; it is held by {who}", at + 1),
                 );
             }
-            self.committed.push(Committed { log, by: term });
+            self.committed.push(Committed { entry: entry.clone(), log, by: term });
         }
         Ok(())
+    }
+
+    /// Configurations that are committed, from the first one.
+    pub(super) fn configurations(&self) -> impl Iterator<Item = &Configuration> {
+        self.committed.iter().filter_map(|c| match &c.entry.payload {
+            Payload::Configuration(c) => Some(&**c),
+            _ => None,
+        })
     }
 
     /// What must hold of every state.
