@@ -322,6 +322,8 @@ impl Out<'_> {
                     ("identity", format!("{:016x}", i.identity).into()),
                     ("address", i.advertise.clone().into()),
                     ("created", i.created.into()),
+                    ("restoring", i.restoring.into()),
+                    ("removed", i.removed.into()),
                     ("members", Json::Array(i.members.iter().map(member).collect())),
                 ]);
             }
@@ -342,6 +344,14 @@ impl Out<'_> {
                 ["members".to_owned(), members.join(" ")],
                 ["log and store".to_owned(), made.to_owned()],
             ]);
+            let states = [
+                (i.node == 0, "waits to be taken in by a cluster"),
+                (i.restoring, "a restore was begun and not finished"),
+                (i.removed, "removed from its cluster, never to run again"),
+            ];
+            for (_, state) in states.into_iter().filter(|(is, _)| *is) {
+                rows.push(["state".to_owned(), state.to_owned()]);
+            }
         }
         for (name, copy) in copies {
             let text = match copy {
