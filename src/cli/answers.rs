@@ -312,9 +312,13 @@ impl Shell<'_> {
         }
         let mut rows = vec![];
         for m in &members {
-            let voter = if m.voter { "voter" } else { "-" };
-            let row =
-                [&m.id.to_string(), &words::escape(m.address.as_bytes()), m.role.name(), voter];
+            let voter = match m.replaces {
+                Some(old) => format!("replaces {old}"),
+                None if m.voter => "voter".to_owned(),
+                None => "-".to_owned(),
+            };
+            let address = words::escape(m.address.as_bytes());
+            let row = [&m.id.to_string(), &address, m.role.name(), &voter];
             rows.push(row.map(str::to_owned).to_vec());
         }
         self.table(&["id", "address", "role", "votes"], &[0], &rows)?;
@@ -458,6 +462,7 @@ fn member_json(m: &MemberInfo) -> Vec<(&'static str, Json)> {
         ("address", m.address.as_str().into()),
         ("role", m.role.name().into()),
         ("voter", m.voter.into()),
+        ("replaces", m.replaces.map_or(Json::Null, Json::from)),
     ]
 }
 

@@ -48,8 +48,18 @@ pub(super) fn recover(
 }
 
 fn as_text(rescued: &Rescued, data: &Path) -> String {
-    let Rescued { before, cluster, node, address, applied, last: (last, term), left_out } = rescued;
-    let others: Vec<String> = left_out.iter().map(|m| format!("{}@{}", m.id, m.address)).collect();
+    let Rescued { before, cluster, node, address, applied, last: (last, term), .. } = rescued;
+    let mut text = String::new();
+    let mut line = |words: String| {
+        text.push_str(&words);
+        text.push('\n');
+    };
+    if rescued.was_removed {
+        line(format!(
+            "node {node} had been removed from its cluster: what it has is of the time before that"
+        ));
+    }
+    line(format!("node {node} is a cluster of one now: {cluster:016x}, before {before:016x}"));
     let open = match last - applied {
         0 => "all of it was committed".to_string(),
         open => format!(
@@ -58,17 +68,23 @@ fn as_text(rescued: &Rescued, data: &Path) -> String {
             applied + 1
         ),
     };
-    format!(
-        "node {node} is a cluster of one now: {cluster:016x}, before {before:016x}\n\
-         it has everything up to index {last} of term {term}; {open}\n\
-         missing is what the others acknowledged behind that and this node never got; how much, \
-         nobody can tell\n\
-         left out: {}; they must never be started again with their old data\n\
-         go on with: kontiki serve --data {} --listen {address}\n\
-         and let new nodes join: kontiki serve --data NEW --listen ADDR --join {address}\n",
-        if others.is_empty() { "nobody".to_string() } else { others.join(" ") },
-        data.display(),
-    )
+    line(format!("it has everything up to index {last} of term {term}; {open}"));
+    line(
+        "missing is what the others acknowledged behind that and this node never got; how much, \
+         nobody can tell"
+            .to_string(),
+    );
+    let others: Vec<String> =
+        rescued.left_out.iter().map(|m| format!("{}@{}", m.id, m.address)).collect();
+    if !others.is_empty() {
+        let others = others.join(" ");
+        line(format!("left out: {others}; they must never be started again with their old data"));
+    }
+    line(format!("go on with: kontiki serve --data {} --listen {address}", data.display()));
+    line(format!(
+        "and let new nodes join: kontiki serve --data NEW --listen ADDR --join {address}"
+    ));
+    text
 }
 
 fn as_json(rescued: &Rescued) -> Json {
@@ -83,6 +99,7 @@ fn as_json(rescued: &Rescued) -> Json {
         ("committed", rescued.applied.into()),
         ("last", rescued.last.0.into()),
         ("term", rescued.last.1.into()),
+        ("was_removed", rescued.was_removed.into()),
         ("left_out", Json::Array(rescued.left_out.iter().map(other).collect())),
     ])
 }

@@ -38,7 +38,7 @@ pub enum Change {
     Promote {
         /// The learner.
         id: NodeId,
-        /// Also when it has not caught up.
+        /// Also when it lacks more than a busy leader has under way.
         force: bool,
     },
     /// Let a member go for ever.
@@ -78,8 +78,31 @@ pub enum ChangeRefused {
         id: NodeId,
         /// The address.
         address: String,
-        /// It is a node of another data directory that asks.
-        asked_itself: bool,
+        /// It is a node of another data directory that asks; where the leader is reached then.
+        asked_at: Option<String>,
+    },
+    /// The node that is to replace a member votes already.
+    ReplacedByVoter {
+        /// The member.
+        old: NodeId,
+        /// The voter.
+        id: NodeId,
+    },
+    /// The learner is to replace another member.
+    Replaces {
+        /// The learner.
+        id: NodeId,
+        /// That member.
+        old: NodeId,
+    },
+    /// With the learner's vote too few of the voters could be reached.
+    NeedsMore {
+        /// The learner.
+        id: NodeId,
+        /// Voters that there would be.
+        voters: usize,
+        /// How many of them are reachable.
+        reachable: usize,
     },
     /// It votes already.
     Votes {
@@ -142,13 +165,29 @@ impl fmt::Display for ChangeRefused {
             ChangeRefused::WasRemoved { id } => {
                 write!(f, "member {id} was removed before; ids are never given again")
             }
-            ChangeRefused::AddressTaken { id, address, asked_itself: false } => {
+            ChangeRefused::AddressTaken { id, address, asked_at: None } => {
                 write!(f, "{address} is the address of member {id} already")
             }
-            ChangeRefused::AddressTaken { id, address, asked_itself: true } => write!(
+            ChangeRefused::AddressTaken { id, address, asked_at: Some(at) } => write!(
                 f,
                 "{address} is the address of member {id}, whose data directory is another one; if \
-                 that is lost for ever, run: kontiki cli member replace {id} {address}"
+                 that is lost for ever, run: kontiki cli -a {at} member replace {id} {address}"
+            ),
+            ChangeRefused::ReplacedByVoter { old, id } => write!(
+                f,
+                "member {id} is there and votes already: it takes nobody's place. To let member {old} go \
+                 run: member remove {old}"
+            ),
+            ChangeRefused::Replaces { id, old } => {
+                write!(
+                    f,
+                    "member {id} is to replace member {old} already; give the new node another address"
+                )
+            }
+            ChangeRefused::NeedsMore { id, voters, reachable } => write!(
+                f,
+                "with member {id} the cluster would have {voters} voters, of which {reachable} can be \
+                 reached: less than a majority, and nothing would be served; bring the others back first"
             ),
             ChangeRefused::Votes { id } => write!(f, "member {id} votes already"),
             ChangeRefused::OnlyVoter { id } => {
@@ -167,8 +206,7 @@ impl fmt::Display for ChangeRefused {
             ),
             ChangeRefused::Behind { id, entries: None } => write!(
                 f,
-                "member {id} cannot be reached; with --force it counts as a voter nevertheless, and \
-                 the cluster can lose fewer others until it comes back"
+                "member {id} cannot be reached; it votes by itself once it is there and has caught up"
             ),
             ChangeRefused::BeingReplaced { id, by } => write!(
                 f,
@@ -358,7 +396,16 @@ impl<C: Clone> Membership<C> {
                 *member = news;
             }
         }
-        Some(next)
+        // Nobody moves to where somebody else is; two may change places.
+        for at in 0..next.members.len() {
+            let (old, new) = (&now.members[at], &next.members[at]);
+            let taken = next.members.iter().any(|m| m.id != new.id && m.address == new.address);
+            if old.address != new.address && taken {
+                let address = old.address.clone();
+                next.members[at].address = address;
+            }
+        }
+        (next != *now).then_some(next)
     }
 
     /// Lets a learner vote that has caught up: what the log was when its round began it had within
@@ -467,8 +514,9 @@ fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, C
                 Plan::To(next, id)
             } else if let Some(taken) = of_address(address) {
                 let (id, address) = (taken.id, address.clone());
-                let asked_itself = *identity != 0;
-                return Err(ChangeRefused::AddressTaken { id, address, asked_itself });
+                let own = now.member(raft.id()).map(|m| m.address.clone());
+                let asked_at = own.filter(|_| *identity != 0);
+                return Err(ChangeRefused::AddressTaken { id, address, asked_at });
             } else {
                 room()?;
                 let next = now.with_learner(*identity, address);
@@ -485,10 +533,21 @@ fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, C
             let heard = |p: &&PeerProgress| p.id == id && p.reachable && p.match_index > 0;
             let peer = progress.iter().find(heard);
             let entries = peer.map(|p| raft.commit_index().saturating_sub(p.match_index));
-            if entries.is_none_or(|entries| entries > LAG_MAX) && !force {
+            // Whoever cannot be reached is no vote but a burden, whatever a person knows.
+            let waits = entries.is_none() || entries > Some(LAG_MAX) && !force;
+            if waits {
                 return Err(ChangeRefused::Behind { id, entries });
             }
-            Plan::To(now.with_promoted(id), id)
+            let target = now.with_promoted(id);
+            if !target.majority(reaches) {
+                if !known {
+                    return Ok(Plan::Wait);
+                }
+                let voters = target.voters.len();
+                let reachable = target.voters.iter().filter(|&&id| reaches(id)).count();
+                return Err(ChangeRefused::NeedsMore { id, voters, reachable });
+            }
+            Plan::To(target, id)
         }
         &Change::Remove { id, force } => {
             member(id)?;
@@ -515,21 +574,15 @@ fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, C
             }
             let there = now.members.iter().find(|m| m.address == *address && m.id != old.id);
             match there.map(|m| m.id) {
+                Some(id) if now.replaces.contains_key(&id) => {
+                    return Err(ChangeRefused::Replaces { id, old: now.replaces[&id] });
+                }
                 Some(id) if now.learners.contains(&id) => {
                     let mut next = Configuration::clone(now);
                     next.replaces.insert(id, old.id);
                     Plan::To(next, id)
                 }
-                Some(id) => {
-                    let target = now.without(old.id);
-                    if !keeps_quorum(old.id, &target, reaches, known)? {
-                        return Ok(Plan::Wait);
-                    }
-                    if old.id == raft.id() {
-                        return Err(ChangeRefused::HandsOver { to: id });
-                    }
-                    Plan::To(target, id)
-                }
+                Some(id) => return Err(ChangeRefused::ReplacedByVoter { old: old.id, id }),
                 None if old.address == *address && reaches(old.id) => {
                     return Err(ChangeRefused::Answers { id: old.id });
                 }

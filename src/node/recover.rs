@@ -34,6 +34,8 @@ pub struct Rescued {
     /// Last index of the log, and its term: entries behind `applied` count from now on, whether they
     /// were acknowledged or not.
     pub last: (Index, Term),
+    /// The cluster had removed this node: what it has is of the time before.
+    pub was_removed: bool,
     /// The other members, which are left out.
     pub left_out: Vec<Member>,
 }
@@ -114,6 +116,7 @@ pub fn recover(disk: &Arc<dyn Disk>, data: &Path, cluster: u64) -> Result<Rescue
         address: own.address,
         applied,
         last: (last, last_term),
+        was_removed: identity.removed,
         left_out: before.members.iter().filter(|m| m.id != node).cloned().collect(),
     })
 }

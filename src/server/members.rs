@@ -5,7 +5,7 @@ use super::connection::failure;
 use super::native::{class_of, read_one_frame};
 use super::pulse::handshake_reader;
 use super::{Shared, lock, peers};
-use crate::node::{Change, ChangeRefused, Promise};
+use crate::node::{Change, ChangeRefused, MEMBERS_MAX, Promise};
 use crate::raft::{Configuration, NodeId};
 use crate::wal::Identity;
 use crate::wire::ADDRESS_BYTES_MAX;
@@ -135,9 +135,23 @@ pub(super) fn answer_newcomer(shared: &Arc<Shared>, id: NodeId, address: &str) {
     if shared.configuration().member(id).is_some() {
         return;
     }
-    lock(&shared.newcomers).insert(id, address.to_string());
+    let mut newcomers = lock(&shared.newcomers);
+    if newcomers.len() >= MEMBERS_MAX && !newcomers.contains_key(&id) {
+        return;
+    }
+    newcomers.insert(id, address.to_string());
+    drop(newcomers);
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
     links.entry(id).or_insert_with(|| peers::spawn(shared, id));
+}
+
+/// Its connection has ended: what it was answered by ends, too, unless it is a member meanwhile.
+pub(super) fn forget_newcomer(shared: &Shared, id: NodeId) {
+    let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
+    if lock(&shared.newcomers).remove(&id).is_some() && shared.configuration().member(id).is_none()
+    {
+        links.remove(&id);
+    }
 }
 
 /// Connections of nodes that are members no more are closed: when they dial again they are told.

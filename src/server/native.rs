@@ -13,7 +13,7 @@ use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::kv::{Command, Op, Outcome, Piece, Query};
 use crate::node::{Answer, Forward, Input, Promise, Refusal, Request, Status, Verdict};
-use crate::raft::{Configuration, NodeId, NotProposed, RoleName};
+use crate::raft::{Configuration, Member, NodeId, NotProposed, RoleName};
 use crate::wire::client::{
     self, Answer as Reply, Call, Class, Consistency, Failure, MemberInfo, MemberRole, Members,
     NO_REQUEST, NodeStatus, PeerStatus, Response,
@@ -224,6 +224,18 @@ fn serve_peer(
     let _ = shared.raft.send(Input::PeerDialed { node, identity, address, promise });
     debug!("peer={from} connected");
     members::answer_newcomer(shared, from, &hello.address);
+    let configuration = shared.configuration();
+    let of_other = |m: &&Member| m.id != from && m.address == hello.address;
+    if let Some(other) = configuration.members.iter().find(of_other)
+        && configuration.member(from).is_some_and(|m| m.address != hello.address)
+    {
+        warning!(
+            "peer={from} says that it is reached at {}, which is the address of member {}: it has to be \
+             started with an --advertise of its own",
+            hello.address,
+            other.id
+        );
+    }
     if let Some(link) = shared.links.read().unwrap_or_else(PoisonError::into_inner).get(&from) {
         let _ = link.send(Outgoing::Nudge);
     }
@@ -240,6 +252,7 @@ fn serve_peer(
         _ => false,
     };
     if is_latest {
+        members::forget_newcomer(shared, from);
         let _ = shared.raft.send(Input::PeerLost { node: from });
     }
     ended
@@ -569,6 +582,7 @@ fn all_members(status: &Status) -> Members {
         address: m.address.clone(),
         role: role_of(status, m.id),
         voter: status.configuration.is_voter(m.id),
+        replaces: status.configuration.replaces.get(&m.id).copied(),
     };
     Members { members: status.configuration.members.iter().map(of).collect() }
 }

@@ -45,7 +45,8 @@ pub(crate) enum Outgoing {
         /// The digest.
         digest: u32,
     },
-    /// The peer has just been heard: do not wait before the next attempt to reach it.
+    /// The peer has just dialed: do not wait before the next attempt to reach it, and see whether the
+    /// connection to it is still one.
     Nudge,
 }
 
@@ -103,7 +104,7 @@ impl Link {
                 Err(e) => {
                     let text = e.to_string();
                     if self.said != text {
-                        debug!("cannot reach peer={}: {text}", self.peer);
+                        info!("cannot reach peer={}: {text}", self.peer);
                         self.said = text;
                     }
                 }
@@ -216,6 +217,9 @@ impl Link {
                 Err(RecvTimeoutError::Disconnected) => return Err(Removed),
             };
             while let Some(outgoing) = next {
+                if let Outgoing::Nudge = outgoing {
+                    pulse.hasten(Instant::now());
+                }
                 if let Err(e) = self.encode(outgoing, &mut stream) {
                     return Ok(e);
                 }

@@ -43,6 +43,12 @@ impl Pulse {
         self.next_ping.saturating_duration_since(now)
     }
 
+    /// The peer has just dialed: it may be another process than the one at the end of this connection.
+    /// The next beat is due now, and finds out.
+    pub(crate) fn hasten(&mut self, now: Instant) {
+        self.next_ping = now;
+    }
+
     /// When it is due: takes the pongs that came, without blocking, and appends a ping.
     ///
     /// # Errors

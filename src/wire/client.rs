@@ -449,6 +449,7 @@ fn put_response_body(out: &mut Vec<u8>, response: &Response) {
                 out.push(member.role.number());
                 out.push(u8::from(member.voter));
                 put_text(out, &member.address, ADDRESS_BYTES_MAX);
+                put_option(out, member.replaces);
             }
         }
         Ok(Answer::Ok) => out.push(6),
@@ -503,13 +504,14 @@ pub fn take_response(body: &[u8]) -> Result<Response, Malformed> {
         3 => Ok(Answer::Pong),
         4 => Ok(Answer::Status(take_status(&mut input)?)),
         5 => {
-            let bytes_min = 8 + 1 + 1 + 4;
+            let bytes_min = 8 + 1 + 1 + 4 + 1;
             let members = take_list(&mut input, bytes_min, usize::MAX, "member count", |input| {
                 let id = input.u64("member id")?;
                 let role = MemberRole::take(input)?;
                 let voter = take_flag(input, "voter")?;
                 let address = take_text(input, ADDRESS_BYTES_MAX, "member address")?;
-                Ok(MemberInfo { id, address, role, voter })
+                let replaces = take_option(input, "replaced member")?;
+                Ok(MemberInfo { id, address, role, voter, replaces })
             })?;
             Ok(Answer::Members(Members { members }))
         }

@@ -214,8 +214,11 @@ fn status() -> impl Strategy<Value = NodeStatus> {
 }
 
 pub(super) fn response() -> impl Strategy<Value = Response> {
-    let member = (number(), text(), role(), any::<bool>())
-        .prop_map(|(id, address, role, voter)| MemberInfo { id, address, role, voter });
+    let member =
+        (number(), text(), role(), any::<bool>()).prop_map(|(id, address, role, voter)| {
+            let replaces = voter.then_some(id);
+            MemberInfo { id, address, role, voter, replaces }
+        });
     let failure = (class(), text(), option::of((number(), text())))
         .prop_map(|(class, message, leader)| Failure { class, message, leader });
     let result = prop_oneof![

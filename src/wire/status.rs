@@ -129,6 +129,8 @@ pub struct MemberInfo {
     pub role: MemberRole,
     /// Whether it votes.
     pub voter: bool,
+    /// The member whose place it takes once it has caught up.
+    pub replaces: Option<NodeId>,
 }
 
 /// What a node must know to be a member.

@@ -297,7 +297,7 @@ fn changes_that_make_no_sense_are_refused_with_their_reason() {
     refused(&cluster, "member leave 3", 2, &["join, promote, remove, replace"]);
     // A learner that never comes does no harm, and does not vote.
     assert_eq!(good(&cluster, "member join 127.0.0.1:1"), "OK 4");
-    refused(&cluster, "member promote 4", 2, &["cannot be reached", "--force"]);
+    refused(&cluster, "member promote 4 --force", 2, &["cannot be reached"]);
     assert_eq!(good(&cluster, "member remove 4"), "OK 4");
     refused(&cluster, "member remove 4", 2, &["was removed before"]);
     assert_eq!(good(&cluster, "member join 127.0.0.1:1"), "OK 5", "ids are never given again");

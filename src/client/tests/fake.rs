@@ -212,6 +212,7 @@ impl Node {
             address: node.address.clone(),
             role: MemberRole::Follower,
             voter: true,
+            replaces: None,
         };
         *lock(&self.shared.members) = nodes.iter().map(info).collect();
     }

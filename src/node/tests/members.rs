@@ -138,8 +138,50 @@ fn changes_are_refused_where_they_make_no_sense() {
     assert_eq!(c.change(leader, join("host:4", 0)), Ok(4));
     let behind = Err(ChangeRefused::Behind { id: 4, entries: None });
     assert_eq!(c.change(leader, promote(4, false)), behind);
-    assert_eq!(c.change(leader, promote(4, true)), Ok(4));
-    assert_eq!(c.voters(leader), [1, 2, 3, 4]);
+    assert_eq!(c.change(leader, promote(4, true)), behind, "one that is not there is no vote");
+    // A learner that hears everything and lacks nothing may; but not where most voters are away.
+    let [one, two] = c.followers(leader)[..] else { panic!("two followers") };
+    c.begin(4);
+    c.isolate(one);
+    c.held.insert((4, leader));
+    c.advance(100_000);
+    let replace = |old| Request::Change(Change::Replace { old, address: "host:4".to_string() });
+    assert_eq!(c.change(leader, replace(one)), Ok(4));
+    assert_eq!(c.change(leader, replace(two)), Err(ChangeRefused::Replaces { id: 4, old: one }));
+    let other = Request::Change(Change::Replace { old: one, address: format!("host:{two}") });
+    let by = Err(ChangeRefused::BeingReplaced { id: one, by: 4 });
+    assert_eq!(c.change(leader, other), by);
+    let voter = Request::Change(Change::Replace { old: two, address: format!("host:{one}") });
+    let takes_no_place = Err(ChangeRefused::ReplacedByVoter { old: two, id: one });
+    assert_eq!(c.change(leader, voter), takes_no_place);
+}
+
+/// Members move: to a new address, two into each other's place, but not to where a third one is.
+#[test]
+fn a_member_moves_to_no_address_of_another() {
+    let (mut c, leader) = Cluster::led(3);
+    let [one, two] = c.followers(leader)[..] else { panic!("two followers") };
+    let dials = |c: &mut Cluster, node, address: &str| {
+        let promise = Promise { term: u64::MAX, index: u64::MAX };
+        let (identity, address) = (identity_of(node), address.to_string());
+        c.input(leader, Input::PeerDialed { node, identity, address, promise });
+    };
+    let address = |c: &Cluster, node| {
+        let configuration = c.replica(leader).raft().configuration();
+        configuration.member(node).unwrap().address.clone()
+    };
+    dials(&mut c, one, &format!("host:{two}"));
+    c.advance(100_000);
+    assert_eq!(address(&c, one), format!("host:{one}"));
+    dials(&mut c, two, &format!("host:{one}"));
+    c.advance(100_000);
+    assert_eq!(
+        (address(&c, one), address(&c, two)),
+        (format!("host:{two}"), format!("host:{one}"))
+    );
+    dials(&mut c, one, "elsewhere:1");
+    c.advance(100_000);
+    assert_eq!(address(&c, one), "elsewhere:1");
 }
 
 /// A peer dials with less than it has promised: it is told once, and nothing of it counts any more,
