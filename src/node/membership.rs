@@ -226,6 +226,8 @@ struct Waiting<C> {
     index: Index,
     term: Term,
     id: NodeId,
+    /// That entry is committed.
+    holds: bool,
 }
 
 /// What was learned of a member.
@@ -284,7 +286,10 @@ impl<C: Clone> Membership<C> {
                 Ok(Some((index, id))) => {
                     let Asked { reply_to, deadline_us, .. } = asked;
                     let term = raft.term_at(index).unwrap_or(0);
-                    self.waiting.push(Waiting { reply_to, deadline_us, index, term, id });
+                    // Only what is committed leaves the log.
+                    let holds = index < raft.first_index();
+                    let waiting = Waiting { reply_to, deadline_us, index, term, id, holds };
+                    self.waiting.push(waiting);
                 }
                 Err(why) => answers.push((asked.reply_to, Answer::Changed(Err(why)))),
             }
@@ -299,12 +304,9 @@ impl<C: Clone> Membership<C> {
         answers: &mut Vec<(ReplyTo<C>, Answer)>,
     ) {
         self.begin(raft, now_us, answers);
-        self.waiting.retain(|waiting| {
-            let result = match fate(raft, waiting.index, waiting.term) {
-                None => return true,
-                Some(true) => Ok(waiting.id),
-                Some(false) => Err(ChangeRefused::Overwritten),
-            };
+        self.waiting.retain_mut(|waiting| {
+            let Some(fate) = fate(raft, waiting) else { return true };
+            let result = fate.map(|()| waiting.id);
             answers.push((waiting.reply_to.clone(), Answer::Changed(result)));
             false
         });
@@ -402,12 +404,18 @@ impl<C: Clone> Membership<C> {
 }
 
 /// Whether a change is done, or will never be; none while that is open.
-fn fate(raft: &Raft, index: Index, term: Term) -> Option<bool> {
-    let in_front = index < raft.first_index();
-    if !in_front && raft.term_at(index) != Some(term) {
-        return Some(false);
+fn fate<C>(raft: &Raft, waiting: &mut Waiting<C>) -> Option<Result<(), ChangeRefused>> {
+    if !waiting.holds {
+        if waiting.index < raft.first_index() {
+            // A snapshot took its place, of a log that may hold something else there.
+            return Some(Err(ChangeRefused::Unknown));
+        }
+        if raft.term_at(waiting.index) != Some(waiting.term) {
+            return Some(Err(ChangeRefused::Overwritten));
+        }
+        waiting.holds = raft.commit_index() >= waiting.index;
     }
-    (raft.commit_index() >= index && raft.is_settled()).then_some(true)
+    (waiting.holds && raft.is_settled()).then_some(Ok(()))
 }
 
 /// Begins a change; answers the entry to wait for, none when it cannot be told yet.
