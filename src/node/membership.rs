@@ -199,6 +199,49 @@ impl From<NotProposed> for ChangeRefused {
     }
 }
 
+/// What a node is to another one that has this configuration in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A member, or it may be: no other directory is known under its id.
+    Member,
+    /// Another directory is known under its id for ever: what this one promises, that one may have
+    /// promised otherwise.
+    Foreign,
+    /// Its id is above all that the other one has heard of: it was taken in since. Whoever is behind
+    /// must listen to it, as it may lead, and must be able to answer, or it stays behind for ever.
+    Newer,
+    /// It was removed for ever: it may be told so.
+    Removed,
+    /// No member, or not of that directory, but that may be undone yet: a leader that was overtaken
+    /// may have given its id to somebody else.
+    Stranger,
+}
+
+/// What node `id` of that identity is to a node with this configuration in force, `settled` when that
+/// is committed.
+pub fn standing(
+    configuration: &Configuration,
+    settled: bool,
+    id: NodeId,
+    identity: u64,
+) -> Standing {
+    let member = configuration.member(id);
+    if member.is_some_and(|m| m.identity == 0 || m.identity == identity) {
+        Standing::Member
+    } else if member.is_some() && settled {
+        Standing::Foreign
+    } else if member.is_some() {
+        Standing::Stranger
+    } else if id > configuration.last_id {
+        Standing::Newer
+    } else if settled {
+        Standing::Removed
+    } else {
+        // A removal that is not committed may yet be undone.
+        Standing::Stranger
+    }
+}
+
 /// What is to be done about a change.
 enum Plan {
     /// It is not known yet who can be reached now.
