@@ -9,13 +9,13 @@ usage() {
 usage: scripts/mutants.sh [FLAGS] [NAME...]
 
 Applies each patch of scripts/mutants/ to a copy of the tree, builds it and runs seeds of the
-simulator until one fails. At the end the unchanged copy must pass 100 times as many seeds.
+simulator until one fails. At the end the unchanged copy must pass 50 times as many seeds.
 NAME is a mutant's name or number, as --list prints it; with names the unchanged copy is not run.
 
     --list        print number, name and bug of every mutant
     --check       only see that every patch still applies (fast)
     --clean       only run the unchanged copy
-    --seeds N     seeds that a mutant may survive (default 1000)
+    --seeds N     seeds that a mutant may survive (default 2000)
     --markdown    print the table in Markdown, for docs/simulation.md
 
 The copy and its build live in mutants/ below CARGO_TARGET_DIR (by default target/).
@@ -26,7 +26,7 @@ END
 
 fail() { echo "scripts/mutants.sh: $1" >&2; exit "${2:-1}"; }
 
-seeds=1000
+seeds=2000
 mode=run
 markdown=no
 names=()
@@ -183,13 +183,13 @@ fi
 
 failed=no
 if [ $mode = clean ] || [ ${#names[@]} -eq 0 ]; then
-    # A hundred times the seeds are worth an optimised build.
+    # Fifty times the seeds are worth an optimised build.
     binary=$target/release/kontiki
     if ! build release; then
         cat "$log.build" >&2
         fail "the unchanged copy does not build"
     fi
-    simulate $((100 * seeds)) $((100 * patience_s))
+    simulate $((50 * seeds)) $((50 * patience_s))
     if [ -n "$caught" ]; then failed=yes; fi
     row '(unchanged)' 'none planted' "${caught:-nothing, as it must be}" "$after" "$took"
 fi

@@ -135,6 +135,7 @@ fn print_totals(seeds: u64, total: &Report, seconds: f64) {
                 "power lost within a write",
             ]),
         ),
+        ("changes", sum(&["members changed"])),
         ("partitions", sum(&["one-way cut", "isolation"])),
     ]);
     println!("seeds {seeds}");

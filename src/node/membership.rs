@@ -237,6 +237,49 @@ impl From<NotProposed> for ChangeRefused {
     }
 }
 
+/// What a node is to another one that has this configuration in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A member, or it may be: no other directory is known under its id.
+    Member,
+    /// Another directory is known under its id for ever: what this one promises, that one may have
+    /// promised otherwise.
+    Foreign,
+    /// Its id is above all that the other one has heard of: it was taken in since. Whoever is behind
+    /// must listen to it, as it may lead, and must be able to answer, or it stays behind for ever.
+    Newer,
+    /// It was removed for ever: it may be told so.
+    Removed,
+    /// No member, or not of that directory, but that may be undone yet: a leader that was overtaken
+    /// may have given its id to somebody else.
+    Stranger,
+}
+
+/// What node `id` of that identity is to a node with this configuration in force, `settled` when that
+/// is committed.
+pub fn standing(
+    configuration: &Configuration,
+    settled: bool,
+    id: NodeId,
+    identity: u64,
+) -> Standing {
+    let member = configuration.member(id);
+    if member.is_some_and(|m| m.identity == 0 || m.identity == identity) {
+        Standing::Member
+    } else if member.is_some() && settled {
+        Standing::Foreign
+    } else if member.is_some() {
+        Standing::Stranger
+    } else if id > configuration.last_id {
+        Standing::Newer
+    } else if settled {
+        Standing::Removed
+    } else {
+        // A removal that is not committed may yet be undone.
+        Standing::Stranger
+    }
+}
+
 /// What is to be done about a change.
 enum Plan {
     /// It is not known yet who can be reached now.
@@ -264,6 +307,8 @@ struct Waiting<C> {
     index: Index,
     term: Term,
     id: NodeId,
+    /// That entry is committed.
+    holds: bool,
 }
 
 /// What was learned of a member.
@@ -322,7 +367,10 @@ impl<C: Clone> Membership<C> {
                 Ok(Some((index, id))) => {
                     let Asked { reply_to, deadline_us, .. } = asked;
                     let term = raft.term_at(index).unwrap_or(0);
-                    self.waiting.push(Waiting { reply_to, deadline_us, index, term, id });
+                    // Only what is committed leaves the log.
+                    let holds = index < raft.first_index();
+                    let waiting = Waiting { reply_to, deadline_us, index, term, id, holds };
+                    self.waiting.push(waiting);
                 }
                 Err(why) => answers.push((asked.reply_to, Answer::Changed(Err(why)))),
             }
@@ -337,12 +385,9 @@ impl<C: Clone> Membership<C> {
         answers: &mut Vec<(ReplyTo<C>, Answer)>,
     ) {
         self.begin(raft, now_us, answers);
-        self.waiting.retain(|waiting| {
-            let result = match fate(raft, waiting.index, waiting.term) {
-                None => return true,
-                Some(true) => Ok(waiting.id),
-                Some(false) => Err(ChangeRefused::Overwritten),
-            };
+        self.waiting.retain_mut(|waiting| {
+            let Some(fate) = fate(raft, waiting) else { return true };
+            let result = fate.map(|()| waiting.id);
             answers.push((waiting.reply_to.clone(), Answer::Changed(result)));
             false
         });
@@ -449,12 +494,18 @@ impl<C: Clone> Membership<C> {
 }
 
 /// Whether a change is done, or will never be; none while that is open.
-fn fate(raft: &Raft, index: Index, term: Term) -> Option<bool> {
-    let in_front = index < raft.first_index();
-    if !in_front && raft.term_at(index) != Some(term) {
-        return Some(false);
+fn fate<C>(raft: &Raft, waiting: &mut Waiting<C>) -> Option<Result<(), ChangeRefused>> {
+    if !waiting.holds {
+        if waiting.index < raft.first_index() {
+            // A snapshot took its place, of a log that may hold something else there.
+            return Some(Err(ChangeRefused::Unknown));
+        }
+        if raft.term_at(waiting.index) != Some(waiting.term) {
+            return Some(Err(ChangeRefused::Overwritten));
+        }
+        waiting.holds = raft.commit_index() >= waiting.index;
     }
-    (raft.commit_index() >= index && raft.is_settled()).then_some(true)
+    (waiting.holds && raft.is_settled()).then_some(Ok(()))
 }
 
 /// Begins a change; answers the entry to wait for, none when it cannot be told yet.

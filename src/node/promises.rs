@@ -47,6 +47,11 @@ impl Promises {
         !self.aside.contains_key(&node)
     }
 
+    /// The greatest that node was shown to have promised.
+    pub(super) fn remembers(&self, node: NodeId) -> Promise {
+        self.remembered.get(&node).copied().unwrap_or_default()
+    }
+
     /// A message is about to be handled: its sender can never forget its term.
     pub(super) fn heard(&mut self, message: &Message) {
         let of_nobody = matches!(

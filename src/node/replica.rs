@@ -677,6 +677,11 @@ impl<C: Clone> Replica<C> {
         }
     }
 
+    /// How far that node has shown to be, for whoever watches.
+    pub fn remembers(&self, node: NodeId) -> Promise {
+        self.promises.remembers(node)
+    }
+
     fn tell_changes(&mut self, effects: &mut Effects<C>) {
         let configuration = self.raft.configuration();
         let same = self.told_configuration.as_ref().is_some_and(|c| Arc::ptr_eq(c, configuration));

@@ -3,10 +3,11 @@
 //! Names are those of the paper's Figure 3 and of the project's list of invariants.
 
 use crate::raft::{
-    AppendResult, Body, Configuration, Entry, HardState, Index, Message, NodeId, Payload, Persist,
-    Raft, RoleName, SnapshotMark, Term, codec,
+    AppendResult, Body, Configuration, Entry, HardState, Index, Member, Message, NodeId, Payload,
+    Persist, Raft, RoleName, SnapshotMark, Term, codec,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// An invariant that does not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +106,9 @@ impl Platter {
     }
 }
 
+/// A member does not vote any more, and the one that is to take its place does not yet.
+pub const WENT_FIRST: &str = "members gone before their replacements";
+
 /// The view of the whole cluster.
 #[derive(Debug, Default)]
 pub struct Cluster {
@@ -119,6 +123,14 @@ pub struct Cluster {
     applied: Vec<u64>,
     /// Commit index last seen of each node's life.
     commits: BTreeMap<(NodeId, u64), Index>,
+    /// Every configuration that went to a log writer.
+    configurations: BTreeMap<(Index, Term), Arc<Configuration>>,
+    /// Those of them that are committed, and that of the beginning.
+    in_force: BTreeMap<Index, Arc<Configuration>>,
+    /// Index of the configuration that each node had in force after its last step, by its life.
+    before: BTreeMap<NodeId, (u64, Index)>,
+    /// What was committed of changes, and the member it is about.
+    news: Vec<(&'static str, NodeId)>,
 }
 
 impl Cluster {
@@ -135,6 +147,29 @@ impl Cluster {
     /// Term of each committed index, from 1.
     pub fn committed_terms(&self) -> &[Term] {
         &self.committed
+    }
+
+    /// A cluster that begins with this configuration.
+    pub fn begin(configuration: Configuration) -> Cluster {
+        let in_force = BTreeMap::from([(0, Arc::new(configuration))]);
+        Cluster { in_force, ..Cluster::default() }
+    }
+
+    /// The latest configuration that is committed.
+    pub fn configuration(&self) -> Option<&Arc<Configuration>> {
+        self.in_force.last_key_value().map(|(_, c)| c)
+    }
+
+    /// Configurations that are in force somewhere, or may come to be: the latest that is committed,
+    /// and all that may still be.
+    pub fn possible(&self) -> Vec<Configuration> {
+        let open = self.configurations.range((self.committed() + 1, 0)..).map(|(_, c)| c);
+        self.configuration().into_iter().chain(open).map(|c| (**c).clone()).collect()
+    }
+
+    /// What was committed of changes since the last call.
+    pub fn take_news(&mut self) -> Vec<(&'static str, NodeId)> {
+        std::mem::take(&mut self.news)
     }
 
     /// A core has made a step.
@@ -166,6 +201,7 @@ impl Cluster {
             let detail = format!("node {id} leads term {term}, commits index {to} of {at:?}");
             return violated("only entries of its own term are counted", detail);
         }
+        let before = self.before.get(&id).filter(|(of, _)| *of == life).map_or(0, |b| b.1);
         for index in from..=to {
             let Some(term) = raft.term_at(index) else { continue };
             match self.committed.get(index as usize - 1) {
@@ -174,26 +210,129 @@ impl Cluster {
                     let detail = format!("index {index}: term {known}, at node {id} term {term}");
                     return violated("state machine safety", detail);
                 }
-                None => self.commits_first(raft, index, term, platters)?,
+                None => self.commits_first(raft, index, term, before, platters)?,
             }
         }
+        self.before.insert(id, (life, raft.configuration_index()));
         Ok(())
     }
 
+    /// `before`: the index of the configuration that was in force when the step began.
     fn commits_first(
         &mut self,
         raft: &Raft,
         index: Index,
         term: Term,
+        before: Index,
         platters: &BTreeMap<NodeId, Platter>,
     ) -> Result<(), Violation> {
         let holds = |node| platters.get(&node).is_some_and(|p| p.holds(index, term));
-        if !raft.configuration().majority(holds) {
+        // A step may count, and then begin the next change: what counted is what was in force before,
+        // or came to be in this step.
+        let known = raft.configurations();
+        let first = known.iter().rposition(|(at, _)| *at <= before).unwrap_or(0);
+        if !known[first..].iter().any(|(_, c)| majority_of(c, holds)) {
             let detail = format!("node {} commits index {index} term {term}", raft.id());
             return violated("commit evidence", detail);
         }
         self.committed.push(term);
         self.committed_in.push(raft.term());
+        if let Some((_, configuration)) = known.iter().find(|(at, _)| *at == index) {
+            let configuration = Arc::clone(configuration);
+            self.comes_into_force(raft.id(), index, configuration)?;
+        }
+        Ok(())
+    }
+
+    /// A configuration is committed: what must hold of it and the one before.
+    fn comes_into_force(
+        &mut self,
+        leader: NodeId,
+        index: Index,
+        next: Arc<Configuration>,
+    ) -> Result<(), Violation> {
+        let Some(now) = self.configuration().cloned() else { return Ok(()) };
+        let detail = || format!("index {index}: {now:?}, then {next:?}");
+        if !next.is_valid() {
+            return violated("a configuration is whole", detail());
+        }
+        let known = |id| now.member(id).is_some();
+        let again = |m: &Member| !known(m.id) && m.id <= now.last_id;
+        if next.last_id < now.last_id || next.members.iter().any(again) {
+            return violated("no id is given twice", detail());
+        }
+        let other = |m: &Member| {
+            now.member(m.id).is_some_and(|old| old.identity != 0 && old.identity != m.identity)
+        };
+        if next.members.iter().any(other) {
+            return violated("an id stays with its directory", detail());
+        }
+        if !overlap(&now, &next) {
+            return violated("consecutive configurations overlap", detail());
+        }
+        if now.is_joint() && (next.is_joint() || next.voters != now.voters) {
+            return violated("a joint configuration leads to its second half", detail());
+        }
+        if now.members == next.members && now.voters == next.voters && now.learners == next.learners
+        {
+            if now.replaces != next.replaces {
+                self.news.push(("replacements named", 0));
+            }
+        } else {
+            self.tell_change(leader, &now, &next);
+        }
+        self.in_force.insert(index, next);
+        Ok(())
+    }
+
+    fn tell_change(&mut self, leader: NodeId, now: &Configuration, next: &Configuration) {
+        self.news.push(("members changed", 0));
+        if next.is_joint() {
+            self.news.push(("joint configurations committed", 0));
+        }
+        let joined = next.members.iter().filter(|m| now.member(m.id).is_none());
+        self.news.extend(joined.map(|m| ("learners joined", m.id)));
+        let vote = next.voters.iter().filter(|id| now.learners.contains(id));
+        self.news.extend(vote.map(|&id| ("learner votes", id)));
+        for gone in now.members.iter().filter(|m| next.member(m.id).is_none()) {
+            self.news.push(("members removed", gone.id));
+            if gone.id == leader {
+                self.news.push(("leaders removed", gone.id));
+            }
+        }
+        for (new, old) in &now.replaces {
+            if next.voters.contains(new) && !next.voters.contains(old) {
+                self.news.push(("members replaced", *old));
+            }
+        }
+        for (new, old) in &now.replaces {
+            if next.learners.contains(new) && now.is_voter(*old) && !next.voters.contains(old) {
+                self.news.push((WENT_FIRST, *old));
+            }
+        }
+        let was = |m: &&Member| now.member(m.id).is_some_and(|old| old.address != m.address);
+        self.news.extend(next.members.iter().filter(was).map(|m| ("addresses changed", m.id)));
+    }
+
+    /// After a step: the configuration in force is the latest in the node's own log or snapshot.
+    pub fn configured(&self, raft: &Raft) -> Result<(), Violation> {
+        let index = raft.configuration_index();
+        let detail = || format!("node {} has that of index {index} in force", raft.id());
+        let wrong = "the latest configuration in the log is in force";
+        let same = match raft.term_at(index).filter(|_| index >= raft.first_index()) {
+            Some(term) => self.configurations.get(&(index, term)),
+            None => self.in_force.range(..raft.first_index()).next_back().map(|(_, c)| c),
+        };
+        if same.is_none_or(|c| c != raft.configuration()) {
+            return violated(wrong, detail());
+        }
+        let behind = self.configurations.range((index + 1, 0)..);
+        let held = |((at, term), _): (&(Index, Term), &Arc<Configuration>)| {
+            *at <= raft.last_index() && raft.term_at(*at) == Some(*term)
+        };
+        if behind.into_iter().any(held) {
+            return violated(wrong, detail());
+        }
         Ok(())
     }
 
@@ -207,7 +346,9 @@ impl Cluster {
         let vote = HardState { term: raft.term(), vote: Some(raft.id()) };
         let voted =
             |node| platters.get(&node).is_some_and(|p| p.hard == vote || p.hard.term > vote.term);
-        if !raft.configuration().majority(voted) {
+        let may_lead =
+            raft.configurations().iter().rev().take(2).any(|(_, c)| c.is_voter(raft.id()));
+        if !may_lead || !majority_of(raft.configuration(), voted) {
             let detail = format!("node {} leads term {}", raft.id(), raft.term());
             return violated("election evidence", detail);
         }
@@ -251,6 +392,10 @@ impl Cluster {
             }
         }
         for entry in &persist.entries {
+            if let Payload::Configuration(configuration) = &entry.payload {
+                let at = (entry.index, entry.term);
+                self.configurations.entry(at).or_insert_with(|| Arc::clone(configuration));
+            }
             let before = raft.term_at(entry.index - 1).unwrap_or(0);
             let says = (before, hash_of(entry));
             let known = *self.entries.entry((entry.index, entry.term)).or_insert(says);
@@ -330,9 +475,35 @@ impl Cluster {
     }
 }
 
-/// Voters that could be a majority of a configuration without these.
+/// Whether those who are not down could be a majority of each set of voters.
 pub fn can_serve(configuration: &Configuration, down: &[NodeId]) -> bool {
-    configuration.majority(|id| !down.contains(&id))
+    majority_of(configuration, |id| !down.contains(&id))
+}
+
+/// Whether a majority of each set of voters has it. It shares nothing with what it checks.
+fn majority_of(configuration: &Configuration, has: impl Fn(NodeId) -> bool) -> bool {
+    let of = |set: &BTreeSet<NodeId>| {
+        let all: Vec<bool> = set.iter().map(|&id| has(id)).collect();
+        let yes = all.iter().filter(|&&yes| yes).count();
+        set.is_empty() || 2 * yes > all.len()
+    };
+    !configuration.voters.is_empty() && of(&configuration.voters) && of(&configuration.outgoing)
+}
+
+/// Whether every two decisions, one by each configuration, have a voter in common: for some set of
+/// voters of each, two majorities cannot be apart.
+fn overlap(one: &Configuration, other: &Configuration) -> bool {
+    let apart = |a: &BTreeSet<NodeId>, b: &BTreeSet<NodeId>| {
+        let common = a.intersection(b).count();
+        let need = |set: &BTreeSet<NodeId>| (set.len() / 2 + 1).saturating_sub(set.len() - common);
+        need(a) + need(b) <= common
+    };
+    let sets = |c: &Configuration| {
+        let sets = [c.voters.clone(), c.outgoing.clone()];
+        sets.into_iter().filter(|set| !set.is_empty()).collect::<Vec<_>>()
+    };
+    let (ours, theirs) = (sets(one), sets(other));
+    ours.iter().any(|a| theirs.iter().any(|b| !apart(a, b)))
 }
 
 fn hash_of(entry: &Entry) -> u64 {

@@ -65,7 +65,7 @@ struct State {
     syncs: u64,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct File {
     bytes: Vec<u8>,
     /// Length on the platter.
@@ -163,6 +163,18 @@ impl SimDisk {
         }
         drop(to);
         copy
+    }
+
+    /// A disk of its own with what a loss of power would leave here now.
+    pub fn image(&self, dice: Dice) -> SimDisk {
+        let image = SimDisk::new(dice);
+        let (state, mut to) = (self.state(), image.state());
+        to.names.clone_from(&state.names);
+        to.unsynced_names.clone_from(&state.unsynced_names);
+        to.files.clone_from(&state.files);
+        drop(to);
+        image.power_lost();
+        image
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -4,6 +4,7 @@ use super::checks::Violation;
 use super::clients::filler;
 use super::disk::Trouble;
 use super::node::ClientId;
+use super::operator::Operation;
 use super::world::World;
 use crate::lsm::STORE_DIR;
 use crate::node::{Input, Request};
@@ -157,6 +158,23 @@ pub enum Fault {
         /// Time until it starts again, in microseconds.
         down_us: u64,
     },
+    /// The operator changes the members.
+    Operate {
+        /// What.
+        what: Operation,
+        /// Chooses whom, and how.
+        at: u64,
+    },
+    /// A copy of the node's disk is kept.
+    CopyDisk {
+        /// The node.
+        node: NodeId,
+    },
+    /// The node comes back with the copy of its disk.
+    OldCopy {
+        /// The node.
+        node: NodeId,
+    },
     /// A person asks for the log to be cut.
     Compact {
         /// The node.
@@ -200,6 +218,21 @@ impl Fault {
             Fault::Wipe { .. } => "wiped disk",
             Fault::Burst { .. } => "burst of writes",
             Fault::Rush { .. } => "rush of clients",
+            Fault::Operate { what, .. } => match what {
+                Operation::Join => "operator: join",
+                Operation::JoinUnseen => "operator: join unseen",
+                Operation::Promote => "operator: promote",
+                Operation::Remove => "operator: remove",
+                Operation::RemoveLeader => "operator: remove the leader",
+                Operation::RemoveOff => "operator: switch off and remove",
+                Operation::Replace => "operator: replace",
+                Operation::ReplaceInPlace => "operator: replace in place",
+                Operation::ReplaceLost => "operator: replace what is lost",
+                Operation::Knock => "operator: start a removed node",
+                Operation::Move => "operator: move",
+            },
+            Fault::CopyDisk { .. } => "disk copied",
+            Fault::OldCopy { .. } => "old copy",
             Fault::Compact { .. } => "log cut on demand",
             Fault::Transfer { .. } => "transfer",
         }
@@ -223,12 +256,16 @@ impl Fault {
             | Fault::Misdirect { node, .. }
             | Fault::Wipe { node, .. }
             | Fault::Burst { node, .. }
+            | Fault::CopyDisk { node }
+            | Fault::OldCopy { node }
             | Fault::Compact { node }
             | Fault::Transfer { node, .. } => (Some(node), None),
             Fault::Cut { from, to } | Fault::Bad { from, to, .. } | Fault::Reset { from, to } => {
                 (Some(from), Some(to))
             }
-            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } => (None, None),
+            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } | Fault::Operate { .. } => {
+                (None, None)
+            }
         }
     }
 
@@ -272,7 +309,10 @@ impl Fault {
             Fault::FillDisk { room, .. } => [room, 0, 0, 0],
             Fault::Rush { for_us } => [for_us, 0, 0, 0],
             Fault::DiskTrouble { trouble, .. } => [trouble as u64, 0, 0, 0],
+            Fault::Operate { what, at } => [what as u64, at, 0, 0],
             Fault::Isolate { .. }
+            | Fault::CopyDisk { .. }
+            | Fault::OldCopy { .. }
             | Fault::EmptyDisk { .. }
             | Fault::Heal
             | Fault::Reconnect
@@ -344,6 +384,9 @@ impl Fault {
                 let requests = (0..writes).map(filler).collect();
                 world.tell(node, Input::Client { client, requests });
             }
+            Fault::Operate { what, at } => return world.operate(what, at),
+            Fault::CopyDisk { node } => world.copy_disk(node),
+            Fault::OldCopy { node } => return world.old_copy(node),
             Fault::Rush { for_us } => world.rush(for_us),
             Fault::Compact { node } => ask(world, node, Request::Flush { cut: true }),
             Fault::Transfer { node, to } => ask(world, node, Request::Transfer(to)),

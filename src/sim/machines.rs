@@ -11,10 +11,10 @@ use crate::raft::{Message, NodeId};
 
 impl World {
     pub(super) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
-        if !(self.admits(from, to) && self.admits(to, from)) {
-            self.count("strangers turned away");
+        if !self.is_connected(from, to) {
             return;
         }
+        let own = self.nodes.get(&from).map_or(0, |n| n.life);
         let (connection, arrivals) = self.network.arrivals(self.now_us, from, to, &packet);
         let Some(life) = self.nodes.get(&to).map(|n| n.life) else { return };
         // To a process that is down, or to one that is not the one it was sent to: messages of the
@@ -24,19 +24,23 @@ impl World {
         for at_us in arrivals {
             let Some(packet) = copies.pop().map(Box::new) else { return };
             let delay_us = at_us - self.now_us;
-            self.schedule(delay_us, to, life, Event::Arrive { from, connection, packet });
+            let arrive = Event::Arrive { from, life: own, connection, packet };
+            self.schedule(delay_us, to, life, arrive);
         }
     }
 
     pub(super) fn arrive(
         &mut self,
         node: NodeId,
-        from: NodeId,
+        (from, life): (NodeId, u64),
         connection: u64,
         packet: Packet,
     ) -> Result<(), Violation> {
         let now = self.network.line(from, node).connection;
-        if self.nodes.get(&node).is_none_or(|n| n.up.is_none()) {
+        // What a disk that is lost has promised is under way no longer: whoever takes its place
+        // could not keep it.
+        let forgotten = self.nodes.get(&from).is_none_or(|n| life < n.speaks_since);
+        if forgotten || self.nodes.get(&node).is_none_or(|n| n.up.is_none()) {
             return Ok(());
         }
         let input = match packet {
@@ -81,61 +85,20 @@ impl World {
         }
     }
 
-    /// Both ends of a connection notice, sooner or later, that it is gone.
-    pub(super) fn break_connection(&mut self, from: NodeId, to: NodeId) {
-        self.network.line(from, to).connection += 1;
-        for (at, other) in [(from, to), (to, from)] {
-            let delay_us = self.dice.log_between(50, 20_000);
-            let life = self.nodes.get(&at).map_or(0, |n| n.life);
-            let lost = Event::Input(Input::PeerLost { node: other });
-            self.schedule(delay_us, at, life, lost);
-        }
-        self.reconnect(from, to);
-    }
-
-    fn reconnect(&mut self, from: NodeId, to: NodeId) {
-        let delay_us = self.dice.log_between(20_000, 500_000);
-        if !(self.admits(from, to) && self.admits(to, from)) {
-            return;
-        }
-        let identity = self.nodes.get(&to).map_or(0, |n| n.identity);
-        let life = self.nodes.get(&from).map_or(0, |n| n.life);
-        let connected = Event::Input(Input::PeerConnected { node: to, identity });
-        self.schedule(delay_us, from, life, connected);
-        let life = self.nodes.get(&to).map_or(0, |n| n.life);
-        self.schedule(delay_us, to, life, Event::Dialed { from });
-    }
-
-    /// A handshake arrives, with what the dialer says of itself now.
-    pub(super) fn dialed(&mut self, node: NodeId, from: NodeId) {
-        let Some(dialer) = self.nodes.get(&from) else { return };
-        let Some(up) = &dialer.up else { return };
-        let promise = Promise::of(up.replica.raft());
-        let (identity, address) = (dialer.identity, format!("node-{from}:1"));
-        self.input(node, Input::PeerDialed { node: from, identity, address, promise });
-    }
-
-    /// The handshake, as the server makes it: whoever's identity is on record must have it.
-    fn admits(&self, at: NodeId, other: NodeId) -> bool {
-        let (Some(n), Some(other)) = (self.nodes.get(&at), self.nodes.get(&other)) else {
-            return false;
-        };
-        let Some(up) = &n.up else { return true };
-        let recorded = up.replica.raft().configuration().member(other.id).map_or(0, |m| m.identity);
-        recorded == 0 || recorded == other.identity
-    }
-
     /// Whether every other node runs and has the node's identity on its disk: only then is a wiped
     /// disk sure to be recognised (docs/architecture.md).
     fn is_known_to_all(&self, node: NodeId) -> bool {
         let Some(identity) = self.nodes.get(&node).map(|n| n.identity) else { return false };
-        self.nodes.len() > 1
-            && self.nodes.values().filter(|n| n.id != node).all(|n| {
-                n.up.as_ref().is_some_and(|up| {
+        let Some(configuration) = self.cluster.configuration() else { return false };
+        let others = configuration.members.iter().map(|m| m.id).filter(|id| *id != node);
+        configuration.members.len() > 1
+            && others.into_iter().all(|id| {
+                self.nodes.get(&id).and_then(|n| n.up.as_ref()).is_some_and(|up| {
                     let raft = up.replica.raft();
                     let settled = raft.commit_index() == raft.last_index()
                         && raft.durable_index() == raft.last_index();
                     let member = raft.configuration().member(node);
+                    let settled = settled && **raft.configuration() == **configuration;
                     settled && member.is_some_and(|m| m.identity == identity)
                 })
             })
@@ -144,16 +107,24 @@ impl World {
     /// The node loses its disk and begins with an empty one under its old id, if it would be
     /// recognised.
     pub(super) fn wipe(&mut self, node: NodeId, down_us: u64) {
-        if !self.is_known_to_all(node) {
+        if !self.is_known_to_all(node) || !self.can_lose(node) || self.is_old_copy(node) {
             return;
         }
         self.count("disks lost");
+        let first = self.first.len() as NodeId;
+        if node > first || first < 3 {
+            // Only the first members take an id by themselves, and one or two would be a cluster again.
+            self.lose(node);
+            return;
+        }
         self.stop(node, true);
         if let Some(n) = self.nodes.get_mut(&node) {
             n.disk = SimDisk::new(self.dice.split());
             n.torn = None;
+            n.copy = None;
             n.flushed = 0;
             n.wiped = true;
+            n.speaks_since = n.life + 1;
         }
         self.platters.insert(node, Platter::default());
         self.start_in(down_us, node);
@@ -162,7 +133,9 @@ impl World {
     pub(super) fn start(&mut self, node: NodeId) -> Result<(), Violation> {
         let now_us = self.now_us;
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        if n.up.is_some() || n.refuses {
+        // An old copy was noticed in one life or never starts another.
+        n.gone |= n.old_copy;
+        if n.up.is_some() || n.refuses || n.over || n.gone {
             return Ok(());
         }
         let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
@@ -186,10 +159,9 @@ impl World {
                 }
                 self.start_storing(node);
                 self.wake_at(node, life, now_us + 1);
-                let others: Vec<NodeId> = self.nodes.keys().copied().collect();
-                for other in others.into_iter().filter(|&id| id != node) {
-                    self.reconnect(node, other);
-                    self.reconnect(other, node);
+                for other in self.peers_of(node) {
+                    let delay_us = self.dice.log_between(100, 100_000);
+                    self.dial_in(delay_us, node, other);
                 }
             }
             Start::Refused => {
@@ -210,19 +182,142 @@ impl World {
 
     /// Ends a process. The others hear of it, unless the whole machine went.
     pub(super) fn stop(&mut self, node: NodeId, power_lost: bool) {
+        self.count_open_change(node);
         let Some(n) = self.nodes.get_mut(&node) else { return };
+        let (was_up, old_copy) = (n.up.is_some(), n.old_copy);
         n.stop(power_lost);
         self.note(node, "stopped", [u64::from(power_lost), 0, 0, 0]);
         let others: Vec<NodeId> = self.nodes.keys().copied().filter(|&id| id != node).collect();
         for other in others {
+            let met = self.is_connected(node, other) || self.is_connected(other, node);
             for (from, to) in [(node, other), (other, node)] {
-                self.network.line(from, to).connection += 1;
+                let line = self.network.line(from, to);
+                line.connection += 1;
+                line.up = None;
             }
-            if !power_lost && !self.network.line(node, other).cut {
+            if met && !power_lost && !self.network.line(node, other).cut {
                 let delay_us = self.dice.log_between(50, 5_000);
                 let life = self.nodes[&other].life;
                 self.schedule(delay_us, other, life, Event::Input(Input::PeerLost { node }));
             }
+            let delay_us = self.dice.log_between(20_000, 500_000);
+            self.dial_in(delay_us, other, node);
         }
+        // What it remembers of an old copy goes with it.
+        if was_up && !old_copy {
+            self.switch_off_old_copies();
+        }
+    }
+
+    // ---- old copies of disks ----
+
+    /// Keeps a copy of a running node's disk, as a loss of power would leave it now.
+    pub(super) fn copy_disk(&mut self, node: NodeId) {
+        let dice = self.dice.split();
+        if let Some(n) = self.nodes.get_mut(&node)
+            && n.up.is_some()
+            && !n.has_damage()
+            && !n.wiped
+        {
+            n.copy = Some(n.disk.image(dice));
+        }
+    }
+
+    /// Whether that node runs on an old copy of its disk.
+    pub(super) fn is_old_copy(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|n| n.old_copy)
+    }
+
+    /// Ends a node and starts it with the copy of its disk, if all others remember more of it: only
+    /// then is it sure to be noticed (docs/architecture.md).
+    pub(super) fn old_copy(&mut self, node: NodeId) -> Result<(), Violation> {
+        let quiet = self.all_remember(node, Promise { term: 0, index: 0 });
+        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
+        let fit = n.up.is_some() && !n.has_damage() && !n.wiped && !n.old_copy;
+        if n.copy.is_none() || !fit || !quiet || !self.can_lose(node) {
+            return Ok(());
+        }
+        self.stop(node, true);
+        let (now_us, dice) = (self.now_us, self.dice.split());
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let Some(copy) = n.copy.take() else { return Ok(()) };
+        let (own, flushed, torn) =
+            (std::mem::replace(&mut n.disk, copy.image(dice)), n.flushed, n.torn.take());
+        let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
+        let before = platter.clone();
+        n.old_copy = true;
+        let started = n.start(now_us, platter, self.cluster.committed_terms())?;
+        let promise = n.up.as_ref().map(|up| Promise::of(up.replica.raft()));
+        let applied = n.up.as_ref().map_or(0, |up| up.reader.view().applied());
+        let noticed = matches!(started, Start::Running)
+            && promise.is_some_and(|promise| self.all_remember(node, promise));
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        if !noticed {
+            // It would pass for the disk that it is a copy of.
+            (n.up, n.disk, n.flushed, n.torn, n.old_copy) = (None, own, flushed, torn, false);
+            self.platters.insert(node, before);
+            self.start_in(1_000, node);
+            return Ok(());
+        }
+        (n.flushed, n.speaks_since) = (applied, n.life);
+        let life = n.life;
+        self.count("old copies of disks");
+        self.note(node, "old copy", [life, 0, 0, 0]);
+        self.start_storing(node);
+        self.wake_at(node, life, now_us + 1);
+        for other in self.peers_of(node) {
+            let delay_us = self.dice.log_between(100, 100_000);
+            self.dial_in(delay_us, node, other);
+        }
+        Ok(())
+    }
+
+    /// Whether all other members run, have nothing open, and remember more of the node than that.
+    fn all_remember(&self, node: NodeId, promise: Promise) -> bool {
+        let configuration = self.cluster.configuration();
+        let Some(configuration) = configuration.filter(|c| c.learners.is_empty()) else {
+            return false;
+        };
+        let voters = &configuration.voters;
+        let remembers = |id: &NodeId| {
+            let Some(n) = self.nodes.get(id).filter(|n| n.paused_until_us <= self.now_us) else {
+                return false;
+            };
+            n.up.as_ref().is_some_and(|up| {
+                let raft = up.replica.raft();
+                let (known, last) = (up.replica.remembers(node), raft.last_index());
+                raft.is_settled()
+                    && **raft.configuration() == **configuration
+                    && (raft.commit_index(), raft.durable_index()) == (last, last)
+                    && last == self.cluster.committed()
+                    && (known.term > promise.term || known.index > promise.index)
+                    && !up.inbox.iter().any(|i| match i {
+                        Input::Peer(message) => message.from == node,
+                        Input::PeerDialed { node: from, .. } => *from == node,
+                        _ => false,
+                    })
+            })
+        };
+        let mut others = voters.iter().filter(|id| **id != node);
+        voters.contains(&node) && voters.len() > 2 && others.all(remembers)
+    }
+
+    /// Whoever could tell an old copy is about to forget, or others are to join who cannot: its
+    /// machine is switched off for good.
+    pub(super) fn switch_off_old_copies(&mut self) {
+        let copies = |n: &&super::node::SimNode| n.old_copy && n.up.is_some();
+        let copies: Vec<NodeId> = self.nodes.values().filter(copies).map(|n| n.id).collect();
+        for id in copies {
+            self.count("old copies switched off");
+            self.lose(id);
+        }
+    }
+
+    /// A machine is gone, with its disk.
+    pub(super) fn lose(&mut self, node: NodeId) {
+        if let Some(n) = self.nodes.get_mut(&node) {
+            n.gone = true;
+        }
+        self.stop(node, true);
     }
 }

@@ -9,7 +9,7 @@
 //! leader in time, every call answered, replicas equal. At the end the history of the clients must
 //! be linearizable ([`linearizability`]). docs/simulation.md says what is modelled and what is not.
 //!
-//! Left out so far: changes of membership, which the nodes do not have yet.
+//! Meanwhile the members change: machines join, are promoted, removed and replaced (`operator.rs`).
 
 pub mod checks;
 mod clients;
@@ -18,9 +18,11 @@ pub mod disk;
 pub mod explore;
 pub mod faults;
 pub mod linearizability;
+mod links;
 mod machines;
 pub mod network;
 mod node;
+mod operator;
 pub mod plans;
 mod run;
 mod snapshots;

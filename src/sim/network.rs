@@ -49,6 +49,10 @@ pub struct Line {
     pub delay_us: (u64, u64),
     /// Number of the present connection; what was sent on an earlier one does not arrive.
     pub connection: u64,
+    /// Lives of sender and receiver between which there is a connection: only then is anything sent.
+    pub up: Option<(u64, u64)>,
+    /// Number of the sender's present attempts to connect; those with an earlier one are over.
+    pub turn: u64,
     /// When the last packet of the connection arrives: later ones do not overtake it.
     ordered_until_us: u64,
 }
@@ -64,6 +68,8 @@ impl Default for Line {
             duplication: 0,
             delay_us: QUIET_DELAY_US,
             connection: 1,
+            up: None,
+            turn: 0,
             ordered_until_us: 0,
         }
     }
@@ -94,11 +100,16 @@ impl Network {
         self.lines.entry((from, to)).or_default()
     }
 
+    /// Whether something is cut between the two, in either direction.
+    pub fn is_cut(&mut self, one: NodeId, other: NodeId) -> bool {
+        self.line(one, other).cut || self.line(other, one).cut
+    }
+
     /// Makes every line quiet again; connections stay.
     pub fn heal(&mut self) {
         for line in self.lines.values_mut() {
-            let Line { connection, ordered_until_us, .. } = *line;
-            *line = Line { connection, ordered_until_us, ..Line::default() };
+            let Line { connection, up, turn, ordered_until_us, .. } = *line;
+            *line = Line { connection, up, turn, ordered_until_us, ..Line::default() };
         }
     }
 

@@ -7,13 +7,13 @@ use super::store::store_options;
 use crate::env::Disk;
 use crate::kv::{LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, Apply, BootError, Fetch, Input, Opened, Plan, Replica, ReplicaOptions, Source, Work,
-    first_configuration, open, restored, verify,
+    Applier, Apply, BootError, Fetch, Input, Opened, Plan, Promise, Replica, ReplicaOptions,
+    Source, Work, first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
 use crate::raft::{self, Configuration, Index, Member, NodeId, Persist, Raft, Restored, Term};
 use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, Wal, WalError};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -52,6 +52,18 @@ pub(super) struct SimNode {
     /// A copy of its identity was damaged: the other one is spared until a start has repaired that.
     /// A start that fails half-way may not have.
     pub(super) hurt: bool,
+    /// It was told to stop for ever, and did.
+    pub(super) over: bool,
+    /// The machine is gone, with its disk.
+    pub(super) gone: bool,
+    /// Where it is reached.
+    pub(super) address: String,
+    /// A copy of its disk, for later.
+    pub(super) copy: Option<SimDisk>,
+    /// Its disk is such a copy.
+    pub(super) old_copy: bool,
+    /// What it sent in earlier lives does not arrive any more.
+    pub(super) speaks_since: u64,
     /// Its disk was lost: it is a stranger to the others.
     pub(super) wiped: bool,
     /// A bit of its log or identity was turned over.
@@ -120,6 +132,15 @@ pub(super) struct Up {
     pub(super) fetching: Option<Fetching>,
     /// What others fetch here.
     pub(super) sources: BTreeMap<NodeId, Source>,
+    /// Peers with old copies of their disks, by their identities.
+    pub(super) aside: BTreeMap<NodeId, u64>,
+    /// How far it was when it started, and who was told so. Later it may have been told of a term that it
+    /// had promised something in, and forgot.
+    pub(super) began: Promise,
+    pub(super) greeted: BTreeSet<NodeId>,
+    /// Who dialed in this life, and where they said that they are reached: whoever is behind has not
+    /// heard of them in its log yet, or not of their new addresses.
+    pub(super) met: BTreeMap<NodeId, String>,
     /// The configuration the cluster began with.
     pub(super) first: Configuration,
 }
@@ -152,8 +173,14 @@ pub(super) enum Start {
 }
 
 impl SimNode {
-    /// A node that was never started.
-    pub(super) fn new(id: NodeId, members: Vec<Member>, mut dice: Dice) -> SimNode {
+    /// A node that was never started, of that identity if it has one.
+    pub(super) fn new(
+        id: NodeId,
+        identity: u64,
+        address: String,
+        members: Vec<Member>,
+        mut dice: Dice,
+    ) -> SimNode {
         let clock_ppm = dice.between(950_000, 1_050_000);
         SimNode {
             id,
@@ -162,7 +189,13 @@ impl SimNode {
             up: None,
             paused_until_us: 0,
             refuses: false,
-            identity: 0,
+            identity,
+            over: false,
+            gone: false,
+            address,
+            copy: None,
+            old_copy: false,
+            speaks_since: 0,
             wiped: false,
             hurt: false,
             flipped: false,
@@ -256,13 +289,13 @@ impl SimNode {
         self.identity = identity.identity;
         // A repair whose sync failed is in the cache only: the platter still has the bad copy.
         self.hurt &= !self.disk.is_durable("identity-");
-        if machine.applied() < self.flushed && !self.has_damage() {
+        if machine.applied() < self.flushed && !self.has_damage() && !self.old_copy {
             let detail = format!("node {}: {} of {}", self.id, machine.applied(), self.flushed);
             return violated("what was flushed survives", detail);
         }
         let restored = restored(&identity, &recovered, machine.applied());
         let found = platter_of(&restored, committed);
-        if completed.is_none() {
+        if completed.is_none() && !self.old_copy {
             promised.survived(self.id, &found, torn.as_deref())?;
         }
         *promised = found;
@@ -271,7 +304,7 @@ impl SimNode {
             batch_bytes_max: 8 << 10,
             identity: identity.identity,
             wal_limit_bytes: WAL_LIMIT_BYTES,
-            address: format!("node-{}:1", self.id),
+            address: self.address.clone(),
         };
         let core = raft::Options {
             append_bytes_max: 4 << 10,
@@ -283,6 +316,7 @@ impl SimNode {
             ..raft::Options::new(self.id, self.dice.roll())
         };
         let raft = Raft::new(core, restored, self.local_us(now_us));
+        let began = Promise::of(&raft);
         self.up = Some(Up {
             replica: Replica::new(raft, options),
             inbox: VecDeque::new(),
@@ -301,6 +335,10 @@ impl SimNode {
             to_compact: None,
             fetching: None,
             sources: BTreeMap::new(),
+            aside: BTreeMap::new(),
+            began,
+            greeted: BTreeSet::new(),
+            met: BTreeMap::new(),
             first: first_configuration(&identity),
             applier: Applier::new(machine, wal.reader()),
             wal,
@@ -318,11 +356,16 @@ impl SimNode {
         let identity = Identity {
             cluster: 1,
             node: self.id,
-            identity: self.dice.roll().max(1),
+            // A wiped directory gets a new one.
+            identity: if self.identity == 0 || self.wiped {
+                self.dice.roll().max(1)
+            } else {
+                self.identity
+            },
             created: false,
             restoring: false,
             removed: false,
-            advertise: format!("node-{}:1", self.id),
+            advertise: self.address.clone(),
             members: self.members.clone(),
         };
         identity.store(disk, data)?;

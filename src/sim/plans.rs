@@ -9,6 +9,7 @@
 use super::dice::Dice;
 use super::disk::Trouble;
 use super::faults::Fault;
+use super::operator::Operation;
 use super::world::World;
 use crate::raft::NodeId;
 
@@ -22,11 +23,54 @@ pub trait Plan {
 }
 
 fn nodes(world: &World) -> Vec<NodeId> {
-    world.nodes.keys().copied().collect()
+    world.nodes.values().filter(|n| !n.gone && !n.over).map(|n| n.id).collect()
 }
 
 fn running(world: &World) -> Vec<NodeId> {
     world.nodes.values().filter(|n| n.up.is_some()).map(|n| n.id).collect()
+}
+
+/// What the operator does: the commonest first, and often.
+fn operation(dice: &mut Dice) -> Fault {
+    use Operation::*;
+    let what = *dice.pick(&[
+        Join,
+        Join,
+        Join,
+        Join,
+        Join,
+        JoinUnseen,
+        JoinUnseen,
+        Promote,
+        Promote,
+        Remove,
+        Remove,
+        Remove,
+        Remove,
+        RemoveLeader,
+        RemoveLeader,
+        RemoveOff,
+        RemoveOff,
+        Replace,
+        Replace,
+        Replace,
+        ReplaceInPlace,
+        ReplaceInPlace,
+        ReplaceLost,
+        ReplaceLost,
+        ReplaceLost,
+        Knock,
+        Knock,
+        Knock,
+        Move,
+        Move,
+    ]);
+    Fault::Operate { what, at: dice.roll() }
+}
+
+/// Whether a disk is damaged or lost of a node that was not replaced yet: there is one at a time.
+fn is_spent(world: &World) -> bool {
+    world.nodes.values().any(|n| (n.has_damage() || n.wiped || n.old_copy) && !n.gone && !n.over)
 }
 
 /// Anything at any time.
@@ -35,6 +79,8 @@ pub struct Random {
     dice: Dice,
     pace_us: u64,
     flips: u64,
+    /// Of so many faults one is a change of the members; 0 for none.
+    changes: u64,
 }
 
 impl Random {
@@ -43,7 +89,8 @@ impl Random {
         // Some runs are hectic, some nearly quiet.
         let pace_us = dice.log_between(100_000, 3_000_000);
         let flips = u64::from(dice.chance(1, 2));
-        Random { dice, pace_us, flips }
+        let changes = *dice.pick(&[0, 2, 3, 5]);
+        Random { dice, pace_us, flips, changes }
     }
 
     fn one(&mut self, world: &World) -> Option<Fault> {
@@ -60,7 +107,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(42) {
+        Some(match dice.below(45) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5..8 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -88,9 +135,11 @@ impl Random {
             36..38 => Fault::Rush { for_us: dice.log_between(50_000, 1_000_000) },
             38 => Fault::FillDisk { node: from, room: dice.below(FULL_ROOM_BYTES_MAX) },
             39..41 => Fault::EmptyDisk { node: from },
+            41..43 => Fault::CopyDisk { node },
+            43 => Fault::OldCopy { node },
             _ => {
                 // Damage for good: one node, so that a majority stays.
-                let spent = world.nodes.values().any(|n| n.has_damage() || n.wiped);
+                let spent = is_spent(world) || !world.can_lose(down.unwrap_or(node));
                 let Some(down) = down else {
                     if self.flips == 0 || spent || all.len() < 3 {
                         return None;
@@ -118,7 +167,10 @@ impl Random {
 
 impl Plan for Random {
     fn next(&mut self, world: &World) -> (Vec<Fault>, u64) {
-        let faults = self.one(world).into_iter().collect();
+        let mut faults: Vec<Fault> = self.one(world).into_iter().collect();
+        if self.changes > 0 && self.dice.chance(1, self.changes) {
+            faults.push(operation(&mut self.dice));
+        }
         (faults, self.dice.between(self.pace_us / 2, self.pace_us * 2))
     }
 }
@@ -128,12 +180,15 @@ impl Plan for Random {
 pub struct Adversary {
     dice: Dice,
     script: Vec<(u64, Fault)>,
+    /// Members change, too.
+    changes: bool,
 }
 
 impl Adversary {
     /// A plan with its own dice.
-    pub fn new(dice: Dice) -> Adversary {
-        Adversary { dice, script: Vec::new() }
+    pub fn new(mut dice: Dice) -> Adversary {
+        let changes = dice.chance(3, 4);
+        Adversary { dice, script: Vec::new(), changes }
     }
 
     /// Writes down the next pattern: pauses in microseconds and faults, in order.
@@ -142,10 +197,14 @@ impl Adversary {
         let mut all = nodes(world);
         let leader = world.leader().unwrap_or(all[0]);
         let others: Vec<NodeId> = all.iter().copied().filter(|&id| id != leader).collect();
+        if others.is_empty() {
+            self.script = vec![(dice.log_between(200_000, 3_000_000), operation(dice))];
+            return;
+        }
         let follower = *dice.pick(&others);
         let short = |dice: &mut Dice| dice.log_between(100, 20_000);
         let mut script: Vec<(u64, Fault)> = Vec::new();
-        match dice.below(27) {
+        match dice.below(if self.changes { 39 } else { 27 }) {
             // Swizzle: cut nodes off one by one, heal in another order.
             0 => {
                 for _ in 0..all.len() {
@@ -218,7 +277,7 @@ impl Adversary {
             }
             // Restart loop: one node is killed again and again, often before it has caught up.
             7 => {
-                let damaged = world.nodes.values().any(|n| n.has_damage() || n.wiped);
+                let damaged = is_spent(world) || !world.can_lose(follower);
                 if all.len() > 2 && !damaged && dice.chance(1, 2) {
                     // Once its log has a bad bit instead.
                     let down_us = dice.log_between(1_000, 60_000);
@@ -416,6 +475,79 @@ impl Adversary {
                 script.push((dice.log_between(10_000, 2_000_000), Fault::EmptyDisk { node }));
                 script.push((1_500_000, Fault::Rush { for_us: 300_000 }));
             }
+            // A change is under way when the leader goes, one way or another, or several do.
+            27..30 => {
+                for _ in 0..dice.between(1, 4) {
+                    script.push((short(dice), operation(dice)));
+                    let down_us = dice.log_between(10_000, 800_000);
+                    let fault = match dice.below(4) {
+                        0 => Fault::Isolate { node: LEADER },
+                        1 => Fault::Kill { node: LEADER, down_us },
+                        2 => Fault::PowerLoss { node: LEADER, down_us },
+                        _ => Fault::Transfer { node: LEADER, to: None },
+                    };
+                    script.push((dice.log_between(1_000, 300_000), fault));
+                    if dice.chance(1, 2) {
+                        script.push((dice.log_between(10_000, 600_000), Fault::Reconnect));
+                    }
+                }
+            }
+            // Every leader is asked to let itself be removed, while answers come late.
+            30 => {
+                let delay_us = dice.log_between(10_000, 300_000);
+                late_lines(&mut script, dice, &all, 50, delay_us);
+                for _ in 0..3 {
+                    let join = Fault::Operate { what: Operation::Join, at: dice.roll() };
+                    script.push((dice.log_between(10_000, 1_000_000), join));
+                    let remove = Fault::Operate { what: Operation::RemoveLeader, at: dice.roll() };
+                    script.push((dice.log_between(100_000, 2_000_000), remove));
+                }
+            }
+            // A node has led since its disk was copied, and comes back with the copy; then somebody
+            // replaces it.
+            31..34 => {
+                let copy = Fault::CopyDisk { node: follower };
+                script.push((short(dice), copy));
+                let to = Some(follower);
+                script.push((short(dice), Fault::Transfer { node: LEADER, to }));
+                let back = Fault::Transfer { node: LEADER, to: None };
+                script.push((dice.log_between(300_000, 2_000_000), back));
+                for _ in 0..6 {
+                    let back = Fault::OldCopy { node: follower };
+                    script.push((dice.log_between(50_000, 500_000), back));
+                }
+                let replace = Fault::Operate { what: Operation::ReplaceLost, at: dice.roll() };
+                script.push((dice.log_between(500_000, 3_000_000), replace));
+            }
+            // Power fails everywhere while voters change.
+            34 => {
+                script.push((short(dice), operation(dice)));
+                let down_us = dice.log_between(10_000, 300_000);
+                let pause_us = dice.log_between(1_000, 1_000_000);
+                for (at, &node) in all.iter().enumerate() {
+                    let pause_us = if at == 0 { pause_us } else { dice.below(5_000) };
+                    script.push((pause_us, Fault::PowerLoss { node, down_us }));
+                }
+            }
+            // A disk is lost, and the machine replaced where it is.
+            35 => {
+                let down_us = dice.log_between(10_000, 400_000);
+                script.push((short(dice), Fault::Wipe { node: follower, down_us }));
+                for _ in 0..3 {
+                    let at = dice.roll();
+                    let replace = Fault::Operate { what: Operation::ReplaceLost, at };
+                    script.push((dice.log_between(100_000, 1_500_000), replace));
+                }
+            }
+            // Whoever was removed comes back with its old disk, again and again.
+            36..39 => {
+                let off = Fault::Operate { what: Operation::RemoveOff, at: dice.roll() };
+                script.push((short(dice), off));
+                for _ in 0..dice.between(2, 6) {
+                    let knock = Fault::Operate { what: Operation::Knock, at: dice.roll() };
+                    script.push((dice.log_between(100_000, 2_000_000), knock));
+                }
+            }
             // Votes are torn: power fails around elections.
             _ => {
                 let down_us = dice.log_between(10_000, 200_000);
@@ -437,7 +569,10 @@ impl Plan for Adversary {
             self.write(world);
         }
         let fault = self.script.pop().and_then(|(_, fault)| fault.aimed(world.newest_leader()));
-        let faults = fault.into_iter().filter(|f| applies(world, f)).collect();
+        let mut faults: Vec<Fault> = fault.into_iter().filter(|f| applies(world, f)).collect();
+        if self.changes && self.dice.chance(1, 10) {
+            faults.push(operation(&mut self.dice));
+        }
         // Scripts are played from the back: the pause belongs to the fault that follows.
         (faults, self.script.last().map_or(100_000, |next| next.0).max(1))
     }

@@ -152,6 +152,10 @@ fn calm(world: &mut World) -> Result<(), Violation> {
         }
         world.start(id)?;
     }
+    let hopeless = world.is_hopeless();
+    if hopeless {
+        world.count("cluster lost for good");
+    }
     let begin_us = world.now_us;
     let mut leader = false;
     loop {
@@ -160,19 +164,25 @@ fn calm(world: &mut World) -> Result<(), Violation> {
             leader = true;
         }
         let since_us = world.now_us - begin_us;
-        if !leader && since_us > LEADER_US + SLACK_US {
+        if hopeless && since_us > LEADER_US {
+            return Ok(());
+        }
+        if !leader && !hopeless && since_us > LEADER_US + SLACK_US {
             return violated(
                 "a leader in time",
                 format!("none after {since_us} us without faults"),
             );
         }
         let settled = since_us > 8_000_000 && leader;
-        if settled && world.clients.iter().all(|c| !c.is_busy()) && world.replicas_equal()? {
+        let idle = || world.clients.iter().all(|c| !c.is_busy());
+        if settled && idle() && world.unsettled().is_none() && world.replicas_equal()? {
             return Ok(());
         }
         if !more {
             let busy = world.clients.iter().filter(|c| c.is_busy()).count();
-            let detail = format!("{busy} calls open, replicas equal: {}", world.replicas_equal()?);
+            let members = world.unsettled().unwrap_or("settled".to_string());
+            let equal = world.replicas_equal()?;
+            let detail = format!("{busy} calls open, replicas equal: {equal}, members: {members}");
             return violated("everything settles", detail);
         }
     }

@@ -50,7 +50,13 @@ impl World {
 
     /// The member behind that one, but not the node itself.
     fn another(&self, node: NodeId, behind: NodeId) -> NodeId {
-        let all: Vec<NodeId> = self.nodes.keys().copied().filter(|id| *id != node).collect();
+        let mut all = self.peers_of(node);
+        // All whom it knows in its log may be gone meanwhile.
+        let met = self.nodes.get(&node).and_then(|n| n.up.as_ref()).map(|up| &up.met);
+        all.extend(met.into_iter().flat_map(|met| met.keys()));
+        all.retain(|id| *id != node);
+        all.sort_unstable();
+        all.dedup();
         all.iter().copied().find(|id| *id > behind).or(all.first().copied()).unwrap_or(node)
     }
 
@@ -204,6 +210,9 @@ impl World {
                 platter.installed(&mark, self.cluster.committed_terms());
             }
             self.count("snapshots installed");
+            if !mark.configuration.is_voter(node) {
+                self.count("snapshots to learners");
+            }
             self.note(node, "snapshot installed", [mark.index, mark.term, 0, 0]);
             self.compare(node)?;
             // The one moment at which the store is ahead of the log.

@@ -308,7 +308,7 @@ impl World {
     /// All running nodes have applied everything that is committed, and hold the same.
     pub(super) fn replicas_equal(&mut self) -> Result<bool, Violation> {
         let committed = self.cluster.committed();
-        let running = |n: &&super::node::SimNode| !n.wiped && n.up.is_some();
+        let running = |n: &&super::node::SimNode| self.counts(n);
         let ids: Vec<NodeId> = self.nodes.values().filter(running).map(|n| n.id).collect();
         let behind = |id: &NodeId| {
             let up = self.nodes.get(id).and_then(|n| n.up.as_ref());

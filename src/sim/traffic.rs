@@ -40,7 +40,7 @@ impl World {
         let running: Vec<NodeId> = self
             .nodes
             .values()
-            .filter(|n| n.up.is_some() && !(self.quiet && n.wiped))
+            .filter(|n| n.up.is_some() && (!self.quiet || self.counts(n)))
             .map(|n| n.id)
             .collect();
         let c = &mut self.clients[client as usize];

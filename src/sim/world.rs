@@ -8,13 +8,17 @@ use super::checks::{Cluster, Platter, Violation, violated};
 use super::clients::SimClient;
 use super::dice::Dice;
 use super::faults::Fault;
+use super::links::Reject;
 use super::network::{Network, Packet};
 use super::node::{ClientId, SimNode};
+use super::operator::{Changing, OPERATOR, Operator};
 use super::store::empty_model;
 use super::trace::{Step, Trace};
 use crate::kv::{Machine, MemoryStore};
-use crate::node::{Answer, Applied, Effects, Input, LogMessages, Refusal, ReplyTo, Verdict, Work};
-use crate::raft::{Index, Member, NodeId, RoleName};
+use crate::node::{
+    Answer, Applied, Effects, Input, LogMessages, Promise, Refusal, ReplyTo, Verdict, Work,
+};
+use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wal::ReadError;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -30,14 +34,17 @@ pub(super) enum Event {
     Applied(Applied<ClientId>),
     Store,
     Fetch { turn: u64 },
-    Dialed { from: NodeId },
-    Arrive { from: NodeId, connection: u64, packet: Box<Packet> },
+    Dial { to: NodeId, turn: u64 },
+    Dialed { from: NodeId, life: u64, promise: Promise },
+    Rejected { by: NodeId, why: Reject },
+    Arrive { from: NodeId, life: u64, connection: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
     ReadLog(Box<LogMessages>),
     ReadNow { client: ClientId, request: u64, key: Vec<u8> },
     ClientLost { client: ClientId, request: u64 },
     ClientActs { client: ClientId, turn: u64 },
+    Changing(Changing),
     Start,
     Fault,
 }
@@ -85,6 +92,10 @@ pub struct World {
     pub(super) platters: BTreeMap<NodeId, Platter>,
     pub(super) network: Network,
     pub(super) clients: Vec<SimClient>,
+    /// Who changes the members.
+    pub(super) operator: Operator,
+    /// The members that the cluster is formed of.
+    pub(super) first: Vec<Member>,
     pub(super) cluster: Cluster,
     pub(super) trace: Trace,
     /// How often each thing happened.
@@ -107,7 +118,10 @@ impl World {
     pub fn new(nodes: u64, clients: u64, keys: u64, print: bool, mut dice: Dice) -> World {
         let member = |id| Member { id, identity: 0, address: format!("node-{id}:1") };
         let members: Vec<Member> = (1..=nodes).map(member).collect();
-        let node = |id, dice: &mut Dice| (id, SimNode::new(id, members.clone(), dice.split()));
+        let node = |id, dice: &mut Dice| {
+            let address = format!("node-{id}:1");
+            (id, SimNode::new(id, 0, address, members.clone(), dice.split()))
+        };
         let mut world = World {
             now_us: 0,
             queue: BinaryHeap::new(),
@@ -116,7 +130,9 @@ impl World {
             platters: (1..=nodes).map(|id| (id, Platter::default())).collect(),
             network: Network::new(dice.split()),
             clients: (0..clients).map(|id| SimClient::new(id, keys, dice.split())).collect(),
-            cluster: Cluster::default(),
+            operator: Operator::new(nodes),
+            first: members.clone(),
+            cluster: Cluster::begin(Configuration::of_voters(1, members.clone())),
             trace: Trace::new(print),
             counters: BTreeMap::new(),
             fingerprints: BTreeMap::new(),
@@ -240,17 +256,29 @@ impl World {
                 Ok(())
             }
             Event::Store => self.store(node),
-            Event::Arrive { from, connection, packet } => {
-                self.arrive(node, from, connection, *packet)
+            Event::Arrive { from, life, connection, packet } => {
+                self.arrive(node, (from, life), connection, *packet)
             }
-            Event::Dialed { from } => {
-                self.dialed(node, from);
+            Event::Dial { to, turn } => {
+                self.dial(node, to, turn);
+                Ok(())
+            }
+            Event::Dialed { from, life, promise } => {
+                self.dialed(node, (from, life), promise);
+                Ok(())
+            }
+            Event::Rejected { by, why } => self.rejected(node, by, why),
+            Event::Changing(changing) => {
+                self.changing(changing);
                 Ok(())
             }
             Event::Fetch { turn } => self.fetch(node, turn),
             Event::Input(input) => {
                 self.input(node, input);
                 Ok(())
+            }
+            Event::Answer { client: OPERATOR, request, answer } => {
+                self.change_answered(node, request, *answer)
             }
             Event::Answer { client, request, answer } => {
                 self.client_answered(node, client, request, *answer);
@@ -292,7 +320,11 @@ impl World {
         let all = up.inbox.len();
         let take =
             if self.dice.chance(1, 8) { self.dice.below(all as u64 + 1) as usize } else { all };
+        let mut dialers: Vec<NodeId> = Vec::new();
         for input in up.inbox.drain(..take) {
+            if let Input::PeerDialed { node, .. } = &input {
+                dialers.push(*node);
+            }
             up.replica.handle(input, local_us);
         }
         let more = !up.inbox.is_empty();
@@ -305,13 +337,15 @@ impl World {
         }
         self.cluster.core_stepped(raft, life, &self.platters)?;
         let leads = raft.role() == RoleName::Leader;
-        if leads && !std::mem::replace(&mut up.led, leads) {
+        let elected = leads && !std::mem::replace(&mut up.led, leads);
+        if elected {
             self.cluster.elected(raft, &self.platters)?;
         }
         up.led = leads;
         if let Some(persist) = &effects.persist {
             self.cluster.persists(raft, persist, &self.platters[&node])?;
         }
+        self.cluster.configured(raft)?;
         let platter = &self.platters[&node];
         for message in &effects.messages {
             self.cluster.leaves(raft, message, platter)?;
@@ -319,9 +353,29 @@ impl World {
         if let Some(difference) = &effects.difference {
             return violated("replicas have equal digests", format!("{difference:?}"));
         }
+        dialers.retain(|id| !up.aside.contains_key(id));
+        dialers.retain(|id| !effects.aside.iter().any(|(aside, _)| aside == id));
+        let joint = raft.configuration().is_joint();
+        let leaves = joint && !raft.configuration().voters.contains(&node);
+        if let Some((peer, promise)) = effects.aside.iter().find(|(id, _)| !self.is_old_copy(*id)) {
+            let detail = format!("node {node} sets {peer} aside: {promise:?}");
+            return violated("only old copies are set aside", detail);
+        }
+        if let Some(peer) = dialers.into_iter().find(|id| self.is_old_copy(*id)) {
+            return violated("old copies are noticed", format!("node {node} trusts {peer}"));
+        }
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let Some(up) = &mut n.up else { return Ok(()) };
         let next_local_us = up.replica.next_tick_us();
         let next_us = n.global_us(next_local_us).max(now_us + 1);
         self.note(node, "raft", seen);
+        if elected && joint {
+            self.count("joint configurations met by a new leader");
+            if leaves {
+                self.count("elections won by who is about to leave");
+            }
+        }
+        self.count_changes()?;
         let next_us = if more { now_us + 20 } else { next_us };
         self.wake_at(node, life, next_us);
         self.act(node, effects);
@@ -329,6 +383,12 @@ impl World {
     }
 
     fn act(&mut self, node: NodeId, effects: Effects<ClientId>) {
+        for (peer, _) in &effects.aside {
+            self.set_aside(node, *peer);
+        }
+        if let Some(configuration) = &effects.configuration {
+            self.reconfigured(node, configuration);
+        }
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let life = n.life;
         let Some(up) = &mut n.up else { return };
@@ -348,8 +408,7 @@ impl World {
             self.schedule(delay_us, node, life, Event::ReadLog(messages));
         }
         if let Some((index, digest)) = effects.digest {
-            let others: Vec<NodeId> = self.nodes.keys().copied().filter(|id| *id != node).collect();
-            for to in others {
+            for to in self.peers_of(node) {
                 self.send(node, to, Packet::Digest { index, digest });
             }
         }
@@ -555,7 +614,7 @@ impl World {
     pub(super) fn leader(&self) -> Option<NodeId> {
         let knows =
             |n: &SimNode| n.up.as_ref().is_some_and(|up| up.replica.raft().leads_and_knows());
-        let leads = |n: &&SimNode| !n.wiped && knows(n);
+        let leads = |n: &&SimNode| !n.wiped && !n.old_copy && knows(n);
         self.nodes.values().find(leads).map(|n| n.id)
     }
 
