@@ -130,34 +130,36 @@ impl Shared {
     }
 }
 
-/// A node that this one has not heard of is to be answered where it says that it is reached.
-pub(super) fn answer_newcomer(shared: &Arc<Shared>, id: NodeId, address: &str) {
-    if shared.configuration().member(id).is_some() {
+/// A node has dialed: it is to be answered where it says that it is reached, also when this node has
+/// not heard of it or of its moving yet.
+pub(super) fn answer(shared: &Arc<Shared>, id: NodeId, address: &str) {
+    let is_member = shared.configuration().member(id).is_some();
+    let mut dialed_from = lock(&shared.dialed_from);
+    if !is_member && !dialed_from.contains_key(&id) && dialed_from.len() >= 2 * MEMBERS_MAX {
         return;
     }
-    let mut newcomers = lock(&shared.newcomers);
-    if newcomers.len() >= MEMBERS_MAX && !newcomers.contains_key(&id) {
-        return;
-    }
-    newcomers.insert(id, address.to_string());
-    drop(newcomers);
+    dialed_from.insert(id, address.to_string());
+    drop(dialed_from);
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
     links.entry(id).or_insert_with(|| peers::spawn(shared, id));
 }
 
-/// Its connection has ended: what it was answered by ends, too, unless it is a member meanwhile.
+/// A connection has ended: a newcomer is forgotten with it.
 pub(super) fn forget_newcomer(shared: &Shared, id: NodeId) {
-    let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
-    if lock(&shared.newcomers).remove(&id).is_some() && shared.configuration().member(id).is_none()
-    {
-        links.remove(&id);
+    if shared.configuration().member(id).is_none() {
+        lock(&shared.dialed_from).remove(&id);
+        shared.links.write().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 }
 
-/// Connections of nodes that are members no more are closed: when they dial again they are told.
-pub(super) fn part_with_strangers(shared: &Shared, configuration: &Configuration) {
-    for (id, (_, stream)) in lock(&shared.inbound).iter() {
-        if let Some(stream) = stream.as_ref().filter(|_| configuration.was_removed(*id)) {
+/// Whoever was removed is parted with: its connections are closed, and when it dials again it is told.
+pub(super) fn part_with_removed(shared: &Shared, configuration: &Configuration) {
+    let stays = |id: &NodeId| !configuration.was_removed(*id);
+    lock(&shared.dialed_from).retain(|id, _| stays(id));
+    // A sender whose inbox is dropped ends.
+    shared.links.write().unwrap_or_else(PoisonError::into_inner).retain(|id, _| stays(id));
+    for (_, (_, stream)) in lock(&shared.inbound).iter().filter(|(id, _)| !stays(id)) {
+        if let Some(stream) = stream {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }

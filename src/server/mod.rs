@@ -43,10 +43,10 @@ pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::{Promise, Work};
+use crate::node::{Promise, Standing, Work, standing};
 use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::LogReader;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -73,7 +73,8 @@ pub(crate) struct Shared {
     pub(crate) reader: LsmReader,
     pub(crate) log: LogReader,
     pub(crate) raft: inbox::RaftInbox,
-    pub(crate) configuration: RwLock<Arc<Configuration>>,
+    /// In force, and whether everything about it is committed.
+    pub(crate) configuration: RwLock<(Arc<Configuration>, bool)>,
     pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
     /// Number of the latest inbound connection of each peer, as only its end means anything; and, as
     /// long as it is open, a handle to close it by.
@@ -81,11 +82,12 @@ pub(crate) struct Shared {
     pub(crate) leader: AtomicU64,
     /// Term and last index of the log: never behind what this node has promised.
     pub(crate) promise: (AtomicU64, AtomicU64),
-    /// Where nodes are reached that have dialed and that this node has not heard of yet. Few: their
-    /// ids are above all that were given, and they know the cluster and its token.
-    pub(crate) newcomers: Mutex<BTreeMap<NodeId, String>>,
-    /// The configuration in force is committed.
-    pub(crate) settled: AtomicBool,
+    /// Where nodes are reached that have dialed, by their own word: members, which may have moved, and
+    /// newcomers that this node has not heard of yet, of which there may be as many as members.
+    pub(crate) dialed_from: Mutex<BTreeMap<NodeId, String>>,
+    /// How far this node was when the process started, and which peers have heard that.
+    pub(crate) began_at: Promise,
+    pub(crate) greeted: Mutex<BTreeSet<NodeId>>,
     /// Peers with old copies of their disks: their identity, and what they are told.
     pub(crate) aside: Mutex<BTreeMap<NodeId, (u64, String)>>,
     pub(crate) connections: AtomicUsize,
@@ -107,16 +109,39 @@ pub(crate) struct Shared {
 impl Shared {
     /// The configuration in force.
     pub(crate) fn configuration(&self) -> Arc<Configuration> {
-        Arc::clone(&self.configuration.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.configuration.read().unwrap_or_else(PoisonError::into_inner).0)
     }
 
-    /// Whom to dial for a node, a member or a newcomer.
-    pub(crate) fn whom(&self, id: NodeId) -> Option<Member> {
-        if let Some(member) = self.configuration().member(id) {
-            return Some(member.clone());
-        }
-        let address = lock(&self.newcomers).get(&id)?.clone();
-        Some(Member { id, identity: 0, address })
+    /// What a node is to this one.
+    pub(crate) fn standing(&self, id: NodeId, identity: u64) -> Standing {
+        let (configuration, settled) =
+            &*self.configuration.read().unwrap_or_else(PoisonError::into_inner);
+        standing(configuration, *settled, id, identity)
+    }
+
+    /// Where to dial a node, a member or a newcomer: where the configuration says, and where it has
+    /// said itself that it is reached. Both may be out of date.
+    pub(crate) fn whom(&self, id: NodeId) -> Vec<Member> {
+        let member = self.configuration().member(id).cloned();
+        let identity = member.as_ref().map_or(0, |m| m.identity);
+        let said = lock(&self.dialed_from).get(&id).cloned();
+        let said = said.filter(|said| member.as_ref().is_none_or(|m| m.address != *said));
+        let said = said.map(|address| Member { id, identity, address });
+        member.into_iter().chain(said).collect()
+    }
+
+    /// Members and newcomers beside this node.
+    pub(crate) fn others(&self) -> BTreeSet<NodeId> {
+        let mut ids: BTreeSet<NodeId> = lock(&self.dialed_from).keys().copied().collect();
+        ids.extend(self.configuration().members.iter().map(|m| m.id));
+        ids.remove(&self.id);
+        ids
+    }
+
+    /// What the next Hello to a peer says. The first one of a process speaks of its start: an old copy
+    /// of a disk may have learned a newer term from others since, and must not hide behind it.
+    pub(crate) fn shown_to(&self, peer: NodeId) -> Promise {
+        if lock(&self.greeted).contains(&peer) { self.promise() } else { self.began_at }
     }
 
     /// How far this node is.

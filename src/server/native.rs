@@ -12,8 +12,8 @@ use crate::kv::codec::take_outcome;
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::kv::{Command, Op, Outcome, Piece, Query};
-use crate::node::{Answer, Forward, Input, Promise, Refusal, Request, Status, Verdict};
-use crate::raft::{Configuration, Member, NodeId, NotProposed, RoleName};
+use crate::node::{Answer, Forward, Input, Promise, Refusal, Request, Standing, Status, Verdict};
+use crate::raft::{Member, NodeId, NotProposed, RoleName};
 use crate::wire::client::{
     self, Answer as Reply, Call, Class, Consistency, Failure, MemberInfo, MemberRole, Members,
     NO_REQUEST, NodeStatus, PeerStatus, Response,
@@ -75,14 +75,13 @@ pub(crate) fn serve(
         }
     };
     let configuration = shared.configuration();
-    let recorded = configuration.member(hello.from).map_or(0, |m| m.identity);
     let local = Local {
         cluster: shared.cluster,
         node: shared.id,
         identity: shared.identity,
         token: &shared.token,
     };
-    let version = match handshake::admit(&hello, &local, recorded) {
+    let version = match handshake::admit(&hello, &local) {
         Ok(version) => version,
         Err(reject) => {
             log_refused(shared, stream, Some(&hello), &reject.message);
@@ -94,7 +93,7 @@ pub(crate) fn serve(
         return send_reject(stream, &reject);
     }
     if hello.role.is_node()
-        && let Some(reject) = no_member(shared, &configuration, &hello)
+        && let Some(reject) = not_let_in(shared, &hello)
     {
         log_refused(shared, stream, Some(&hello), &reject.message);
         return send_reject(stream, &reject);
@@ -127,24 +126,25 @@ pub(crate) fn serve(
 }
 
 /// Why a node that dials is not let in, whatever its handshake says.
-fn no_member(shared: &Shared, configuration: &Configuration, hello: &Hello) -> Option<Reject> {
+fn not_let_in(shared: &Shared, hello: &Hello) -> Option<Reject> {
     let id = hello.from;
-    if configuration.member(id).is_some() {
-        let message = shared.is_aside(id, Some(hello.identity))?;
-        return Some(Reject { code: RejectCode::OldCopy, message });
-    }
-    // An uncommitted removal may yet be undone.
-    if configuration.was_removed(id) && shared.settled.load(Ordering::Relaxed) {
-        let message = format!("node {id} was removed from the cluster");
-        return Some(Reject { code: RejectCode::Removed, message });
-    }
-    // One that was taken in later than anything this node has heard of may even lead: a node that
-    // joins begins with the members of long ago (paper section 6, thesis 4.1).
-    if id > configuration.last_id {
-        return None;
-    }
-    let message = format!("node {id} is no member of the cluster");
-    Some(Reject { code: RejectCode::NotMember, message })
+    let (code, message) = match shared.standing(id, hello.identity) {
+        Standing::Member => (RejectCode::OldCopy, shared.is_aside(id, Some(hello.identity))?),
+        // One that was taken in later than anything this node has heard of may even lead: a node
+        // that joins begins with the members of long ago (paper section 6, thesis 4.1).
+        Standing::Newer => return None,
+        Standing::Foreign => {
+            let message = format!("the dialer is not the node {id} of the configuration");
+            (RejectCode::WrongIdentity, message)
+        }
+        Standing::Removed => {
+            (RejectCode::Removed, format!("node {id} was removed from the cluster"))
+        }
+        Standing::Stranger => {
+            (RejectCode::NotMember, format!("node {id} is no member of the cluster"))
+        }
+    };
+    Some(Reject { code, message })
 }
 
 /// Says who was refused and why, seldom: whoever dials again and again must not fill the disk.
@@ -223,7 +223,7 @@ fn serve_peer(
     let (node, identity, address) = (from, hello.identity, hello.address.clone());
     let _ = shared.raft.send(Input::PeerDialed { node, identity, address, promise });
     debug!("peer={from} connected");
-    members::answer_newcomer(shared, from, &hello.address);
+    members::answer(shared, from, &hello.address);
     let configuration = shared.configuration();
     let of_other = |m: &&Member| m.id != from && m.address == hello.address;
     if let Some(other) = configuration.members.iter().find(of_other)

@@ -6,7 +6,7 @@
 
 use super::logging::{debug, info, warning};
 use super::pulse::{Pulse, handshake_reader};
-use super::{ClientHandle, Shared, fatal, native};
+use super::{ClientHandle, Shared, fatal, lock, native};
 use crate::env::real::WRITE_AT_ONCE;
 use crate::kv::codec::put_outcome;
 use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
@@ -66,7 +66,7 @@ const _: () = assert!(LOG_MESSAGE_BYTES < PEER_FRAME_MAX);
 pub(crate) fn spawn(shared: &Arc<Shared>, peer: NodeId) -> Sender<Outgoing> {
     let (sender, inbox) = channel();
     let shared = Arc::clone(shared);
-    let link = Link { shared, peer, inbox, buffer: Vec::new(), said: String::new() };
+    let link = Link { shared, peer, inbox, buffer: Vec::new(), said: String::new(), attempts: 0 };
     let builder = thread::Builder::new().name(format!("to-peer-{peer}"));
     if let Err(e) = builder.spawn(move || link.run()) {
         fatal(format_args!("cannot start a thread: {e}"));
@@ -81,6 +81,7 @@ struct Link {
     buffer: Vec<u8>,
     /// The last complaint, so that it is not repeated.
     said: String,
+    attempts: u32,
 }
 
 /// The inbox is closed: the peer is no member any more.
@@ -141,8 +142,11 @@ impl Link {
 
     fn connect(&mut self) -> io::Result<(TcpStream, Pulse)> {
         let configuration = self.shared.configuration();
-        let member =
-            self.shared.whom(self.peer).ok_or_else(|| io::Error::other("it is not a member"))?;
+        // Where it is not found, it is looked for elsewhere the next time.
+        let whom = self.shared.whom(self.peer);
+        self.attempts = self.attempts.wrapping_add(1);
+        let member = whom.get(self.attempts as usize % whom.len().max(1));
+        let member = member.ok_or_else(|| io::Error::other("it is not a member"))?;
         let mut addresses = member.address.to_socket_addrs()?;
         let address =
             addresses.next().ok_or_else(|| io::Error::other("its address has no host"))?;
@@ -152,7 +156,7 @@ impl Link {
         if let Some(why) = self.shared.is_aside(self.peer, None) {
             return Err(io::Error::other(why));
         }
-        let promise = self.shared.promise();
+        let promise = self.shared.shown_to(self.peer);
         let hello = Hello {
             version_min: PROTOCOL_VERSIONS.0,
             version_max: PROTOCOL_VERSIONS.1,
@@ -180,6 +184,7 @@ impl Link {
                     return Err(io::Error::other("another node answers at its address"));
                 }
                 debug!("connected to peer={} address={}", self.peer, member.address);
+                lock(&self.shared.greeted).insert(self.peer);
                 self.tell(Input::PeerConnected { node: self.peer, identity: welcome.identity });
                 Ok((stream, Pulse::new(reader, Instant::now())))
             }

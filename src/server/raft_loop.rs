@@ -5,7 +5,7 @@ use super::inbox::RaftEvents;
 use super::log_writer::LogWork;
 use super::logging::{Level, info, log};
 use super::peers::{self, Outgoing};
-use super::{ApplyQueue, ClientHandle, Shared, lock, members, snapshots};
+use super::{ApplyQueue, ClientHandle, Shared, members, snapshots};
 use crate::node::{Difference, Effects, Replica, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::atomic::Ordering;
@@ -20,6 +20,7 @@ pub(crate) fn run(
     applier: &ApplyQueue,
     shared: &Arc<Shared>,
 ) {
+    let mut settled = false;
     loop {
         let effects = replica.effects();
         let leads = replica.raft().role() == RoleName::Leader;
@@ -27,8 +28,12 @@ pub(crate) fn run(
         let (raft, (term, index)) = (replica.raft(), &shared.promise);
         term.store(raft.term(), Ordering::Release);
         index.store(raft.last_index(), Ordering::Release);
-        shared.settled.store(raft.is_settled(), Ordering::Relaxed);
-        act(effects, leads, log_writer, applier, shared);
+        let now_settled = raft.is_settled();
+        if effects.configuration.is_some() || settled != now_settled {
+            settled = now_settled;
+            reconfigure(shared, effects.configuration.as_ref(), settled, leads);
+        }
+        act(effects, log_writer, applier, shared);
         let wants = replica.wants();
         let wait_us = replica.next_tick_us().saturating_sub(shared.clock.now_us());
         let wait = Duration::from_micros(wait_us);
@@ -58,7 +63,6 @@ fn tell_difference(shared: &Shared, difference: &Difference) {
 
 fn act(
     effects: Effects<ClientHandle>,
-    leads: bool,
     log_writer: &Sender<LogWork>,
     applier: &ApplyQueue,
     shared: &Arc<Shared>,
@@ -76,10 +80,6 @@ fn act(
     }
     if effects.repair {
         let _ = applier.send(Work::Hold);
-    }
-    if let Some(configuration) = effects.configuration {
-        tell_formation(shared, &configuration, leads);
-        reconfigure(shared, &configuration);
     }
     // The other threads end the process rather than themselves: sends do not fail while it lives.
     if let Some(persist) = effects.persist {
@@ -146,17 +146,29 @@ fn described(configuration: &Configuration) -> String {
     if unseen.is_empty() { all } else { format!("{all} (not seen yet: {unseen})") }
 }
 
-/// Keeps one sender for every other member.
-fn reconfigure(shared: &Arc<Shared>, configuration: &Arc<Configuration>) {
-    *shared.configuration.write().unwrap_or_else(PoisonError::into_inner) =
-        Arc::clone(configuration);
+/// Keeps one sender for every other member, and for every newcomer. Who is a member no more is parted
+/// with once that is committed: a leader that leaves still needs the answers until then.
+fn reconfigure(
+    shared: &Arc<Shared>,
+    next: Option<&Arc<Configuration>>,
+    settled: bool,
+    leads: bool,
+) {
+    if let Some(next) = next {
+        tell_formation(shared, next, leads);
+    }
+    let configuration = {
+        let mut now = shared.configuration.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(next) = next {
+            now.0 = Arc::clone(next);
+        }
+        now.1 = settled;
+        Arc::clone(&now.0)
+    };
+    if settled {
+        members::part_with_removed(shared, &configuration);
+    }
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
-    // A sender whose inbox is dropped ends.
-    let mut newcomers = lock(&shared.newcomers);
-    newcomers.retain(|id, _| *id > configuration.last_id);
-    links.retain(|id, _| configuration.member(*id).is_some() || newcomers.contains_key(id));
-    drop(newcomers);
-    members::part_with_strangers(shared, configuration);
     for member in configuration.members.iter().filter(|m| m.id != shared.id) {
         links.entry(member.id).or_insert_with(|| peers::spawn(shared, member.id));
     }

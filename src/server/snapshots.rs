@@ -169,7 +169,7 @@ fn fetch(shared: &Arc<Shared>, applier: &ApplyQueue) {
     let mut was_full = false;
     for round in 0.. {
         let Some(Fetching { offer, repairs, .. }) = *lock(&shared.fetching) else { return };
-        let from = if repairs { shared.other_member(round) } else { offer.from };
+        let from = if repairs { shared.other_node(round) } else { offer.from };
         if told.replace(repairs) != Some(repairs) {
             let why = if repairs { "to repair the store" } else { "to go on" };
             info!("needs a snapshot {why} from node={from} index={}", offer.index);
@@ -215,11 +215,9 @@ fn fetch(shared: &Arc<Shared>, applier: &ApplyQueue) {
 }
 
 impl Shared {
-    /// The other members in turn; 0 when there is none.
-    fn other_member(&self, round: u32) -> NodeId {
-        let configuration = self.configuration();
-        let others: Vec<NodeId> =
-            configuration.members.iter().map(|m| m.id).filter(|id| *id != self.id).collect();
+    /// The others in turn, whoever they are; 0 when there is none.
+    fn other_node(&self, round: u32) -> NodeId {
+        let others: Vec<NodeId> = self.others().into_iter().collect();
         others.get(round as usize % others.len().max(1)).copied().unwrap_or(0)
     }
 }
@@ -297,10 +295,15 @@ fn ask_for(stream: &mut TcpStream, reader: &mut FrameReader, ask: Ask) -> io::Re
 }
 
 fn dial(shared: &Shared, to: NodeId) -> io::Result<(TcpStream, FrameReader)> {
-    let member = shared.whom(to).ok_or_else(|| io::Error::other("there is no such member"))?;
-    let address = member.address.to_socket_addrs()?.next();
-    let address = address.ok_or_else(|| io::Error::other("its address has no host"))?;
-    let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+    let whom = shared.whom(to);
+    let mut last = io::Error::other("there is no such member");
+    let reached = whom.iter().find_map(|member| {
+        let first = member.address.to_socket_addrs().map(|mut all| all.next());
+        let address = first.and_then(|a| a.ok_or_else(|| io::ErrorKind::NotFound.into()));
+        let stream = address.and_then(|a| TcpStream::connect_timeout(&a, CONNECT_TIMEOUT));
+        stream.map_err(|e| last = e).ok().map(|stream| (member, stream))
+    });
+    let Some((member, mut stream)) = reached else { return Err(last) };
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let hello = Hello {

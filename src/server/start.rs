@@ -11,14 +11,14 @@ use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
-    Applier, BootError, Input, Opened, Part, Plan, Replica, ReplicaOptions, first_configuration,
-    open, restored,
+    Applier, BootError, Input, Opened, Part, Plan, Promise, Replica, ReplicaOptions,
+    first_configuration, open, restored,
 };
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
 use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
 use crate::wire::handshake::{Reject, RejectCode};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
@@ -558,13 +558,14 @@ fn run(
         reader: machine.reader(),
         log: wal.reader(),
         raft: raft_inbox,
-        configuration: RwLock::new(Arc::clone(raft.configuration())),
+        configuration: RwLock::new((Arc::clone(raft.configuration()), false)),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),
         promise: (AtomicU64::new(raft.term()), AtomicU64::new(raft.last_index())),
-        settled: AtomicBool::new(false),
-        newcomers: Mutex::new(BTreeMap::new()),
+        dialed_from: Mutex::new(BTreeMap::new()),
+        began_at: Promise::of(&raft),
+        greeted: Mutex::new(BTreeSet::new()),
         aside: Mutex::new(BTreeMap::new()),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),

@@ -343,9 +343,9 @@ pub struct Local<'a> {
 
 /// Decides on a hello: the version to speak, or the reject to send.
 ///
-/// `recorded_identity` is what the active configuration says of the member `hello.from`; 0 when it
-/// says nothing. The token comes before everything that would tell a stranger about the cluster.
-pub fn admit(hello: &Hello, local: &Local<'_>, recorded_identity: u64) -> Result<u16, Reject> {
+/// The token comes before everything that would tell a stranger about the cluster. Whether a node is a
+/// member, and of the directory that is known, is not decided here.
+pub fn admit(hello: &Hello, local: &Local<'_>) -> Result<u16, Reject> {
     let reject = |code, message: String| Err(Reject { code, message });
     let theirs = (hello.version_min, hello.version_max);
     let version = match common_version(PROTOCOL_VERSIONS, theirs) {
@@ -380,16 +380,8 @@ pub fn admit(hello: &Hello, local: &Local<'_>, recorded_identity: u64) -> Result
             format!("node {} has another identity than the dialer recorded", local.node),
         );
     }
-    if hello.role.is_node() {
-        if hello.from != 0 && hello.from == local.node {
-            return reject(RejectCode::WrongNode, format!("node {} is this node", hello.from));
-        }
-        if recorded_identity != 0 && hello.identity != recorded_identity {
-            return reject(
-                RejectCode::WrongIdentity,
-                format!("the dialer is not the node {} of the configuration", hello.from),
-            );
-        }
+    if hello.role.is_node() && hello.from != 0 && hello.from == local.node {
+        return reject(RejectCode::WrongNode, format!("node {} is this node", hello.from));
     }
     Ok(version)
 }
@@ -433,15 +425,14 @@ mod tests {
     }
 
     fn code(hello: &Hello, local: &Local<'_>) -> Option<RejectCode> {
-        admit(hello, local, 11).err().map(|reject| reject.code)
+        admit(hello, local).err().map(|reject| reject.code)
     }
 
     /// The right client and the right peer are admitted, and each wrong one learns why not.
     #[test]
     fn each_wrong_hello_is_rejected_with_its_code() {
-        assert_eq!(admit(&client(), &LOCAL, 0), Ok(1));
-        assert_eq!(admit(&peer(), &LOCAL, 11), Ok(1));
-        assert_eq!(admit(&peer(), &LOCAL, 0), Ok(1), "no identity is on record yet");
+        assert_eq!(admit(&client(), &LOCAL), Ok(1));
+        assert_eq!(admit(&peer(), &LOCAL), Ok(1));
         let cases = [
             (Hello { cluster: 77, to: 2, to_identity: 22, ..client() }, None),
             (Hello { version_min: 2, version_max: 3, ..client() }, Some(RejectCode::Version)),
@@ -453,8 +444,6 @@ mod tests {
             (Hello { cluster: 0, ..peer() }, Some(RejectCode::ForeignCluster)),
             (Hello { to: 3, ..client() }, Some(RejectCode::WrongNode)),
             (Hello { to_identity: 23, ..peer() }, Some(RejectCode::WrongIdentity)),
-            (Hello { identity: 12, ..peer() }, Some(RejectCode::WrongIdentity)),
-            (Hello { identity: 0, ..peer() }, Some(RejectCode::WrongIdentity)),
             (Hello { from: 2, ..peer() }, Some(RejectCode::WrongNode)),
         ];
         for (hello, expected) in cases {
@@ -466,7 +455,7 @@ mod tests {
     #[test]
     fn the_token_is_asked_for_first() {
         let hello = Hello { token: b"x".to_vec(), cluster: 5, to: 9, ..peer() };
-        let reject = admit(&hello, &LOCAL, 11).unwrap_err();
+        let reject = admit(&hello, &LOCAL).unwrap_err();
         assert_eq!(reject.code, RejectCode::Token);
         assert_eq!(reject.message, "the token is wrong");
     }
@@ -476,9 +465,9 @@ mod tests {
     fn a_node_in_no_cluster_meets_its_like() {
         let local = Local { cluster: 0, node: 0, identity: 22, token: b"" };
         let like = Hello { cluster: 0, from: 0, to: 0, ..peer() };
-        assert_eq!(admit(&like, &local, 0), Ok(1));
-        assert_eq!(admit(&client(), &local, 0), Ok(1));
-        assert_eq!(admit(&peer(), &local, 0).unwrap_err().code, RejectCode::NotFormed);
+        assert_eq!(admit(&like, &local), Ok(1));
+        assert_eq!(admit(&client(), &local), Ok(1));
+        assert_eq!(admit(&peer(), &local).unwrap_err().code, RejectCode::NotFormed);
         assert!(RejectCode::NotFormed.may_pass() && !RejectCode::Token.may_pass());
     }
 

@@ -309,7 +309,7 @@ impl Shared {
         let hello = take_hello(body).expect("the client's hello decodes");
         let local =
             Local { cluster: CLUSTER, node: self.id, identity: self.id, token: &self.token };
-        let version = match admit(&hello, &local, 0) {
+        let version = match admit(&hello, &local) {
             Ok(version) => version,
             Err(reject) => {
                 put_reject(out, &reject);

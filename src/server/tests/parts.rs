@@ -8,11 +8,11 @@ use crate::env::{Clock, DirLock, real::RealClock};
 use crate::kv::{
     Command, Committed, Limits, LsmStore, Machine, Op, StoreOptions, Write, encode_command,
 };
-use crate::node::{Input, Wants};
+use crate::node::{Input, Promise, Wants};
 use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::testdisk::TestDisk;
 use crate::wal::{self, Wal};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -56,13 +56,14 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         reader: machine.reader(),
         log: log.reader(),
         raft,
-        configuration: RwLock::new(Arc::new(Configuration::of_voters(7, members))),
+        configuration: RwLock::new((Arc::new(Configuration::of_voters(7, members)), true)),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),
         promise: Default::default(),
-        settled: AtomicBool::new(true),
-        newcomers: Mutex::new(BTreeMap::new()),
+        dialed_from: Mutex::new(BTreeMap::new()),
+        began_at: Promise::default(),
+        greeted: Mutex::new(BTreeSet::new()),
         aside: Mutex::new(BTreeMap::new()),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(0),
