@@ -457,13 +457,14 @@ fn page_json(page: &Page, keys_only: bool) -> Json {
 }
 
 fn member_json(m: &MemberInfo) -> Vec<(&'static str, Json)> {
-    vec![
+    let mut fields = vec![
         ("id", m.id.into()),
         ("address", m.address.as_str().into()),
         ("role", m.role.name().into()),
         ("voter", m.voter.into()),
-        ("replaces", m.replaces.map_or(Json::Null, Json::from)),
-    ]
+    ];
+    fields.extend(m.replaces.map(|old| ("replaces", old.into())));
+    fields
 }
 
 fn status_json(
