@@ -9,7 +9,7 @@ usage() {
 usage: scripts/mutants.sh [FLAGS] [NAME...]
 
 Applies each patch of scripts/mutants/ to a copy of the tree, builds it and runs seeds of the
-simulator until one fails. At the end the unchanged copy must pass 50 times as many seeds.
+simulator until one fails. At the end the unchanged copy must pass 100 times as many seeds.
 NAME is a mutant's name or number, as --list prints it; with names the unchanged copy is not run.
 
     --list        print number, name and bug of every mutant
@@ -183,13 +183,13 @@ fi
 
 failed=no
 if [ $mode = clean ] || [ ${#names[@]} -eq 0 ]; then
-    # Fifty times the seeds are worth an optimised build.
+    # A hundred times the seeds are worth an optimised build.
     binary=$target/release/kontiki
     if ! build release; then
         cat "$log.build" >&2
         fail "the unchanged copy does not build"
     fi
-    simulate $((50 * seeds)) $((50 * patience_s))
+    simulate $((100 * seeds)) $((100 * patience_s))
     if [ -n "$caught" ]; then failed=yes; fi
     row '(unchanged)' 'none planted' "${caught:-nothing, as it must be}" "$after" "$took"
 fi

@@ -228,6 +228,13 @@ fn segment_bytes(wal_limit_bytes: u64, max_batch_bytes: usize) -> u64 {
     bytes.next_multiple_of(wal::SEGMENT_BYTES_MIN)
 }
 
+/// The log goes by whole segments: a limit that the one being written can exceed by itself would be
+/// exceeded for long, with nothing to give up, and whoever joins or lags be offered one snapshot after
+/// the other.
+fn log_limit(wal_limit_bytes: u64, max_batch_bytes: usize) -> u64 {
+    wal_limit_bytes.max(2 * segment_bytes(wal_limit_bytes, max_batch_bytes))
+}
+
 /// What was found on disk, and how long each part took.
 fn report(opened: &Opened, parts: &[(Part, u64)], took_us: u64) {
     let Opened { recovered, store, .. } = opened;
@@ -534,7 +541,7 @@ fn run(
         inflight_bytes_max: options.inflight_bytes_max,
         batch_bytes_max: raft_options.append_bytes_max,
         identity: identity.identity,
-        wal_limit_bytes: options.wal_limit_bytes,
+        wal_limit_bytes: log_limit(options.wal_limit_bytes, options.limits.max_batch_bytes),
         address: options.advertise.clone(),
     };
     let restored = restored(identity, &recovered, machine.applied());

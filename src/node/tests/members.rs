@@ -35,6 +35,26 @@ impl Cluster {
     }
 }
 
+/// What a dialer is, by what is known of its id: only what is committed is told for good.
+#[test]
+fn only_what_is_committed_is_told_for_good() {
+    let member = |id| Member { id, identity: identity_of(id), address: format!("host:{id}") };
+    let all = Configuration::of_voters(7, (1..=3).map(member).collect());
+    let now = all.without(2);
+    for settled in [false, true] {
+        let of = |id, identity| standing(&now, settled, id, identity);
+        assert_eq!(of(3, identity_of(3)), Standing::Member);
+        assert_eq!(of(4, 5), Standing::Newer, "it may lead, and this node be far behind");
+        let (other, gone) = match settled {
+            true => (Standing::Foreign, Standing::Removed),
+            false => (Standing::Stranger, Standing::Stranger),
+        };
+        assert_eq!((of(3, 5), of(2, identity_of(2))), (other, gone));
+    }
+    let unbound = now.with_learner(0, "host:4");
+    assert_eq!(standing(&unbound, true, 4, 5), Standing::Member, "nobody is known under it yet");
+}
+
 /// A node asks to be taken in, again and again: it gets one id, learns, and votes once it has caught
 /// up. Another directory at its address is refused with the command that would replace it.
 #[test]
