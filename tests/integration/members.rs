@@ -1,7 +1,8 @@
 //! Members come and go while the cluster serves: every command, with real processes.
 
-use crate::support::cluster::{BINARY, Cluster, alone, free_ports, kontiki};
+use crate::support::cluster::{BINARY, Cluster, alone, flags, free_ports, kontiki};
 use crate::support::load::{self, Run, Seat};
+use crate::support::strace::missing;
 use crate::support::{contents, say, wait_for};
 use kontiki::client::{Client, Options};
 use kontiki::sim::linearizability::{Call, check};
@@ -14,7 +15,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -326,6 +327,34 @@ fn changes_that_make_no_sense_are_refused_with_their_reason() {
     good(&cluster, &format!("member remove {id}"));
     refused(&cluster, &format!("member remove {own}"), 2, &["is the only one that votes"]);
     assert_eq!(good(&cluster, "put still serves").split(' ').next(), Some("OK"));
+}
+
+#[test]
+fn a_learner_that_is_always_a_little_behind_is_promoted_by_a_command() {
+    // Its disk takes longer than an election timeout for each sync while writes go on: by itself it
+    // would never vote.
+    if let Some(why) = missing() {
+        say("members", &format!("skipped: {why}"));
+        return;
+    }
+    let mut cluster = Cluster::start(1);
+    let address = cluster.nodes[0].address.clone();
+    let load = kontiki(BINARY)
+        .args(["bench", "-a", &address, "--clients", "1", "--rate", "50", "--seconds", "60"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("kontiki bench");
+    let _ends = Ends(load);
+    let slow = "strace -D -f -o /dev/null -e trace=fdatasync -e inject=fdatasync:delay_exit=800000";
+    let learner = cluster.join_under(Some(flags(slow)));
+    wait_for_log(&cluster, learner, "follows leader=1");
+    wait_for("it has some of the log", || {
+        let (code, said) = cli(&cluster, "member promote 2");
+        assert!(code == 0 || said.contains("cannot be reached"), "{said}");
+        (code == 0).then_some(())
+    });
+    wait_for_voters(&cluster, &[0, learner]);
 }
 
 #[test]

@@ -176,6 +176,26 @@ fn changes_are_refused_where_they_make_no_sense() {
     assert_eq!(c.change(leader, voter), takes_no_place);
 }
 
+/// A learner whose disk is slower than the load is never ready by itself; a person may let it vote.
+#[test]
+fn a_learner_that_lags_a_little_is_promoted_when_somebody_asks() {
+    let (mut c, leader) = Cluster::led(3);
+    assert_eq!(c.change(leader, join("host:4", identity_of(4))), Ok(4));
+    c.begin(4);
+    c.node(4).disk_held = true;
+    for round in 0..6 {
+        c.write(leader, &format!("k{round}"), SOON_US);
+        c.advance(2 * ELECTION_US);
+        assert_eq!(c.voters(leader), [1, 2, 3], "each round takes longer than an election timeout");
+        // One write of its disk, and the next takes as long.
+        c.persist(4);
+        c.write(leader, "more", SOON_US);
+    }
+    let promote = Request::Change(Change::Promote { id: 4, force: false });
+    assert_eq!(c.change(leader, promote), Ok(4));
+    assert_eq!(c.voters(leader), [1, 2, 3, 4]);
+}
+
 /// Members move: to a new address, two into each other's place, but not to where a third one is.
 #[test]
 fn a_member_moves_to_no_address_of_another() {

@@ -36,6 +36,8 @@ pub(crate) struct Node {
     pub(crate) log: PathBuf,
     /// What it is to do at the very first start, and may say at any later one.
     begins: Vec<String>,
+    /// Words in front of its command, in place of those of the setup.
+    wrapper: Vec<String>,
     child: Option<Child>,
 }
 
@@ -107,6 +109,7 @@ impl Cluster {
                     data: cluster.data().join(format!("{port}")),
                     log: cluster.dir.path().join(format!("n{}.log", at + 1)),
                     begins: Vec::new(),
+                    wrapper: cluster.wrapper_of(at),
                     child: None,
                 })
                 .collect();
@@ -120,6 +123,10 @@ impl Cluster {
             (0..count).for_each(|node| cluster.kill(node));
         }
         panic!("somebody took the ports, {PORT_ATTEMPTS} times");
+    }
+
+    fn wrapper_of(&self, node: usize) -> Vec<String> {
+        self.setup.wrapper.iter().map(|w| w.replace('%', &(node + 1).to_string())).collect()
     }
 
     fn data(&self) -> &Path {
@@ -145,6 +152,11 @@ impl Cluster {
 
     /// Starts a new node that asks those that run to take it in; gives its place.
     pub(crate) fn join(&mut self) -> usize {
+        self.join_under(None)
+    }
+
+    /// The same with these words in front of its command.
+    pub(crate) fn join_under(&mut self, wrapper: Option<Vec<String>>) -> usize {
         let port = free_ports(1)[0];
         let place = self.nodes.len();
         let running = self.nodes.iter().filter(|node| node.child.is_some());
@@ -154,6 +166,7 @@ impl Cluster {
             data: self.data().join(format!("{port}")),
             log: self.dir.path().join(format!("n{}.log", place + 1)),
             begins: vec!["--join".to_owned(), cluster.join(",")],
+            wrapper: wrapper.unwrap_or_else(|| self.wrapper_of(place)),
             child: None,
         });
         self.launch(place);
@@ -192,8 +205,7 @@ impl Cluster {
     }
 
     fn launch(&mut self, node: usize) {
-        let mut command: Vec<String> =
-            self.setup.wrapper.iter().map(|w| w.replace('%', &(node + 1).to_string())).collect();
+        let mut command = self.nodes[node].wrapper.clone();
         command.push(BINARY.to_owned());
         command.extend(self.words(node));
         let it = &mut self.nodes[node];
