@@ -237,46 +237,40 @@ impl From<NotProposed> for ChangeRefused {
     }
 }
 
-/// What a node is to another one that has this configuration in force.
+/// What a node is to another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// A member, or it may be: no other directory is known under its id.
+    /// A member, or it may be: no other directory is known under its id for good.
     Member,
     /// Another directory is known under its id for ever: what this one promises, that one may have
     /// promised otherwise.
     Foreign,
-    /// Its id is above all that the other one has heard of: it was taken in since. Whoever is behind
+    /// Its id is above all that are known to have been given: it was taken in since. Whoever is behind
     /// must listen to it, as it may lead, and must be able to answer, or it stays behind for ever.
     Newer,
     /// It was removed for ever: it may be told so.
     Removed,
-    /// No member, or not of that directory, but that may be undone yet: a leader that was overtaken
-    /// may have given its id to somebody else.
-    Stranger,
 }
 
-/// What node `id` of that identity is to a node with this configuration in force, `settled` when that
-/// is committed.
+/// What node `id` of that identity is to a node with a configuration in force and one, the same or an
+/// earlier one, that is known to be committed. Only what is committed counts against it: an entry of a
+/// leader that was overtaken may have removed it, or have given its id to somebody else.
 pub fn standing(
-    configuration: &Configuration,
-    settled: bool,
+    in_force: &Configuration,
+    committed: &Configuration,
     id: NodeId,
     identity: u64,
 ) -> Standing {
-    let member = configuration.member(id);
-    if member.is_some_and(|m| m.identity == 0 || m.identity == identity) {
+    let is_member =
+        |c: &Configuration| c.member(id).is_some_and(|m| m.identity == 0 || m.identity == identity);
+    if is_member(committed) || is_member(in_force) {
         Standing::Member
-    } else if member.is_some() && settled {
+    } else if committed.member(id).is_some() {
         Standing::Foreign
-    } else if member.is_some() {
-        Standing::Stranger
-    } else if id > configuration.last_id {
+    } else if id > committed.last_id {
         Standing::Newer
-    } else if settled {
-        Standing::Removed
     } else {
-        // A removal that is not committed may yet be undone.
-        Standing::Stranger
+        Standing::Removed
     }
 }
 

@@ -51,6 +51,13 @@ impl Raft {
         !self.log.configuration().is_joint() && self.commit >= self.log.configuration_index()
     }
 
+    /// The latest configuration that is known to be committed.
+    pub fn committed_configuration(&self) -> &Arc<Configuration> {
+        let all = self.log.configurations();
+        let behind = all.partition_point(|(index, _)| *index <= self.commit);
+        &all[behind.saturating_sub(1)].1
+    }
+
     /// Index of the entry that holds the configuration in force; 0 for that of the beginning.
     pub fn configuration_index(&self) -> Index {
         self.log.configuration_index()

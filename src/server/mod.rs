@@ -73,8 +73,8 @@ pub(crate) struct Shared {
     pub(crate) reader: LsmReader,
     pub(crate) log: LogReader,
     pub(crate) raft: inbox::RaftInbox,
-    /// In force, and whether everything about it is committed.
-    pub(crate) configuration: RwLock<(Arc<Configuration>, bool)>,
+    /// The one in force, and the latest that is known to be committed.
+    pub(crate) configuration: RwLock<(Arc<Configuration>, Arc<Configuration>)>,
     pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
     /// Number of the latest inbound connection of each peer, as only its end means anything; and, as
     /// long as it is open, a handle to close it by.
@@ -114,16 +114,19 @@ impl Shared {
 
     /// What a node is to this one.
     pub(crate) fn standing(&self, id: NodeId, identity: u64) -> Standing {
-        let (configuration, settled) =
+        let (in_force, committed) =
             &*self.configuration.read().unwrap_or_else(PoisonError::into_inner);
-        standing(configuration, *settled, id, identity)
+        standing(in_force, committed, id, identity)
     }
 
     /// Where to dial a node, a member or a newcomer: where the configuration says, and where it has
     /// said itself that it is reached. Both may be out of date.
     pub(crate) fn whom(&self, id: NodeId) -> Vec<Member> {
-        let member = self.configuration().member(id).cloned();
-        let identity = member.as_ref().map_or(0, |m| m.identity);
+        let (in_force, committed) =
+            self.configuration.read().unwrap_or_else(PoisonError::into_inner).clone();
+        // Only what is committed says for good who it is to be.
+        let identity = committed.member(id).map_or(0, |m| m.identity);
+        let member = in_force.member(id).map(|m| Member { identity, ..m.clone() });
         let said = lock(&self.dialed_from).get(&id).cloned();
         let said = said.filter(|said| member.as_ref().is_none_or(|m| m.address != *said));
         let said = said.map(|address| Member { id, identity, address });

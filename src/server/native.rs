@@ -140,9 +140,6 @@ fn not_let_in(shared: &Shared, hello: &Hello) -> Option<Reject> {
         Standing::Removed => {
             (RejectCode::Removed, format!("node {id} was removed from the cluster"))
         }
-        Standing::Stranger => {
-            (RejectCode::NotMember, format!("node {id} is no member of the cluster"))
-        }
     };
     Some(Reject { code, message })
 }

@@ -20,7 +20,7 @@ pub(crate) fn run(
     applier: &ApplyQueue,
     shared: &Arc<Shared>,
 ) {
-    let mut settled = false;
+    let mut told: Option<Arc<Configuration>> = None;
     loop {
         let effects = replica.effects();
         let leads = replica.raft().role() == RoleName::Leader;
@@ -28,10 +28,11 @@ pub(crate) fn run(
         let (raft, (term, index)) = (replica.raft(), &shared.promise);
         term.store(raft.term(), Ordering::Release);
         index.store(raft.last_index(), Ordering::Release);
-        let now_settled = raft.is_settled();
-        if effects.configuration.is_some() || settled != now_settled {
-            settled = now_settled;
-            reconfigure(shared, effects.configuration.as_ref(), settled, leads);
+        let committed = raft.committed_configuration();
+        let news = told.as_ref().is_none_or(|told| !Arc::ptr_eq(told, committed));
+        if effects.configuration.is_some() || news {
+            told = Some(Arc::clone(committed));
+            reconfigure(shared, effects.configuration.as_ref(), committed, leads);
         }
         act(effects, log_writer, applier, shared);
         let wants = replica.wants();
@@ -151,7 +152,7 @@ fn described(configuration: &Configuration) -> String {
 fn reconfigure(
     shared: &Arc<Shared>,
     next: Option<&Arc<Configuration>>,
-    settled: bool,
+    committed: &Arc<Configuration>,
     leads: bool,
 ) {
     if let Some(next) = next {
@@ -162,12 +163,10 @@ fn reconfigure(
         if let Some(next) = next {
             now.0 = Arc::clone(next);
         }
-        now.1 = settled;
+        now.1 = Arc::clone(committed);
         Arc::clone(&now.0)
     };
-    if settled {
-        members::part_with_removed(shared, &configuration);
-    }
+    members::part_with_removed(shared, committed);
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
     for member in configuration.members.iter().filter(|m| m.id != shared.id) {
         links.entry(member.id).or_insert_with(|| peers::spawn(shared, member.id));

@@ -565,7 +565,10 @@ fn run(
         reader: machine.reader(),
         log: wal.reader(),
         raft: raft_inbox,
-        configuration: RwLock::new((Arc::clone(raft.configuration()), false)),
+        configuration: RwLock::new((
+            Arc::clone(raft.configuration()),
+            Arc::clone(raft.committed_configuration()),
+        )),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),

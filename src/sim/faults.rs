@@ -435,6 +435,10 @@ fn flip_identity(world: &mut World, node: NodeId, both: bool, at: u64) {
 }
 
 fn flip_store(world: &mut World, node: NodeId, at: u64) {
+    // It heals from the others, who must be able to do without.
+    if !world.can_lose(node) {
+        return;
+    }
     let Some(n) = world.nodes.get_mut(&node) else { return };
     if n.up.is_some() {
         return;

@@ -127,18 +127,19 @@ impl World {
         let (Some(up), Some(theirs)) = (&n.up, &other.up) else { return Err(Reject::Stranger) };
         let raft = up.replica.raft();
         // Whom it wants to reach, it says.
-        let wanted = theirs.replica.raft().configuration().member(at).map_or(0, |m| m.identity);
+        let theirs = theirs.replica.raft().committed_configuration();
+        let wanted = theirs.member(at).map_or(0, |m| m.identity);
         if wanted != 0 && wanted != n.identity {
             return Err(Reject::Identity);
         }
-        match standing(raft.configuration(), raft.is_settled(), dialer, other.identity) {
+        let committed = raft.committed_configuration();
+        match standing(raft.configuration(), committed, dialer, other.identity) {
             Standing::Foreign => Err(Reject::Identity),
             Standing::Member if up.aside.get(&dialer) == Some(&other.identity) => {
                 Err(Reject::OldCopy)
             }
             Standing::Member | Standing::Newer => Ok(()),
             Standing::Removed => Err(Reject::Removed),
-            Standing::Stranger => Err(Reject::Stranger),
         }
     }
 

@@ -130,6 +130,14 @@ impl World {
         members.filter(lost).map(|m| m.id).collect()
     }
 
+    /// The same, and those that need somebody else to come back whole: their store is damaged.
+    fn in_need(&self, configuration: &Configuration) -> Vec<NodeId> {
+        let mut ids = self.lost(configuration);
+        let members = configuration.members.iter().map(|m| m.id);
+        ids.extend(members.filter(|id| self.nodes.get(id).is_some_and(|n| n.store_flipped)));
+        ids
+    }
+
     /// Configurations that may be in force soon, whatever becomes of what is under way.
     fn futures(&self) -> Vec<Configuration> {
         let mut futures: Vec<Configuration> = self.cluster.possible();
@@ -155,7 +163,7 @@ impl World {
     /// Whether the cluster goes on in any case when that node never comes back.
     pub(super) fn can_lose(&self, node: NodeId) -> bool {
         self.futures().iter().all(|c| {
-            let mut lost = self.lost(c);
+            let mut lost = self.in_need(c);
             lost.push(node);
             can_serve(c, &lost)
         })
@@ -165,12 +173,16 @@ impl World {
         self.futures()
             .iter()
             .filter_map(|now| outcome(now, change))
-            .all(|next| can_serve(&next, &self.lost(&next)))
+            .all(|next| can_serve(&next, &self.in_need(&next)))
     }
 
-    /// Whether so many disks are lost that no majority can come back.
+    /// Whether so many disks are lost that no majority can come back, or nobody has a store that is
+    /// whole.
     pub(super) fn is_hopeless(&self) -> bool {
-        self.cluster.possible().iter().any(|c| !can_serve(c, &self.lost(c)))
+        self.cluster.possible().iter().any(|c| {
+            let in_need = self.in_need(c);
+            !can_serve(c, &self.lost(c)) || c.voters.iter().all(|id| in_need.contains(id))
+        })
     }
 
     // ---- what is done ----

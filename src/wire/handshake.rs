@@ -169,8 +169,6 @@ pub enum RejectCode {
     Removed,
     /// The dialer's disk is behind what it has promised: an old copy.
     OldCopy,
-    /// The dialer is no member, as far as this node knows; later may be better.
-    NotMember,
     /// A code from a later version; never one of the above.
     Other(u8),
 }
@@ -189,7 +187,6 @@ impl RejectCode {
             RejectCode::Malformed => 8,
             RejectCode::Removed => 9,
             RejectCode::OldCopy => 10,
-            RejectCode::NotMember => 11,
             RejectCode::Other(number) => number,
         }
     }
@@ -206,15 +203,13 @@ impl RejectCode {
             8 => RejectCode::Malformed,
             9 => RejectCode::Removed,
             10 => RejectCode::OldCopy,
-            11 => RejectCode::NotMember,
             other => RejectCode::Other(other),
         }
     }
 
     /// Whether the same hello may be welcome later.
     pub fn may_pass(self) -> bool {
-        use RejectCode::{NotFormed, NotMember, TooManyConnections};
-        matches!(self, TooManyConnections | NotFormed | NotMember)
+        matches!(self, RejectCode::TooManyConnections | RejectCode::NotFormed)
     }
 }
 

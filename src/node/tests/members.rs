@@ -35,24 +35,30 @@ impl Cluster {
     }
 }
 
-/// What a dialer is, by what is known of its id: only what is committed is told for good.
+/// What a dialer is, by what is known of its id: an entry that may yet be undone removes nobody, and
+/// gives nobody's id away. (Seed 12946: a node that was overtaken as leader had given the id of the next
+/// leader to somebody else in an entry that was never committed, and would not listen to it.)
 #[test]
-fn only_what_is_committed_is_told_for_good() {
+fn only_what_is_committed_is_held_against_a_node() {
     let member = |id| Member { id, identity: identity_of(id), address: format!("host:{id}") };
     let all = Configuration::of_voters(7, (1..=3).map(member).collect());
-    let now = all.without(2);
-    for settled in [false, true] {
-        let of = |id, identity| standing(&now, settled, id, identity);
-        assert_eq!(of(3, identity_of(3)), Standing::Member);
-        assert_eq!(of(4, 5), Standing::Newer, "it may lead, and this node be far behind");
-        let (other, gone) = match settled {
-            true => (Standing::Foreign, Standing::Removed),
-            false => (Standing::Stranger, Standing::Stranger),
-        };
-        assert_eq!((of(3, 5), of(2, identity_of(2))), (other, gone));
-    }
-    let unbound = now.with_learner(0, "host:4");
-    assert_eq!(standing(&unbound, true, 4, 5), Standing::Member, "nobody is known under it yet");
+    let without = all.without(2);
+    let gone = |committed| standing(&without, committed, 2, identity_of(2));
+    assert_eq!((gone(&all), gone(&without)), (Standing::Member, Standing::Removed));
+    let of = |id, identity| standing(&all, &all, id, identity);
+    assert_eq!(of(3, identity_of(3)), Standing::Member);
+    assert_eq!(of(3, 5), Standing::Foreign);
+    assert_eq!(of(4, 5), Standing::Newer, "it may lead, and this node be far behind");
+    let given = all.with_learner(6, "host:4");
+    assert_eq!(standing(&given, &all, 4, 5), Standing::Newer, "it may be another one's yet");
+    assert_eq!(standing(&given, &all, 4, 6), Standing::Member);
+    assert_eq!(standing(&given, &given, 4, 5), Standing::Foreign);
+    let unbound = all.with_learner(0, "host:4");
+    assert_eq!(
+        standing(&unbound, &unbound, 4, 5),
+        Standing::Member,
+        "nobody is known under it yet"
+    );
 }
 
 /// A node asks to be taken in, again and again: it gets one id, learns, and votes once it has caught

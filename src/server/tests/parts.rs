@@ -43,9 +43,10 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
     machine.apply([(1, Committed::Command(&put))]).unwrap();
     let (raft, events) = raft_inbox();
     let clock: Arc<dyn Clock> = Arc::new(RealClock::default());
+    let configuration = Arc::new(Configuration::of_voters(7, members.clone()));
     let shared = Arc::new(Shared {
         id: 1,
-        first: members.clone(),
+        first: members,
         identity: 11,
         cluster: 7,
         address: "host:1".to_string(),
@@ -56,7 +57,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         reader: machine.reader(),
         log: log.reader(),
         raft,
-        configuration: RwLock::new((Arc::new(Configuration::of_voters(7, members)), true)),
+        configuration: RwLock::new((Arc::clone(&configuration), configuration)),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),
