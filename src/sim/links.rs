@@ -23,8 +23,8 @@ pub(super) enum Reject {
     OldCopy,
     /// The dialer was removed for ever.
     Removed,
-    /// The dialer is no member.
-    Stranger,
+    /// One of the two does not run any more.
+    Down,
 }
 
 /// Pauses between attempts to connect, in microseconds.
@@ -124,7 +124,7 @@ impl World {
 
     fn admits(&self, at: NodeId, dialer: NodeId) -> Result<(), Reject> {
         let (n, other) = (&self.nodes[&at], &self.nodes[&dialer]);
-        let (Some(up), Some(theirs)) = (&n.up, &other.up) else { return Err(Reject::Stranger) };
+        let (Some(up), Some(theirs)) = (&n.up, &other.up) else { return Err(Reject::Down) };
         let raft = up.replica.raft();
         // Whom it wants to reach, it says.
         let theirs = theirs.replica.raft().committed_configuration();
@@ -157,10 +157,7 @@ impl World {
         let identity = |id| configuration.member(id).map_or(0, |m| m.identity);
         let detail = format!("node {node}, by node {by}");
         match why {
-            Reject::Stranger => {
-                self.count("strangers turned away");
-                return Ok(());
-            }
+            Reject::Down => return Ok(()),
             Reject::Identity if identity(node) == n.identity || identity(by) != 0 => {
                 self.count("foreign directories turned away");
                 return Ok(());

@@ -40,7 +40,6 @@ const MUST_HAPPEN: &[&str] = &[
     "misdirected write",
     "wiped disk",
     "disks lost",
-    "strangers turned away",
     "refused a damaged disk",
     "stopped by a disk error",
     "disk error in the log writer",
