@@ -278,6 +278,8 @@ pub fn standing(
 enum Plan {
     /// It is not known yet who can be reached now.
     Wait,
+    /// Leadership goes to somebody else first.
+    HandOver,
     /// Nothing: that is how things are, or will be with the configuration in force.
     Done(NodeId),
     /// Change to this; the member it is about.
@@ -509,15 +511,14 @@ fn begin(
     at_us: u64,
     now_us: u64,
 ) -> Result<Option<(Index, NodeId)>, ChangeRefused> {
-    match plan(raft, change, at_us, now_us) {
-        Err(ChangeRefused::HandsOver { .. }) => {
+    match plan(raft, change, at_us, now_us)? {
+        Plan::Wait => Ok(None),
+        Plan::HandOver => {
             let to = raft.transfer(None, now_us)?;
             Err(ChangeRefused::HandsOver { to })
         }
-        Err(why) => Err(why),
-        Ok(Plan::Wait) => Ok(None),
-        Ok(Plan::Done(id)) => Ok(Some((raft.configuration_index(), id))),
-        Ok(Plan::To(target, id)) => Ok(Some((raft.propose_configuration(target)?, id))),
+        Plan::Done(id) => Ok(Some((raft.configuration_index(), id))),
+        Plan::To(target, id) => Ok(Some((raft.propose_configuration(target)?, id))),
     }
 }
 
@@ -584,13 +585,9 @@ fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, C
                 return Err(ChangeRefused::Behind { id, entries });
             }
             let target = now.with_promoted(id);
-            if !target.majority(reaches) {
-                if !known {
-                    return Ok(Plan::Wait);
-                }
-                let voters = target.voters.len();
-                let reachable = target.voters.iter().filter(|&&id| reaches(id)).count();
-                return Err(ChangeRefused::NeedsMore { id, voters, reachable });
+            let needs_more = |voters, reachable| ChangeRefused::NeedsMore { id, voters, reachable };
+            if !has_quorum(&target, reaches, known, needs_more)? {
+                return Ok(Plan::Wait);
             }
             Plan::To(target, id)
         }
@@ -600,11 +597,12 @@ fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, C
             if target.voters.is_empty() {
                 return Err(ChangeRefused::OnlyVoter { id });
             }
-            if now.is_voter(id) && !force && !keeps_quorum(id, &target, reaches, known)? {
+            let loses = |left, reachable| ChangeRefused::LosesQuorum { id, left, reachable };
+            if now.is_voter(id) && !force && !has_quorum(&target, reaches, known, loses)? {
                 return Ok(Plan::Wait);
             }
             if id == raft.id() {
-                return Err(ChangeRefused::HandsOver { to: id });
+                return Ok(Plan::HandOver);
             }
             Plan::To(target, id)
         }
@@ -646,17 +644,17 @@ fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, C
     Ok(plan)
 }
 
-/// Whether the voters of `target` that can be reached are enough; false while that is not known.
-fn keeps_quorum(
-    id: NodeId,
+/// Whether the voters of `target` that can be reached are enough; false while that is not known. Then
+/// `refused` is told how many voters there are and how many of them can be reached.
+fn has_quorum(
     target: &Configuration,
     reaches: impl Fn(NodeId) -> bool,
     known: bool,
+    refused: impl Fn(usize, usize) -> ChangeRefused,
 ) -> Result<bool, ChangeRefused> {
     if target.majority(&reaches) {
         return Ok(true);
     }
-    let left = target.voters.len();
     let reachable = target.voters.iter().filter(|&&id| reaches(id)).count();
-    if known { Err(ChangeRefused::LosesQuorum { id, left, reachable }) } else { Ok(false) }
+    if known { Err(refused(target.voters.len(), reachable)) } else { Ok(false) }
 }

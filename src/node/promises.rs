@@ -10,7 +10,7 @@
 //! Left out: remembering across a restart of *this* node. Whoever restarts together with the node
 //! whose disk was exchanged knows nothing of it; docs/operations.md says so.
 
-use crate::raft::{Body, Index, Message, NodeId, Raft, RoleName, Term};
+use crate::raft::{Body, Index, Message, NodeId, Raft, Term};
 use std::collections::BTreeMap;
 
 /// How far a node is: nothing of that can be taken back.
@@ -66,12 +66,9 @@ impl Promises {
 
     /// A leader knows what its followers hold of what is committed.
     pub(super) fn committed(&mut self, raft: &Raft) {
-        if raft.role() != RoleName::Leader {
-            return;
-        }
-        for peer in raft.progress() {
-            let held = peer.match_index.min(raft.commit_index());
-            let remembered = self.remembered.entry(peer.id).or_default();
+        for (id, matched) in raft.match_indexes() {
+            let held = matched.min(raft.commit_index());
+            let remembered = self.remembered.entry(id).or_default();
             remembered.index = remembered.index.max(held);
         }
     }
@@ -81,7 +78,7 @@ impl Promises {
         if self.aside.get(&node).is_some_and(|of| *of != identity) {
             self.aside.remove(&node);
         }
-        let remembered = self.remembered.get(&node).copied().unwrap_or_default();
+        let remembered = self.remembers(node);
         if promise.holds(remembered) {
             return None;
         }

@@ -340,6 +340,12 @@ impl Raft {
         self.leader_state().is_some_and(|leader| self.commit >= leader.term_start)
     }
 
+    /// How far each follower's log is known to match; nothing when this node does not lead.
+    pub fn match_indexes(&self) -> impl Iterator<Item = (NodeId, Index)> + '_ {
+        let progress = self.leader_state().into_iter().flat_map(|leader| &leader.progress);
+        progress.map(|(&id, p)| (id, p.match_index))
+    }
+
     /// What a leader knows of its followers; empty when this node does not lead.
     pub fn progress(&self) -> Vec<PeerProgress> {
         let of = |(&id, p): (&NodeId, &Progress)| PeerProgress {

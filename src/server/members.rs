@@ -2,21 +2,19 @@
 //! answers in words of the wire.
 
 use super::connection::failure;
-use super::native::{class_of, read_one_frame};
-use super::pulse::handshake_reader;
+use super::native::class_of;
 use super::{Shared, lock, peers};
+use crate::client::{Cause, Connection};
 use crate::node::{Change, ChangeRefused, MEMBERS_MAX, Promise};
 use crate::raft::{Configuration, NodeId};
 use crate::wal::Identity;
 use crate::wire::ADDRESS_BYTES_MAX;
 use crate::wire::client::{Answer as Reply, Call, Class, Failure, Joined};
-use crate::wire::frame::PREAMBLE;
-use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, RejectCode, Role};
-use std::io::{self, Write as _};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs as _};
+use crate::wire::handshake::{Reject, RejectCode};
+use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a new node may take to say who it is, when somebody else asks to take it in. One that is
 /// not there yet is no reason to refuse.
@@ -51,35 +49,10 @@ pub(super) fn change_of(shared: &Shared, call: Call) -> Result<Change, Failure> 
 
 /// Whether a node of another cluster answers there, in words.
 fn foreign(shared: &Shared, address: &str) -> Option<String> {
-    let look = || -> io::Result<Option<String>> {
-        let first = address.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
-        let mut stream = TcpStream::connect_timeout(&first, LOOK_TIMEOUT)?;
-        stream.set_write_timeout(Some(LOOK_TIMEOUT))?;
-        let hello = Hello {
-            version_min: PROTOCOL_VERSIONS.0,
-            version_max: PROTOCOL_VERSIONS.1,
-            role: Role::Client,
-            cluster: shared.cluster,
-            from: 0,
-            to: 0,
-            identity: 0,
-            to_identity: 0,
-            address: String::new(),
-            token: shared.token.clone(),
-            term: 0,
-            last_index: 0,
-        };
-        let mut out = PREAMBLE.to_vec();
-        handshake::put_hello(&mut out, &hello);
-        stream.write_all(&out)?;
-        let mut reader = handshake_reader();
-        let answer = read_one_frame(&stream, &mut reader, Instant::now() + LOOK_TIMEOUT)?;
-        Ok(match handshake::take_answer(&answer) {
-            Ok(Err(reject)) if reject.code == RejectCode::ForeignCluster => Some(reject.message),
-            _ => None,
-        })
+    let error = Connection::dial(address, &shared.token, shared.cluster, LOOK_TIMEOUT).err()?;
+    let Cause::Rejected(Reject { code: RejectCode::ForeignCluster, message }) = error.cause else {
+        return None;
     };
-    let message = look().ok().flatten()?;
     Some(format!(
         "the node at {address} holds data of another cluster ({message}); start it with an empty \
          --data and with --join"

@@ -46,6 +46,7 @@ use crate::kv::{Limits, LsmReader, Staged};
 use crate::node::{Promise, Standing, Work, standing};
 use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::LogReader;
+use crate::wire::handshake::{Hello, PROTOCOL_VERSIONS, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -139,6 +140,24 @@ impl Shared {
         ids.extend(self.configuration().members.iter().map(|m| m.id));
         ids.remove(&self.id);
         ids
+    }
+
+    /// How this node dials another one.
+    pub(crate) fn hello(&self, role: Role, to: &Member, promise: Promise) -> Hello {
+        Hello {
+            version_min: PROTOCOL_VERSIONS.0,
+            version_max: PROTOCOL_VERSIONS.1,
+            role,
+            cluster: self.cluster,
+            from: self.id,
+            to: to.id,
+            identity: self.identity,
+            to_identity: to.identity,
+            address: self.address.clone(),
+            token: self.token.clone(),
+            term: promise.term,
+            last_index: promise.index,
+        }
     }
 
     /// What the next Hello to a peer says. The first one of a process speaks of its start: an old copy

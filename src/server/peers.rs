@@ -13,7 +13,7 @@ use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdi
 use crate::raft::{Configuration, Index, LogRead, Message, NodeId};
 use crate::wire::client::Class;
 use crate::wire::frame::{PEER_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, Reject, RejectCode, Role};
+use crate::wire::handshake::{self, Reject, RejectCode, Role};
 use crate::wire::peer::{self, ForwardAnswer, ForwardResult, PeerFrame};
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
@@ -157,20 +157,7 @@ impl Link {
             return Err(io::Error::other(why));
         }
         let promise = self.shared.shown_to(self.peer);
-        let hello = Hello {
-            version_min: PROTOCOL_VERSIONS.0,
-            version_max: PROTOCOL_VERSIONS.1,
-            role: Role::Peer,
-            cluster: self.shared.cluster,
-            from: self.shared.id,
-            to: self.peer,
-            identity: self.shared.identity,
-            to_identity: member.identity,
-            address: self.shared.address.clone(),
-            token: self.shared.token.clone(),
-            term: promise.term,
-            last_index: promise.index,
-        };
+        let hello = self.shared.hello(Role::Peer, member, promise);
         self.buffer.clear();
         self.buffer.extend_from_slice(&PREAMBLE);
         handshake::put_hello(&mut self.buffer, &hello);

@@ -16,7 +16,7 @@ use crate::kv::{Piece, Reader as _, StoreError, View as _};
 use crate::node::{Ask, Fetch, Next, Request, Source, Told, Work};
 use crate::raft::{Index, NodeId, Offer};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, Role};
+use crate::wire::handshake::{self, Role};
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_frame};
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -306,20 +306,7 @@ fn dial(shared: &Shared, to: NodeId) -> io::Result<(TcpStream, FrameReader)> {
     let Some((member, mut stream)) = reached else { return Err(last) };
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    let hello = Hello {
-        version_min: PROTOCOL_VERSIONS.0,
-        version_max: PROTOCOL_VERSIONS.1,
-        role: Role::Snapshot,
-        cluster: shared.cluster,
-        from: shared.id,
-        to,
-        identity: shared.identity,
-        to_identity: member.identity,
-        address: shared.address.clone(),
-        token: shared.token.clone(),
-        term: shared.promise().term,
-        last_index: shared.promise().index,
-    };
+    let hello = shared.hello(Role::Snapshot, member, shared.promise());
     let mut out = PREAMBLE.to_vec();
     handshake::put_hello(&mut out, &hello);
     stream.write_all(&out)?;

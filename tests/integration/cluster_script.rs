@@ -2,17 +2,14 @@
 #![cfg(unix)]
 
 use crate::support::cluster::{BINARY, alone, kontiki};
-use crate::support::load::{self, Run, Seat};
+use crate::support::load::{Run, while_loaded};
 use crate::support::text::{Reply, Text};
 use crate::support::{http, say};
-use kontiki::client::{Client, Options};
-use kontiki::sim::linearizability::{Call, check};
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Output;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The first of some neighbouring ports that nobody uses at this moment.
 fn neighbouring_ports(count: u16) -> u16 {
@@ -123,29 +120,14 @@ fn all_nodes_are_restarted_one_by_one_without_a_failed_call() {
     let pids = || (1..=4).map(|id| pid(id).expect("a pid")).collect::<Vec<_>>();
     let before = pids();
     let run = Run::new((1..=4).map(|id| script.address(id)).collect());
-    let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
-    let (said, seats, sum) = thread::scope(|scope| {
-        let stop = run.stopper();
-        let (run, options) = (&run, &options);
-        let client = move |number| {
-            let door = Client::new(&run.addresses, options.clone());
-            load::client(run, number, vec![door])
-        };
-        let clients: Vec<_> = (0..4).map(|n| scope.spawn(move || client(n))).collect();
-        let counting = scope.spawn(move || load::counter(run));
+    let (said, checked, sum) = while_loaded(&run, 4, || {
         run.more_writes(500);
         let said = script.good(&["roll"]);
         run.more_writes(500);
-        drop(stop);
-        let seats: Vec<Seat> = clients.into_iter().map(|c| c.join().expect("its end")).collect();
-        (said, seats, counting.join().expect("the counter's end"))
+        said
     });
     assert!((1..=4).all(|id| said.contains(&format!("restarted node {id} "))), "{said}");
     assert!(before.iter().zip(pids()).all(|(before, now)| *before != now), "new processes");
-    let troubles: Vec<&String> = seats.iter().flat_map(|seat| &seat.troubles).collect();
-    assert!(troubles.is_empty(), "{troubles:?}");
-    let history: Vec<Call> = seats.into_iter().flat_map(|seat| seat.history).collect();
-    let checked = check(&history).unwrap_or_else(|e| panic!("not linearizable:\n{e}"));
     say(
         "cluster_script",
         &format!(

@@ -1,11 +1,9 @@
 //! Members come and go while the cluster serves: every command, with real processes.
 
 use crate::support::cluster::{BINARY, Cluster, alone, flags, free_ports, kontiki};
-use crate::support::load::{self, Run, Seat};
+use crate::support::load::{Run, while_loaded};
 use crate::support::strace::missing;
 use crate::support::{contents, say, wait_for};
-use kontiki::client::{Client, Options};
-use kontiki::sim::linearizability::{Call, check};
 use kontiki::wire::frame::{FRAME_HEADER_BYTES, PREAMBLE};
 use kontiki::wire::handshake::{
     Hello, Reject, RejectCode, Role, put_hello, put_reject, take_answer,
@@ -17,7 +15,6 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread;
-use std::time::Duration;
 
 /// Writes acknowledged between one change and the next:
 /// long enough for clients to hear of it.
@@ -83,16 +80,7 @@ fn one_node_grows_to_five_and_shrinks_to_one_under_load() {
     // explanation.
     let mut cluster = Cluster::start(1);
     let run = Run::new(cluster.addresses());
-    let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
-    let (seats, sum, leaders) = thread::scope(|scope| {
-        let stop = run.stopper();
-        let (run, options) = (&run, &options);
-        let client = move |number| {
-            let door = Client::new(&run.addresses, options.clone());
-            load::client(run, number, vec![door])
-        };
-        let clients: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n))).collect();
-        let counting = scope.spawn(move || load::counter(run));
+    let (leaders, checked, sum) = while_loaded(&run, CLIENTS, || {
         let mut places = vec![0];
         run.more_writes(WRITES_BETWEEN);
         while places.len() < 5 {
@@ -119,14 +107,8 @@ fn one_node_grows_to_five_and_shrinks_to_one_under_load() {
             run.more_writes(WRITES_BETWEEN);
         }
         assert_eq!(places.len(), 1);
-        drop(stop);
-        let seats: Vec<Seat> = clients.into_iter().map(|c| c.join().expect("its end")).collect();
-        (seats, counting.join().expect("the counter's end"), leaders)
+        leaders
     });
-    let troubles: Vec<&String> = seats.iter().flat_map(|seat| &seat.troubles).collect();
-    assert!(troubles.is_empty(), "{troubles:?}");
-    let history: Vec<Call> = seats.into_iter().flat_map(|seat| seat.history).collect();
-    let checked = check(&history).unwrap_or_else(|e| panic!("not linearizable:\n{e}"));
     assert!(checked.answered > 1000, "{checked:?}");
     say(
         "members",

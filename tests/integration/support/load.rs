@@ -5,10 +5,11 @@ use super::native::{Native, Trouble};
 use super::{Dice, wait_for};
 use kontiki::client::{Client, Options};
 use kontiki::kv::{Condition, Found, OpResult, Outcome, Query, Reply, Revision, Test, Write};
-use kontiki::sim::linearizability::{Answer as Told, Call, End, Op, Seen};
+use kontiki::sim::linearizability::{Answer as Told, Call, Checked, End, Op, Seen, check};
 use kontiki::wire::client::{Answer, Call as Ask, Class, Consistency};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// Keys that all clients write.
@@ -234,4 +235,33 @@ pub(crate) fn counter(run: &Run) -> i64 {
         }
     }
     sum
+}
+
+/// Runs `what` while so many clients with retries, and the counter, write and read; gives what they
+/// know in the end beside it. Their calls must all have been answered.
+pub(crate) fn while_loaded<T>(
+    run: &Run,
+    clients: u64,
+    what: impl FnOnce() -> T,
+) -> (T, Checked, i64) {
+    let options = Options { timeout: Duration::from_secs(20), ..Options::default() };
+    let door = || vec![Client::new(&run.addresses, options.clone())];
+    let (done, seats, sum) = thread::scope(|scope| {
+        let stop = run.stopper();
+        let begin = |number| {
+            let door = door();
+            scope.spawn(move || client(run, number, door))
+        };
+        let clients: Vec<_> = (0..clients).map(begin).collect();
+        let counting = scope.spawn(|| counter(run));
+        let done = what();
+        drop(stop);
+        let seats: Vec<Seat> = clients.into_iter().map(|c| c.join().expect("its end")).collect();
+        (done, seats, counting.join().expect("the counter's end"))
+    });
+    let troubles: Vec<&String> = seats.iter().flat_map(|seat| &seat.troubles).collect();
+    assert!(troubles.is_empty(), "{troubles:?}");
+    let history: Vec<Call> = seats.into_iter().flat_map(|seat| seat.history).collect();
+    let checked = check(&history).unwrap_or_else(|e| panic!("not linearizable:\n{e}"));
+    (done, checked, sum)
 }
