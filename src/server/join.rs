@@ -69,13 +69,24 @@ pub(super) fn cluster_at(addresses: &[String], token: &[u8]) -> Option<(String, 
 }
 
 /// Who knows the node of that hello by another identity, or has removed it: the address, and what it
-/// says. Asked of peers that run, before the very first start makes anything.
+/// says. Asked of peers that run, before the very first start makes anything. A removal is said by who
+/// knows that it is committed; a peer that is a little behind still knows the identity of before, so
+/// all are asked, and who speaks of a removal is believed.
 pub(super) fn knows_another(peers: &[(NodeId, String)], hello: &Hello) -> Option<(String, Reject)> {
-    peers.iter().find_map(|(id, address)| {
-        let reject = dial(address, &Hello { to: *id, ..hello.clone() }).ok().flatten()?;
-        let known = matches!(reject.code, RejectCode::WrongIdentity | RejectCode::Removed);
-        known.then(|| (address.clone(), reject))
-    })
+    let mut known = None;
+    for (id, address) in peers {
+        let said = dial(address, &Hello { to: *id, ..hello.clone() }).ok().flatten();
+        match said {
+            Some(reject) if reject.code == RejectCode::Removed => {
+                return Some((address.clone(), reject));
+            }
+            Some(reject) if reject.code == RejectCode::WrongIdentity => {
+                known.get_or_insert((address.clone(), reject));
+            }
+            _ => {}
+        }
+    }
+    known
 }
 
 /// What a new node says of itself to the other first members.
@@ -112,4 +123,45 @@ fn dial(address: &str, hello: &Hello) -> io::Result<Option<Reject>> {
     let mut reader = handshake_reader();
     let answer = read_one_frame(&stream, &mut reader, Instant::now() + LOOK_TIMEOUT)?;
     Ok(handshake::take_answer(&answer).ok().and_then(Result::err))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::net::TcpListener;
+
+    /// A peer that answers one Hello with that rejection.
+    fn peer(code: RejectCode) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let address = listener.local_addr().expect("its address").to_string();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().expect("a dialer");
+            let mut preamble = [0; PREAMBLE.len()];
+            stream.read_exact(&mut preamble).expect("the preamble");
+            read_one_frame(&stream, &mut handshake_reader(), Instant::now() + LOOK_TIMEOUT)
+                .expect("a Hello");
+            let mut out = Vec::new();
+            handshake::put_reject(&mut out, &Reject { code, message: "no".to_string() });
+            stream.write_all(&out).expect("sent");
+        });
+        address
+    }
+
+    #[test]
+    fn who_knows_of_a_removal_is_believed_over_who_is_behind() {
+        // The removal is committed, and one peer has not heard of the commit yet: it still knows the
+        // identity of before.
+        let hello = first_hello(7, 1, 9, "127.0.0.1:1", b"");
+        let asked = |codes: &[RejectCode]| {
+            let peers: Vec<(NodeId, String)> = (2..).zip(codes.iter().map(|c| peer(*c))).collect();
+            let (at, reject) = knows_another(&peers, &hello)?;
+            let place = peers.iter().position(|(_, address)| *address == at).expect("one of them");
+            Some((place, reject.code))
+        };
+        use RejectCode::{NotFormed, Removed, WrongIdentity};
+        assert_eq!(asked(&[WrongIdentity, Removed]), Some((1, Removed)));
+        assert_eq!(asked(&[NotFormed, WrongIdentity, NotFormed]), Some((1, WrongIdentity)));
+        assert_eq!(asked(&[NotFormed]), None);
+    }
 }

@@ -215,7 +215,9 @@ fn a_wiped_disk_is_noticed_and_one_command_puts_it_right() {
     });
     wait_for_voters(&cluster, &places);
     cluster.wait_serving(wiped);
-    // Another empty directory under the id that is gone gets no further.
+    // Another empty directory under the id that is gone gets no further: a write that is acknowledged
+    // after the change says that the leader has committed it.
+    good(&cluster, "put city Oslo");
     let other = cluster.dir.path().join("other");
     let own = std::mem::replace(&mut cluster.nodes[wiped].data, other.clone());
     cluster.relaunch(wiped);
