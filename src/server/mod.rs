@@ -86,6 +86,8 @@ pub(crate) struct Shared {
     /// Where nodes are reached that have dialed, by their own word: members, which may have moved, and
     /// newcomers that this node has not heard of yet, of which there may be as many as members.
     pub(crate) dialed_from: Mutex<BTreeMap<NodeId, String>>,
+    /// The addresses of `--join`: where members are looked for that are not found where they were.
+    pub(crate) hints: Vec<String>,
     /// How far this node was when the process started, and which peers have heard that.
     pub(crate) began_at: Promise,
     pub(crate) greeted: Mutex<BTreeSet<NodeId>>,
@@ -120,18 +122,25 @@ impl Shared {
         standing(in_force, committed, id, identity)
     }
 
-    /// Where to dial a node, a member or a newcomer: where the configuration says, and where it has
-    /// said itself that it is reached. Both may be out of date.
+    /// Where to dial a node, a member or a newcomer: where the configuration says, where it has said
+    /// itself that it is reached, and where a person says that nodes run of which none has said so yet.
+    /// All of them may be out of date.
     pub(crate) fn whom(&self, id: NodeId) -> Vec<Member> {
         let (in_force, committed) =
             self.configuration.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let dialed_from = lock(&self.dialed_from).clone();
         // Only what is committed says for good who it is to be.
         let identity = committed.member(id).map_or(0, |m| m.identity);
-        let member = in_force.member(id).map(|m| Member { identity, ..m.clone() });
-        let said = lock(&self.dialed_from).get(&id).cloned();
-        let said = said.filter(|said| member.as_ref().is_none_or(|m| m.address != *said));
-        let said = said.map(|address| Member { id, identity, address });
-        member.into_iter().chain(said).collect()
+        let nobodys = |hint: &&String| dialed_from.iter().all(|(by, at)| *by == id || at != *hint);
+        let configured = in_force.member(id).map(|m| &m.address);
+        let said = dialed_from.get(&id);
+        let mut found: Vec<Member> = Vec::new();
+        for address in configured.into_iter().chain(said).chain(self.hints.iter().filter(nobodys)) {
+            if found.iter().all(|known| known.address != *address) {
+                found.push(Member { id, identity, address: address.clone() });
+            }
+        }
+        found
     }
 
     /// Members and newcomers beside this node.

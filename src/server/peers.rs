@@ -15,6 +15,7 @@ use crate::wire::client::Class;
 use crate::wire::frame::{PEER_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{self, Reject, RejectCode, Role};
 use crate::wire::peer::{self, ForwardAnswer, ForwardResult, PeerFrame};
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
@@ -57,6 +58,8 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Complaints remembered of one peer: a few for each address that it may be at.
+const COMPLAINTS_MAX: usize = 32;
 /// Bytes encoded before they are written: bounds the buffer, a write this long is long enough.
 const WRITE_BYTES: usize = 1 << 20;
 
@@ -66,7 +69,8 @@ const _: () = assert!(LOG_MESSAGE_BYTES < PEER_FRAME_MAX);
 pub(crate) fn spawn(shared: &Arc<Shared>, peer: NodeId) -> Sender<Outgoing> {
     let (sender, inbox) = channel();
     let shared = Arc::clone(shared);
-    let link = Link { shared, peer, inbox, buffer: Vec::new(), said: String::new(), attempts: 0 };
+    let (buffer, said) = (Vec::new(), BTreeSet::new());
+    let link = Link { shared, peer, inbox, buffer, said, attempts: 0 };
     let builder = thread::Builder::new().name(format!("to-peer-{peer}"));
     if let Err(e) = builder.spawn(move || link.run()) {
         fatal(format_args!("cannot start a thread: {e}"));
@@ -79,8 +83,8 @@ struct Link {
     peer: NodeId,
     inbox: Receiver<Outgoing>,
     buffer: Vec<u8>,
-    /// The last complaint, so that it is not repeated.
-    said: String,
+    /// What has been complained of since the peer was last reached, so that it is not repeated.
+    said: BTreeSet<String>,
     attempts: u32,
 }
 
@@ -104,9 +108,8 @@ impl Link {
                 }
                 Err(e) => {
                     let text = e.to_string();
-                    if self.said != text {
+                    if self.is_new(&text) {
                         info!("cannot reach peer={}: {text}", self.peer);
-                        self.said = text;
                     }
                 }
             }
@@ -115,6 +118,14 @@ impl Link {
             }
             pause = (pause * 2).min(PAUSE_MAX);
         }
+    }
+
+    /// Whether this complaint has not been made yet.
+    fn is_new(&mut self, complaint: &str) -> bool {
+        if self.said.len() >= COMPLAINTS_MAX {
+            self.said.clear();
+        }
+        self.said.insert(complaint.to_string())
     }
 
     fn tell(&self, input: Input<ClientHandle>) {
@@ -184,7 +195,7 @@ impl Link {
                     }
                     Rejection::Refused(text) => text,
                 };
-                if self.said != text {
+                if self.is_new(&text) {
                     warning!("peer={} {text}", self.peer);
                 }
                 Err(io::Error::other(text))

@@ -574,6 +574,7 @@ fn run(
         leader: AtomicU64::new(0),
         promise: (AtomicU64::new(raft.term()), AtomicU64::new(raft.last_index())),
         dialed_from: Mutex::new(BTreeMap::new()),
+        hints: options.join,
         began_at: Promise::of(&raft),
         greeted: Mutex::new(BTreeSet::new()),
         aside: Mutex::new(BTreeMap::new()),

@@ -365,6 +365,37 @@ fn a_node_may_move_and_leadership_goes_where_it_is_sent() {
     wait_for("another one leads", || (cluster.leader() != leader).then_some(()));
 }
 
+#[test]
+fn all_members_may_move_at_once() {
+    // The whole network was numbered anew while the cluster was down: nobody is where the others
+    // know it, node 1 is where node 2 was, and --join says where nodes run now.
+    let mut cluster = Cluster::start(3);
+    good(&cluster, "put city Oslo");
+    let ids: Vec<u64> = (0..3).map(|node| id_of(&cluster, node)).collect();
+    (0..3).for_each(|node| cluster.kill(node));
+    let fresh = free_ports(2);
+    cluster.nodes[0].address = cluster.nodes[1].address.clone();
+    cluster.nodes[1].address = format!("127.0.0.1:{}", fresh[0]);
+    cluster.nodes[2].address = format!("127.0.0.1:{}", fresh[1]);
+    for node in 0..3 {
+        let mut others = cluster.addresses();
+        others.remove(node);
+        cluster.relaunch_with(node, &format!("--join {}", others.join(",")));
+    }
+    (0..3).for_each(|node| cluster.wait_serving(node));
+    wait_for("the addresses are written down", || {
+        let now = members(&cluster);
+        let there = |node: usize| now.get(&cluster.nodes[node].address) == Some(&(ids[node], true));
+        (0..3).all(there).then_some(())
+    });
+    assert_eq!(good(&cluster, "get city"), "Oslo");
+    // They are known: no hint is needed any more.
+    (0..3).for_each(|node| cluster.kill(node));
+    (0..3).for_each(|node| cluster.relaunch_with(node, ""));
+    (0..3).for_each(|node| cluster.wait_serving(node));
+    assert_eq!(good(&cluster, "get city"), "Oslo");
+}
+
 fn copy(from: &Path, to: &Path) {
     for (path, bytes) in contents(from) {
         let path = to.join(path.strip_prefix(from).expect("below it"));
