@@ -252,21 +252,34 @@ pub enum Standing {
     Removed,
 }
 
-/// What node `id` of that identity is to a node with a configuration in force and one, the same or an
-/// earlier one, that is known to be committed. Only what is committed counts against it: an entry of a
-/// leader that was overtaken may have removed it, or have given its id to somebody else.
+/// The identity that is known under an id to a node with a configuration in force and one, the same or
+/// an earlier one, that is known to be committed; 0 when none is. An entry that may yet be undone does
+/// not say to whom an id was given. But whose disk it is that has been a member all along it does say:
+/// a node that has just started knows of nothing that it is committed, and must not take an empty disk
+/// for the one that has voted.
+pub fn known_identity(in_force: &Configuration, committed: &Configuration, id: NodeId) -> u64 {
+    let of = |c: &Configuration| c.member(id).map_or(0, |m| m.identity);
+    match committed.member(id) {
+        Some(member) if member.identity == 0 => of(in_force),
+        Some(member) => member.identity,
+        None => 0,
+    }
+}
+
+/// What node `id` of that identity is to a node with such configurations. Nothing but what is committed
+/// removes a node, or gives its id to somebody else: an entry of a leader that was overtaken may say so.
 pub fn standing(
     in_force: &Configuration,
     committed: &Configuration,
     id: NodeId,
     identity: u64,
 ) -> Standing {
-    let is_member =
-        |c: &Configuration| c.member(id).is_some_and(|m| m.identity == 0 || m.identity == identity);
-    if is_member(committed) || is_member(in_force) {
+    let fits = |known: u64| known == 0 || known == identity;
+    if committed.member(id).is_some() {
+        let known = known_identity(in_force, committed, id);
+        if fits(known) { Standing::Member } else { Standing::Foreign }
+    } else if in_force.member(id).is_some_and(|m| fits(m.identity)) {
         Standing::Member
-    } else if committed.member(id).is_some() {
-        Standing::Foreign
     } else if id > committed.last_id {
         Standing::Newer
     } else {

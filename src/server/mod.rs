@@ -43,7 +43,7 @@ pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::{Promise, Standing, Work, standing};
+use crate::node::{Promise, Standing, Work, known_identity, standing};
 use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::LogReader;
 use crate::wire::handshake::{Hello, PROTOCOL_VERSIONS, Role};
@@ -129,8 +129,7 @@ impl Shared {
         let (in_force, committed) =
             self.configuration.read().unwrap_or_else(PoisonError::into_inner).clone();
         let dialed_from = lock(&self.dialed_from).clone();
-        // Only what is committed says for good who it is to be.
-        let identity = committed.member(id).map_or(0, |m| m.identity);
+        let identity = known_identity(&in_force, &committed, id);
         let nobodys = |hint: &&String| dialed_from.iter().all(|(by, at)| *by == id || at != *hint);
         let configured = in_force.member(id).map(|m| &m.address);
         let said = dialed_from.get(&id);

@@ -30,9 +30,9 @@ pub struct Platter {
     pub hard: HardState,
     /// Term of each index from 1; up to a snapshot's end, what is committed.
     pub terms: Vec<Term>,
-    /// A snapshot is in the store and the log was not told yet: what is written to it meanwhile is
-    /// void.
-    pub awaits_reset: bool,
+    /// A snapshot up to there is in the store and the log was not told yet: what is written to it
+    /// meanwhile is void, and so is what it is told of an earlier one.
+    pub awaits_reset: Option<Index>,
 }
 
 impl Platter {
@@ -42,15 +42,19 @@ impl Platter {
             if let Some(hard) = request.hard_state {
                 self.hard = hard;
             }
-            if let Some(mark) = &request.reset {
+            if let Some(mark) = &request.reset
+                && self.awaits_reset.is_none_or(|last| mark.index >= last)
+            {
                 self.terms.truncate(mark.index as usize);
-                self.awaits_reset = false;
+                self.awaits_reset = None;
             }
             for entry in &request.entries {
-                if self.awaits_reset {
+                if self.awaits_reset.is_some() {
                     // The snapshot's last entry was on its way to the log: that goes on from there.
                     let end = (self.terms.len() as Index, self.terms.last().copied());
-                    self.awaits_reset = (entry.index, Some(entry.term)) != end;
+                    if (entry.index, Some(entry.term)) == end {
+                        self.awaits_reset = None;
+                    }
                     continue;
                 }
                 self.terms.truncate(entry.index as usize - 1);
@@ -64,7 +68,7 @@ impl Platter {
     pub fn installed(&mut self, mark: &SnapshotMark, committed: &[Term]) {
         if self.term(mark.index) != Some(mark.term) {
             self.terms = committed[..mark.index as usize].to_vec();
-            self.awaits_reset = true;
+            self.awaits_reset = Some(mark.index);
         }
     }
 
@@ -99,7 +103,7 @@ impl Platter {
         if found.terms.len() < kept || found.terms[..kept] != self.terms[..kept] {
             return violated("durable log survives", detail());
         }
-        if torn.is_empty() && !self.awaits_reset && found.terms.len() != self.terms.len() {
+        if torn.is_empty() && self.awaits_reset.is_none() && found.terms.len() != self.terms.len() {
             return violated("nothing appears in the log", detail());
         }
         Ok(())
@@ -381,8 +385,8 @@ impl Cluster {
         let first = persist.entries.first().map_or(Index::MAX, |e| e.index);
         // Where the store is ahead of the log, the entries in between may still arrive.
         let last = match platter.awaits_reset {
-            true => 0,
-            false => self.committed().min(platter.terms.len() as Index),
+            Some(_) => 0,
+            None => self.committed().min(platter.terms.len() as Index),
         };
         for index in first..=last {
             let committed = self.committed.get(index as usize - 1).copied();

@@ -11,7 +11,7 @@
 use super::checks::{Violation, violated};
 use super::network::QUIET_DELAY_US;
 use super::world::{Event, World};
-use crate::node::{Input, Promise, Standing, standing};
+use crate::node::{Input, Promise, Standing, known_identity, standing};
 use crate::raft::{Configuration, NodeId};
 
 /// Why a handshake is refused.
@@ -127,8 +127,9 @@ impl World {
         let (Some(up), Some(theirs)) = (&n.up, &other.up) else { return Err(Reject::Down) };
         let raft = up.replica.raft();
         // Whom it wants to reach, it says.
-        let theirs = theirs.replica.raft().committed_configuration();
-        let wanted = theirs.member(at).map_or(0, |m| m.identity);
+        let theirs = theirs.replica.raft();
+        let committed = theirs.committed_configuration();
+        let wanted = known_identity(theirs.configuration(), committed, at);
         if wanted != 0 && wanted != n.identity {
             return Err(Reject::Identity);
         }

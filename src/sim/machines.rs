@@ -1,6 +1,6 @@
 //! Machines come and go, and what travels between them.
 
-use super::checks::{Platter, Violation};
+use super::checks::{Platter, Violation, can_serve};
 use super::disk::SimDisk;
 use super::network::Packet;
 use super::node::Start;
@@ -247,9 +247,17 @@ impl World {
         let before = platter.clone();
         n.old_copy = true;
         let started = n.start(now_us, platter, self.cluster.committed_terms())?;
-        let promise = n.up.as_ref().map(|up| Promise::of(up.replica.raft()));
+        let raft = n.up.as_ref().map(|up| up.replica.raft());
+        let promise = raft.map(Promise::of);
+        // Who was alone when the copy was made leads before anybody can say a word.
+        let alone = raft.is_some_and(|raft| {
+            let now = raft.configuration();
+            let others = now.members.iter().map(|m| m.id).filter(|&id| id != node);
+            can_serve(now, &others.collect::<Vec<_>>())
+        });
         let applied = n.up.as_ref().map_or(0, |up| up.reader.view().applied());
         let noticed = matches!(started, Start::Running)
+            && !alone
             && promise.is_some_and(|promise| self.all_remember(node, promise));
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         if !noticed {

@@ -407,5 +407,5 @@ fn platter_of(restored: &Restored, committed: &[Term]) -> Platter {
         let end = runs.get(at + 1).map_or(restored.log.last + 1, |next| next.0);
         terms.extend((first..end).map(|_| term));
     }
-    Platter { hard: restored.hard_state, terms, awaits_reset: false }
+    Platter { hard: restored.hard_state, terms, awaits_reset: None }
 }

@@ -3,7 +3,7 @@
 use crate::support::cluster::{BINARY, Cluster, alone, flags, free_ports, kontiki};
 use crate::support::load::{Run, while_loaded};
 use crate::support::strace::missing;
-use crate::support::{contents, say, wait_for};
+use crate::support::{contents, http, say, wait_for};
 use kontiki::wire::frame::{FRAME_HEADER_BYTES, PREAMBLE};
 use kontiki::wire::handshake::{
     Hello, Reject, RejectCode, Role, put_hello, put_reject, take_answer,
@@ -232,6 +232,36 @@ fn a_wiped_disk_is_noticed_and_one_command_puts_it_right() {
     cluster.restart(wiped);
     assert_eq!(good(&cluster, "get city"), "Oslo");
     say("members", &format!("wiped node {id} is node 4 now"));
+}
+
+#[test]
+fn a_disk_that_was_wiped_in_a_power_failure_elects_nobody() {
+    // All machines stop, and one comes back with an empty disk before anybody could tell it so. With
+    // it, another one would be a majority, and might lack what the two had acknowledged: that one
+    // does not let it in, though nobody leads who could say what is committed.
+    let mut cluster = Cluster::start(3);
+    good(&cluster, "put city Oslo");
+    let (wiped, other) = (cluster.leader(), cluster.follower());
+    let third = 3 - wiped - other;
+    let (id, address) = (id_of(&cluster, wiped), cluster.nodes[wiped].address.clone());
+    (0..3).for_each(|node| cluster.kill(node));
+    fs::remove_dir_all(&cluster.nodes[wiped].data).expect("its directory");
+    cluster.relaunch(wiped);
+    // It has asked who knows it, in vain, and counts itself among the members.
+    wait_for("it runs", || http::status(&cluster.nodes[wiped].address, "/health"));
+    fs::write(&cluster.nodes[other].log, "").expect("an empty log");
+    cluster.relaunch(other);
+    assert_eq!(cluster.wait_ended(wiped), Some(1));
+    wait_for_log(&cluster, wiped, &format!("member replace {id} {address}"));
+    assert!(!cluster.log(other).contains("leads the cluster"), "elected by an empty disk");
+    cluster.relaunch(third);
+    cluster.wait_serving(other);
+    assert_eq!(good(&cluster, "get city"), "Oslo");
+    good(&cluster, &format!("member replace {id} {address}"));
+    fs::remove_dir_all(&cluster.nodes[wiped].data).expect("its directory");
+    let others = [other, third].map(|node| cluster.nodes[node].address.clone());
+    cluster.relaunch_with(wiped, &format!("--join {}", others.join(",")));
+    wait_for_voters(&cluster, &[0, 1, 2]);
 }
 
 #[test]

@@ -61,6 +61,27 @@ fn only_what_is_committed_is_held_against_a_node() {
     );
 }
 
+/// After a power failure nobody knows what is committed until somebody leads. The disk of node 2 was
+/// exchanged meanwhile: whose log holds the binding of the one before does not let it in, nor takes it
+/// for the one that it wants to reach. (Seed 21186: it voted under the id of the disk that was gone.)
+#[test]
+fn a_wiped_disk_is_noticed_before_anything_is_known_to_be_committed() {
+    let bound = |id| Member { id, identity: identity_of(id), address: format!("host:{id}") };
+    let first = Configuration::of_voters(
+        7,
+        (1..=3).map(|id| Member { identity: 0, ..bound(id) }).collect(),
+    );
+    let in_log = Configuration::of_voters(7, (1..=3).map(bound).collect());
+    assert_eq!(standing(&in_log, &first, 2, 5), Standing::Foreign);
+    assert_eq!(standing(&in_log, &first, 2, identity_of(2)), Standing::Member);
+    assert_eq!(known_identity(&in_log, &first, 2), identity_of(2));
+    // In the very beginning nobody is known.
+    assert_eq!(standing(&first, &first, 2, 5), Standing::Member);
+    assert_eq!(known_identity(&first, &first, 2), 0);
+    // An id that was given since may yet be somebody else's.
+    assert_eq!(known_identity(&in_log.with_learner(6, "host:4"), &in_log, 4), 0);
+}
+
 /// A node asks to be taken in, again and again: it gets one id, learns, and votes once it has caught
 /// up. Another directory at its address is refused with the command that would replace it.
 #[test]
