@@ -287,6 +287,20 @@ pub fn standing(
     }
 }
 
+/// Whether it is news to a node with such configurations that `id` is a member at `address`: it was
+/// taken in, or has moved, since.
+pub fn is_news(
+    in_force: &Configuration,
+    committed: &Configuration,
+    id: NodeId,
+    address: &str,
+) -> bool {
+    match in_force.member(id).or(committed.member(id)) {
+        Some(member) => member.address != address,
+        None => id > committed.last_id,
+    }
+}
+
 /// What is to be done about a change.
 enum Plan {
     /// It is not known yet who can be reached now.

@@ -38,7 +38,9 @@ pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restore
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
-pub use membership::{Change, ChangeRefused, MEMBERS_MAX, Standing, known_identity, standing};
+pub use membership::{
+    Change, ChangeRefused, MEMBERS_MAX, Standing, is_news, known_identity, standing,
+};
 pub use promises::Promise;
 pub use recover::{RecoverError, Rescued, recover};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};

@@ -8,13 +8,15 @@
 use super::logging::{info, warning};
 use super::native::read_one_frame;
 use super::pulse::handshake_reader;
-use crate::client::{Client, Options};
+use super::{Shared, members};
+use crate::client::{Client, Connection, Options};
 use crate::raft::NodeId;
 use crate::wire::client::{Class, Joined};
 use crate::wire::frame::PREAMBLE;
 use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, Reject, RejectCode, Role};
 use std::io::{self, Write as _};
 use std::net::{TcpStream, ToSocketAddrs as _};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,8 @@ use std::time::{Duration, Instant};
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Between attempts that were refused: a person may have to do something first.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Between attempts to find members that have moved: the others may start later.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long a peer may take to say that it knows another directory.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -66,6 +70,23 @@ pub(super) fn cluster_at(addresses: &[String], token: &[u8]) -> Option<(String, 
     let address = client.address()?.to_string();
     let cluster = client.into_connection()?.welcome().cluster;
     (cluster != 0).then_some((address, cluster))
+}
+
+/// A member was started with addresses where nodes run: looks who is there, in case that members have
+/// moved, until all have answered or there is a leader, who knows.
+pub(super) fn find_members(shared: &Arc<Shared>, mut addresses: Vec<String>) {
+    let mut pause = PAUSE;
+    while !addresses.is_empty() && shared.known_leader().0 == 0 {
+        addresses.retain(|address| {
+            let found = Connection::dial(address, &shared.token, shared.cluster, LOOK_TIMEOUT);
+            if let Ok(connection) = &found {
+                members::heard_of(shared, connection.welcome().node, address);
+            }
+            found.is_err()
+        });
+        thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
 }
 
 /// Who knows the node of that hello by another identity, or has removed it: the address, and what it

@@ -5,7 +5,7 @@ use super::connection::failure;
 use super::native::class_of;
 use super::{Shared, lock, peers};
 use crate::client::{Cause, Connection};
-use crate::node::{Change, ChangeRefused, MEMBERS_MAX, Promise};
+use crate::node::{Change, ChangeRefused, MEMBERS_MAX, Promise, is_news};
 use crate::raft::{Configuration, NodeId};
 use crate::wal::Identity;
 use crate::wire::ADDRESS_BYTES_MAX;
@@ -115,6 +115,18 @@ pub(super) fn answer(shared: &Arc<Shared>, id: NodeId, address: &str) {
     drop(dialed_from);
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
     links.entry(id).or_insert_with(|| peers::spawn(shared, id));
+}
+
+/// Where a member is, by somebody else's word: a peer says who leads, or a person where nodes run. A
+/// node that was away may never have heard of members that were taken in or have moved meanwhile, nor
+/// they of where it is now: it dials them, and is answered.
+pub(super) fn heard_of(shared: &Arc<Shared>, id: NodeId, address: &str) {
+    let (in_force, committed) =
+        shared.configuration.read().unwrap_or_else(PoisonError::into_inner).clone();
+    let dials = lock(&shared.inbound).get(&id).is_some_and(|(_, open)| open.is_some());
+    if id != shared.id && !dials && is_news(&in_force, &committed, id, address) {
+        answer(shared, id, address);
+    }
 }
 
 /// A connection has ended: a newcomer is forgotten with it.

@@ -83,11 +83,9 @@ pub(crate) struct Shared {
     pub(crate) leader: AtomicU64,
     /// Term and last index of the log: never behind what this node has promised.
     pub(crate) promise: (AtomicU64, AtomicU64),
-    /// Where nodes are reached that have dialed, by their own word: members, which may have moved, and
-    /// newcomers that this node has not heard of yet, of which there may be as many as members.
+    /// Where nodes are reached that have dialed, by their own word, or that were heard of: members, which
+    /// may have moved, and newcomers that this node did not know, of which there may be as many as members.
     pub(crate) dialed_from: Mutex<BTreeMap<NodeId, String>>,
-    /// The addresses of `--join`: where members are looked for that are not found where they were.
-    pub(crate) hints: Vec<String>,
     /// How far this node was when the process started, and which peers have heard that.
     pub(crate) began_at: Promise,
     pub(crate) greeted: Mutex<BTreeSet<NodeId>>,
@@ -115,6 +113,14 @@ impl Shared {
         Arc::clone(&self.configuration.read().unwrap_or_else(PoisonError::into_inner).0)
     }
 
+    /// Who leads, and where that is; 0 and empty when either is not known.
+    pub(crate) fn known_leader(&self) -> (NodeId, String) {
+        let leader = self.leader.load(Ordering::Relaxed);
+        let configuration = self.configuration();
+        let member = configuration.member(leader);
+        member.map_or_else(Default::default, |m| (leader, m.address.clone()))
+    }
+
     /// What a node is to this one.
     pub(crate) fn standing(&self, id: NodeId, identity: u64) -> Standing {
         let (in_force, committed) =
@@ -122,24 +128,17 @@ impl Shared {
         standing(in_force, committed, id, identity)
     }
 
-    /// Where to dial a node, a member or a newcomer: where the configuration says, where it has said
-    /// itself that it is reached, and where a person says that nodes run of which none has said so yet.
-    /// All of them may be out of date.
+    /// Where to dial a node, a member or a newcomer: where the configuration says, and where it has
+    /// said itself that it is reached, or somebody else. Both may be out of date.
     pub(crate) fn whom(&self, id: NodeId) -> Vec<Member> {
         let (in_force, committed) =
             self.configuration.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let dialed_from = lock(&self.dialed_from).clone();
         let identity = known_identity(&in_force, &committed, id);
-        let nobodys = |hint: &&String| dialed_from.iter().all(|(by, at)| *by == id || at != *hint);
-        let configured = in_force.member(id).map(|m| &m.address);
-        let said = dialed_from.get(&id);
-        let mut found: Vec<Member> = Vec::new();
-        for address in configured.into_iter().chain(said).chain(self.hints.iter().filter(nobodys)) {
-            if found.iter().all(|known| known.address != *address) {
-                found.push(Member { id, identity, address: address.clone() });
-            }
-        }
-        found
+        let configured = in_force.member(id).map(|m| m.address.clone());
+        let said = lock(&self.dialed_from).get(&id).cloned();
+        let said = said.filter(|at| Some(at) != configured.as_ref());
+        let addresses = configured.into_iter().chain(said);
+        addresses.map(|address| Member { id, identity, address }).collect()
     }
 
     /// Members and newcomers beside this node.

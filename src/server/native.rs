@@ -74,7 +74,6 @@ pub(crate) fn serve(
             return send_reject(stream, &reject);
         }
     };
-    let configuration = shared.configuration();
     let local = Local {
         cluster: shared.cluster,
         node: shared.id,
@@ -98,15 +97,14 @@ pub(crate) fn serve(
         log_refused(shared, stream, Some(&hello), &reject.message);
         return send_reject(stream, &reject);
     }
-    let leader = shared.leader.load(Ordering::Relaxed);
-    let leader_address = configuration.member(leader).map(|m| m.address.clone());
+    let (leader, leader_address) = shared.known_leader();
     let welcome = Welcome {
         version,
         cluster: shared.cluster,
         node: shared.id,
         identity: shared.identity,
-        leader: if leader_address.is_some() { leader } else { 0 },
-        leader_address: leader_address.unwrap_or_default(),
+        leader,
+        leader_address,
     };
     let mut out = Vec::new();
     handshake::put_welcome(&mut out, &welcome);
@@ -262,7 +260,6 @@ fn read_peer(
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
     let mut pong = Vec::new();
-    put_peer_frame(&mut pong, &PeerFrame::Pong);
     loop {
         while let Some(body) = reader.next_frame().map_err(io::Error::other)? {
             let input: Input<ClientHandle> = match take_peer_frame(body)
@@ -289,10 +286,13 @@ fn read_peer(
                 }
                 PeerFrame::Digest { index, digest } => Input::Digest { node: from, index, digest },
                 PeerFrame::Ping => {
+                    let (leader, address) = shared.known_leader();
+                    pong.clear();
+                    put_peer_frame(&mut pong, &PeerFrame::Pong { leader, address });
                     write_patiently(stream, &pong)?;
                     continue;
                 }
-                PeerFrame::Pong => {
+                PeerFrame::Pong { .. } => {
                     return Err(io::Error::other("a pong that nobody asked for"));
                 }
             };

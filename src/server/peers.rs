@@ -6,7 +6,7 @@
 
 use super::logging::{debug, info, warning};
 use super::pulse::{Pulse, handshake_reader};
-use super::{ClientHandle, Shared, fatal, lock, native};
+use super::{ClientHandle, Shared, fatal, lock, members, native};
 use crate::env::real::WRITE_AT_ONCE;
 use crate::kv::codec::put_outcome;
 use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
@@ -211,6 +211,9 @@ impl Link {
             let now = Instant::now();
             if let Err(e) = pulse.beat(&stream, &mut self.buffer, now) {
                 return Ok(e);
+            }
+            if let Some((leader, address)) = pulse.told.take() {
+                members::heard_of(&self.shared, leader, &address);
             }
             // A ping does not wait for something to go with.
             let wait = if self.buffer.is_empty() { pulse.wait(now) } else { Duration::ZERO };

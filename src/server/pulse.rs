@@ -5,6 +5,7 @@
 //! the other side counts on being asked.
 
 use super::sockets::is_timeout;
+use crate::raft::NodeId;
 use crate::wire::frame::{FrameReader, HANDSHAKE_FRAME_MAX};
 use crate::wire::peer::{PeerFrame, put_peer_frame, take_peer_frame};
 use std::io::{self, Read as _};
@@ -30,12 +31,14 @@ pub(crate) struct Pulse {
     /// When the oldest ping without a pong was written. Counted from there and not from the last
     /// pong: a process that was stopped for a minute finds nothing wrong when it goes on.
     owed_since: Option<Instant>,
+    /// Who leads and where that is, by the last pong; taken by whoever makes use of it.
+    pub(crate) told: Option<(NodeId, String)>,
 }
 
 impl Pulse {
     /// A connection was made; `reader` has read the end of the handshake.
     pub(crate) fn new(reader: FrameReader, now: Instant) -> Pulse {
-        Pulse { reader, next_ping: now, owed_since: None }
+        Pulse { reader, next_ping: now, owed_since: None, told: None }
     }
 
     /// Time until [`Pulse::beat`] is due.
@@ -85,7 +88,10 @@ impl Pulse {
         loop {
             while let Some(body) = self.reader.next_frame().map_err(io::Error::other)? {
                 match take_peer_frame(body) {
-                    Ok(PeerFrame::Pong) => self.owed_since = None,
+                    Ok(PeerFrame::Pong { leader, address }) => {
+                        self.owed_since = None;
+                        self.told = (leader != 0).then_some((leader, address));
+                    }
                     _ => return Err(io::Error::other("the peer sends what is no pong")),
                 }
             }
@@ -114,7 +120,8 @@ mod tests {
 
     fn pong() -> Vec<u8> {
         let mut out = Vec::new();
-        put_peer_frame(&mut out, &PeerFrame::Pong);
+        let pong = PeerFrame::Pong { leader: 3, address: "host:3".to_string() };
+        put_peer_frame(&mut out, &pong);
         out
     }
 
@@ -178,6 +185,7 @@ mod tests {
         ours.peek(&mut [0]).unwrap();
         let late = start + Duration::from_secs(60);
         pulse.beat(&ours, &mut out, late).unwrap();
+        assert_eq!(pulse.told.take(), Some((3, "host:3".to_string())));
         assert!(pulse.beat(&ours, &mut out, late + PONG_PATIENCE).is_err());
     }
 

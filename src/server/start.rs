@@ -574,7 +574,6 @@ fn run(
         leader: AtomicU64::new(0),
         promise: (AtomicU64::new(raft.term()), AtomicU64::new(raft.last_index())),
         dialed_from: Mutex::new(BTreeMap::new()),
-        hints: options.join,
         began_at: Promise::of(&raft),
         greeted: Mutex::new(BTreeSet::new()),
         aside: Mutex::new(BTreeMap::new()),
@@ -626,5 +625,7 @@ fn run(
     let theirs = Arc::clone(&shared);
     let body = move || raft_loop::run(replica, raft_events, &log_inbox, &apply_inbox, &theirs);
     spawn("raft", Box::new(body))?;
+    let theirs = Arc::clone(&shared);
+    spawn("finder", Box::new(move || join::find_members(&theirs, options.join)))?;
     spawn("listener", Box::new(move || listener::run(&listener, &shared)))
 }

@@ -10,9 +10,10 @@
 
 use super::checks::{Violation, violated};
 use super::network::QUIET_DELAY_US;
+use super::node::SimNode;
 use super::world::{Event, World};
-use crate::node::{Input, Promise, Standing, known_identity, standing};
-use crate::raft::{Configuration, NodeId};
+use crate::node::{Input, Promise, Standing, is_news, known_identity, standing};
+use crate::raft::{Configuration, Member, NodeId};
 
 /// Why a handshake is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub(super) enum Reject {
     Down,
 }
 
+/// Time between two pings, in microseconds.
+const PING_EVERY_US: u64 = 1_000_000;
 /// Pauses between attempts to connect, in microseconds.
 const PAUSE_US: (u64, u64) = (20_000, 1_000_000);
 
@@ -110,7 +113,10 @@ impl World {
                 self.count("newer members let in");
             }
         }
-        self.network.line(from, to).up = Some((life, own_life));
+        let line = self.network.line(from, to);
+        line.up = Some((life, own_life));
+        let pong = Event::Pong { by: to, turn: line.turn };
+        self.schedule(PING_EVERY_US, from, life, pong);
         if let Some(up) = self.nodes.get_mut(&from).and_then(|n| n.up.as_mut()) {
             up.greeted.insert(to);
         }
@@ -119,6 +125,65 @@ impl World {
         if !self.is_connected(to, from) {
             let delay_us = self.dice.log_between(100, 20_000);
             self.dial_in(delay_us, to, from);
+        }
+    }
+
+    /// A peer answers a ping and says who leads, as long as the connection of those attempts is one:
+    /// a leader that was not known, or not there, is dialed (`server/members.rs`).
+    pub(super) fn pong(&mut self, node: NodeId, by: NodeId, turn: u64) {
+        if !self.is_connected(node, by) || self.network.line(node, by).turn != turn {
+            return;
+        }
+        let life = self.nodes[&node].life;
+        self.schedule(PING_EVERY_US, node, life, Event::Pong { by, turn });
+        let Some(theirs) = self.nodes[&by].up.as_ref() else { return };
+        let theirs = theirs.replica.raft();
+        let leader = theirs.leader().and_then(|id| theirs.configuration().member(id)).cloned();
+        let Some(Member { id, address, .. }) = leader else { return };
+        let cut = self.network.is_cut(node, by) || self.network.is_cut(by, node);
+        if !cut && self.heard_of(node, id, address) {
+            self.count("leaders heard of");
+        }
+    }
+
+    /// A node hears where another one is, from a third one or from a person; gives whether that is
+    /// news.
+    fn heard_of(&mut self, node: NodeId, other: NodeId, address: String) -> bool {
+        if other == node || self.is_connected(other, node) {
+            return false;
+        }
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return false };
+        let raft = up.replica.raft();
+        let (in_force, committed) = (raft.configuration(), raft.committed_configuration());
+        if !is_news(in_force, committed, other, &address)
+            || up.met.get(&other).is_some_and(|known| *known == address)
+        {
+            return false;
+        }
+        up.met.insert(other, address);
+        self.dial_in(0, node, other);
+        true
+    }
+
+    /// Members of which nobody runs any more that they know, and whom nobody finds because they have
+    /// moved, are told by a person (`--join`) where the others are.
+    pub(super) fn help_the_lost(&mut self) {
+        let Some(configuration) = self.cluster.configuration().cloned() else { return };
+        let runs = |n: &&SimNode| self.counts(n);
+        let running: Vec<NodeId> = self.nodes.values().filter(runs).map(|n| n.id).collect();
+        for &node in &running {
+            let knows = self.peers_of(node);
+            let moved = configuration.member(node).map(|m| &m.address)
+                != self.nodes.get(&node).map(|n| &n.address);
+            if !moved || running.iter().any(|id| knows.contains(id)) {
+                continue;
+            }
+            for other in running.iter().filter(|&&id| id != node) {
+                let address = self.nodes[other].address.clone();
+                if self.heard_of(node, *other, address) {
+                    self.count("members helped by a person");
+                }
+            }
         }
     }
 

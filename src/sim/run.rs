@@ -152,6 +152,7 @@ fn calm(world: &mut World) -> Result<(), Violation> {
         }
         world.start(id)?;
     }
+    world.help_the_lost();
     let hopeless = world.is_hopeless();
     if hopeless {
         world.count("cluster lost for good");

@@ -117,6 +117,7 @@ const MUST_HAPPEN: &[&str] = &[
     "change refused: being replaced",
     "change refused: address taken",
     "newer members let in",
+    "leaders heard of",
     "removed nodes told",
     "removed nodes started again",
     "removed nodes that did not start",

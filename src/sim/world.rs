@@ -37,6 +37,7 @@ pub(super) enum Event {
     Dial { to: NodeId, turn: u64 },
     Dialed { from: NodeId, life: u64, promise: Promise },
     Rejected { by: NodeId, why: Reject },
+    Pong { by: NodeId, turn: u64 },
     Arrive { from: NodeId, life: u64, connection: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
@@ -268,6 +269,10 @@ impl World {
                 Ok(())
             }
             Event::Rejected { by, why } => self.rejected(node, by, why),
+            Event::Pong { by, turn } => {
+                self.pong(node, by, turn);
+                Ok(())
+            }
             Event::Changing(changing) => {
                 self.changing(changing);
                 Ok(())

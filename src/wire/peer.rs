@@ -6,7 +6,9 @@
 //! the snapshot stream, which has a connection of its own.
 
 use super::client::Class;
-use super::fields::{MESSAGE_BYTES_MAX, put_blob, put_count, put_option, put_text};
+use super::fields::{
+    ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX, put_blob, put_count, put_option, put_text,
+};
 use super::fields::{take_flag, take_list, take_option, take_text};
 use super::frame::{FRAME_HEADER_BYTES, kind, put_frame};
 use crate::raft::codec::{
@@ -31,8 +33,14 @@ pub enum PeerFrame {
     ForwardAnswer(ForwardAnswer),
     /// Are you there? The only frame that is answered on the connection it came by.
     Ping,
-    /// Yes: everything before the ping has arrived.
-    Pong,
+    /// Yes: everything before the ping has arrived. And who leads, as far as the sender knows, and
+    /// where that is: the other side may never have heard of it. 0 and empty is unknown.
+    Pong {
+        /// Who leads.
+        leader: NodeId,
+        /// Where it is.
+        address: String,
+    },
     /// The sender's state machine has this digest at this index.
     Digest {
         /// The index.
@@ -127,7 +135,11 @@ pub fn put_peer_frame(out: &mut Vec<u8>, frame: &PeerFrame) -> usize {
         PeerFrame::Forward(forward) => put_forward(out, forward),
         PeerFrame::ForwardAnswer(answer) => put_forward_answer(out, answer),
         PeerFrame::Ping => put_frame(out, |out| out.push(kind::PING)),
-        PeerFrame::Pong => put_frame(out, |out| out.push(kind::PONG)),
+        PeerFrame::Pong { leader, address } => put_frame(out, |out| {
+            out.push(kind::PONG);
+            out.extend_from_slice(&leader.to_le_bytes());
+            put_text(out, address, ADDRESS_BYTES_MAX);
+        }),
         PeerFrame::Digest { index, digest } => put_frame(out, |out| {
             out.push(kind::DIGEST);
             out.extend_from_slice(&index.to_le_bytes());
@@ -306,7 +318,10 @@ pub fn take_peer_frame(body: &[u8]) -> Result<PeerFrame, Malformed> {
             },
         }),
         kind::PING => PeerFrame::Ping,
-        kind::PONG => PeerFrame::Pong,
+        kind::PONG => PeerFrame::Pong {
+            leader: input.u64("leader")?,
+            address: take_text(&mut input, ADDRESS_BYTES_MAX, "leader's address")?,
+        },
         kind::DIGEST => {
             PeerFrame::Digest { index: input.u64("digest index")?, digest: input.u32("digest")? }
         }

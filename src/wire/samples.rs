@@ -322,7 +322,8 @@ pub(super) fn peer_frame() -> impl Strategy<Value = PeerFrame> {
         }),
         1 => (number(), result)
             .prop_map(|(id, result)| PeerFrame::ForwardAnswer(ForwardAnswer { id, result })),
-        1 => prop_oneof![Just(PeerFrame::Ping), Just(PeerFrame::Pong)],
+        1 => Just(PeerFrame::Ping),
+        1 => (number(), text()).prop_map(|(leader, address)| PeerFrame::Pong { leader, address }),
         1 => (number(), any::<u32>())
             .prop_map(|(index, digest)| PeerFrame::Digest { index, digest }),
     ]

@@ -435,7 +435,8 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         put_peer_frame(out, &PeerFrame::Ping);
     });
     add("pong", &|out| {
-        put_peer_frame(out, &PeerFrame::Pong);
+        let address = "10.0.0.1:7101".to_string();
+        put_peer_frame(out, &PeerFrame::Pong { leader: 1, address });
     });
     list
 }

@@ -426,6 +426,55 @@ fn all_members_may_move_at_once() {
     assert_eq!(good(&cluster, "get city"), "Oslo");
 }
 
+/// Takes a new node in and lets another one go; gives the new one's place.
+fn exchange(cluster: &mut Cluster, old: usize) -> usize {
+    let id = id_of(cluster, old);
+    let new = cluster.join();
+    cluster.wait_serving(new);
+    let address = cluster.nodes[new].address.clone();
+    wait_for("it votes", || members(cluster).get(&address).filter(|(_, votes)| *votes).map(drop));
+    good(cluster, &format!("member remove {id}"));
+    cluster.wait_ended(old);
+    new
+}
+
+/// Starts a node that is away at another address.
+fn back_elsewhere(cluster: &mut Cluster, node: usize, begins: &str) {
+    cluster.nodes[node].address = format!("127.0.0.1:{}", free_ports(1)[0]);
+    cluster.relaunch_with(node, begins);
+}
+
+#[test]
+fn a_member_that_moved_finds_a_cluster_that_was_exchanged() {
+    // A node comes back at another address; the leader was taken in meanwhile. Neither knows of the
+    // other or where it is, until a third one says so. Then everybody whom the node knows is gone or
+    // has moved, and so has the node: a person says where somebody runs (--join).
+    let mut cluster = Cluster::start(3);
+    good(&cluster, "put city Oslo");
+    let away = 2;
+    cluster.kill(away);
+    let third = exchange(&mut cluster, 1);
+    let leads = id_of(&cluster, third);
+    wait_for("the new one leads", || {
+        let _ = cli(&cluster, &format!("transfer {leads}"));
+        (cluster.leader() == third).then_some(())
+    });
+    back_elsewhere(&mut cluster, away, "");
+    cluster.wait_serving(away);
+    wait_for_voters(&cluster, &[0, away, third]);
+
+    cluster.kill(away);
+    let fourth = exchange(&mut cluster, 0);
+    cluster.kill(third);
+    back_elsewhere(&mut cluster, third, "");
+    cluster.wait_serving(third);
+    let there = cluster.nodes[fourth].address.clone();
+    back_elsewhere(&mut cluster, away, &format!("--join {there}"));
+    cluster.wait_serving(away);
+    wait_for_voters(&cluster, &[away, third, fourth]);
+    assert_eq!(good(&cluster, "get city"), "Oslo");
+}
+
 fn copy(from: &Path, to: &Path) {
     for (path, bytes) in contents(from) {
         let path = to.join(path.strip_prefix(from).expect("below it"));

@@ -82,6 +82,22 @@ fn a_wiped_disk_is_noticed_before_anything_is_known_to_be_committed() {
     assert_eq!(known_identity(&in_log.with_learner(6, "host:4"), &in_log, 4), 0);
 }
 
+/// Where others say that a node is counts when it is not known, or not there; who was removed is no
+/// news. (Seed 26465: a node that had moved while it was cut off never found a leader that had been taken
+/// in meanwhile, nor that one the node.)
+#[test]
+fn members_that_were_taken_in_or_moved_are_news() {
+    let member = |id| Member { id, identity: identity_of(id), address: format!("host:{id}") };
+    let all = Configuration::of_voters(7, (1..=3).map(member).collect());
+    let news = |id, address| is_news(&all, &all, id, address);
+    assert!(!news(2, "host:2"));
+    assert!(news(2, "elsewhere:2"));
+    assert!(news(4, "host:4"));
+    let without = all.without(2);
+    assert!(!is_news(&without, &without, 2, "host:2"), "it was removed");
+    assert!(!is_news(&without, &all, 2, "host:2"), "that may be undone, and it is there");
+}
+
 /// A node asks to be taken in, again and again: it gets one id, learns, and votes once it has caught
 /// up. Another directory at its address is refused with the command that would replace it.
 #[test]

@@ -128,6 +128,10 @@ fn a_peer_that_closes_is_noticed_without_traffic() {
     drop(listener.accept().unwrap());
 }
 
+fn pong(leader: u64, address: &str) -> PeerFrame {
+    PeerFrame::Pong { leader, address: address.to_string() }
+}
+
 /// A peer that dialed asks for a sign of life and gets one; the reads of that connection have a
 /// bound, and its end is told to the raft loop.
 #[test]
@@ -139,7 +143,7 @@ fn pings_are_answered_and_silence_is_bounded() {
     for _ in 0..3 {
         (&theirs).write_all(&ping).unwrap();
         let body = next_frame(&theirs, &mut reader).unwrap();
-        assert_eq!(take_peer_frame(&body).unwrap(), PeerFrame::Pong);
+        assert_eq!(take_peer_frame(&body).unwrap(), pong(0, ""));
     }
     assert_eq!(watched.read_timeout().unwrap(), Some(SILENCE_MAX));
     drop(theirs);
@@ -151,9 +155,9 @@ fn pings_are_answered_and_silence_is_bounded() {
 fn a_pong_that_nobody_asked_for_ends_the_connection() {
     let (shared, mut events) = node_one("host:2", 10);
     let (_, theirs, mut reader) = dial(&shared, Role::Peer);
-    let mut pong = Vec::new();
-    put_peer_frame(&mut pong, &PeerFrame::Pong);
-    (&theirs).write_all(&pong).unwrap();
+    let mut out = Vec::new();
+    put_peer_frame(&mut out, &pong(0, ""));
+    (&theirs).write_all(&out).unwrap();
     assert!(wait_for(&shared, &mut events, |i| matches!(i, Input::PeerLost { node: PEER })));
     assert_eq!(next_frame(&theirs, &mut reader), None);
 }

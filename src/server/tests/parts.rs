@@ -63,7 +63,6 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         leader: AtomicU64::new(0),
         promise: Default::default(),
         dialed_from: Mutex::new(BTreeMap::new()),
-        hints: Vec::new(),
         began_at: Promise::default(),
         greeted: Mutex::new(BTreeSet::new()),
         aside: Mutex::new(BTreeMap::new()),
