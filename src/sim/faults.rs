@@ -3,12 +3,14 @@
 use super::checks::Violation;
 use super::clients::filler;
 use super::disk::Trouble;
-use super::node::ClientId;
+use super::node::{ClientId, DATA};
 use super::operator::Operation;
 use super::world::World;
 use crate::lsm::STORE_DIR;
 use crate::node::{Input, Request};
 use crate::raft::NodeId;
+use crate::wal::{Identity, IdentityCopy};
+use std::path::Path;
 
 /// What a burst's writes are to be answered within, on the node's clock.
 const BURST_DEADLINE_US: u64 = 2_000_000;
@@ -422,6 +424,11 @@ fn flip(world: &mut World, node: NodeId, at: u64) {
 fn flip_identity(world: &mut World, node: NodeId, both: bool, at: u64) {
     let Some(n) = world.nodes.get_mut(&node) else { return };
     if n.up.is_some() || n.identity == 0 || (!both && n.hurt) {
+        return;
+    }
+    let copies = Identity::copies(&n.disk.copy(), Path::new(DATA));
+    if !both && !copies.iter().all(|(_, copy)| matches!(copy, Ok(IdentityCopy::Good(..)))) {
+        // It is made good from the other one.
         return;
     }
     n.hurt = true;

@@ -90,22 +90,31 @@ impl World {
     }
 
     /// A handshake arrives, with what the dialer said of itself.
-    pub(super) fn dialed(&mut self, to: NodeId, (from, life): (NodeId, u64), promise: Promise) {
-        let Some(dialer) = self.nodes.get(&from) else { return };
+    pub(super) fn dialed(
+        &mut self,
+        to: NodeId,
+        (from, life): (NodeId, u64),
+        promise: Promise,
+    ) -> Result<(), Violation> {
+        let Some(dialer) = self.nodes.get(&from) else { return Ok(()) };
         if dialer.life != life || dialer.up.is_none() || self.is_connected(from, to) {
-            return;
+            return Ok(());
         }
         let delay_us = self.dice.log_between(QUIET_DELAY_US.0, QUIET_DELAY_US.1);
         if let Err(why) = self.admits(to, from) {
             self.schedule(delay_us, from, life, Event::Rejected { by: to, why });
-            return;
+            return Ok(());
         }
-        let dialer = &self.nodes[&from];
+        let (dialer, other) = (&self.nodes[&from], &self.nodes[&to]);
+        if dialer.known_to.contains(&to) && !(other.wiped || other.old_copy) {
+            let detail = format!("node {from} is let in by node {to}");
+            return violated("a wiped disk is not let in where the one before is known", detail);
+        }
         let (identity, address) = (dialer.identity, dialer.address.clone());
         let theirs = address.clone();
         self.note(to, "let in", [from, promise.term, promise.index, 0]);
         self.input(to, Input::PeerDialed { node: from, identity, address, promise });
-        let Some(n) = self.nodes.get_mut(&to) else { return };
+        let Some(n) = self.nodes.get_mut(&to) else { return Ok(()) };
         let (own, own_life) = (n.identity, n.life);
         if let Some(up) = &mut n.up {
             up.met.insert(from, theirs);
@@ -126,6 +135,7 @@ impl World {
             let delay_us = self.dice.log_between(100, 20_000);
             self.dial_in(delay_us, to, from);
         }
+        Ok(())
     }
 
     /// A peer answers a ping and says who leads, as long as the connection of those attempts is one:

@@ -117,8 +117,10 @@ impl World {
             self.lose(node);
             return;
         }
+        let known_to = self.peers_of(node).into_iter().collect();
         self.stop(node, true);
         if let Some(n) = self.nodes.get_mut(&node) {
+            n.known_to = known_to;
             n.disk = SimDisk::new(self.dice.split());
             n.torn = None;
             n.copy = None;

@@ -66,6 +66,8 @@ pub(super) struct SimNode {
     pub(super) speaks_since: u64,
     /// Its disk was lost: it is a stranger to the others.
     pub(super) wiped: bool,
+    /// Who had the identity of the disk that was lost on theirs.
+    pub(super) known_to: BTreeSet<NodeId>,
     /// A bit of its log or identity was turned over.
     pub(super) flipped: bool,
     /// A bit of its store was turned over, and that was not repaired yet.
@@ -197,6 +199,7 @@ impl SimNode {
             old_copy: false,
             speaks_since: 0,
             wiped: false,
+            known_to: BTreeSet::new(),
             hurt: false,
             flipped: false,
             store_flipped: false,

@@ -529,10 +529,16 @@ impl Adversary {
                     script.push((pause_us, Fault::PowerLoss { node, down_us }));
                 }
             }
-            // A disk is lost, and the machine replaced where it is.
+            // A disk is lost, also in a power failure, and the machine replaced where it is.
             35 => {
                 let down_us = dice.log_between(10_000, 400_000);
                 script.push((short(dice), Fault::Wipe { node: follower, down_us }));
+                if dice.chance(1, 2) {
+                    for &node in all.iter().filter(|&&node| node != follower) {
+                        let down_us = dice.log_between(10_000, 1_000_000);
+                        script.push((dice.below(2_000), Fault::PowerLoss { node, down_us }));
+                    }
+                }
                 for _ in 0..3 {
                     let at = dice.roll();
                     let replace = Fault::Operate { what: Operation::ReplaceLost, at };

@@ -264,10 +264,7 @@ impl World {
                 self.dial(node, to, turn);
                 Ok(())
             }
-            Event::Dialed { from, life, promise } => {
-                self.dialed(node, (from, life), promise);
-                Ok(())
-            }
+            Event::Dialed { from, life, promise } => self.dialed(node, (from, life), promise),
             Event::Rejected { by, why } => self.rejected(node, by, why),
             Event::Pong { by, turn } => {
                 self.pong(node, by, turn);
