@@ -27,6 +27,7 @@ mod promises;
 mod recover;
 mod replica;
 mod snapshot;
+mod standing;
 mod verify;
 mod words;
 
@@ -38,12 +39,11 @@ pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restore
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, LogMessages};
-pub use membership::{
-    Change, ChangeRefused, MEMBERS_MAX, Standing, is_news, known_identity, standing,
-};
+pub use membership::{Change, ChangeRefused, MEMBERS_MAX};
 pub use promises::Promise;
 pub use recover::{RecoverError, Rescued, recover};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
 pub use snapshot::{Ask, Fetch, Next, Source, Told};
+pub use standing::{Configurations, Standing};
 pub use verify::{Report, Totals, check_identity, verify};
 pub use words::*;

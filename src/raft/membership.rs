@@ -53,9 +53,15 @@ impl Raft {
 
     /// The latest configuration that is known to be committed.
     pub fn committed_configuration(&self) -> &Arc<Configuration> {
+        &self.open_configurations()[0].1
+    }
+
+    /// That one and those behind it, with the indexes of their entries: one of them is in force, in the
+    /// end.
+    pub fn open_configurations(&self) -> &[(Index, Arc<Configuration>)] {
         let all = self.log.configurations();
         let behind = all.partition_point(|(index, _)| *index <= self.commit);
-        &all[behind.saturating_sub(1)].1
+        &all[behind.saturating_sub(1)..]
     }
 
     /// Index of the entry that holds the configuration in force; 0 for that of the beginning.

@@ -5,13 +5,12 @@ use super::connection::failure;
 use super::native::class_of;
 use super::{Shared, lock, peers};
 use crate::client::{Cause, Connection};
-use crate::node::{Change, ChangeRefused, MEMBERS_MAX, Promise, is_news};
-use crate::raft::{Configuration, NodeId};
+use crate::node::{Change, ChangeRefused, MEMBERS_MAX, Promise, Standing};
+use crate::raft::NodeId;
 use crate::wal::Identity;
 use crate::wire::ADDRESS_BYTES_MAX;
 use crate::wire::client::{Answer as Reply, Call, Class, Failure, Joined};
 use crate::wire::handshake::{Reject, RejectCode};
-use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -121,10 +120,9 @@ pub(super) fn answer(shared: &Arc<Shared>, id: NodeId, address: &str) {
 /// node that was away may never have heard of members that were taken in or have moved meanwhile, nor
 /// they of where it is now: it dials them, and is answered.
 pub(super) fn heard_of(shared: &Arc<Shared>, id: NodeId, address: &str) {
-    let (in_force, committed) =
-        shared.configuration.read().unwrap_or_else(PoisonError::into_inner).clone();
-    let dials = lock(&shared.inbound).get(&id).is_some_and(|(_, open)| open.is_some());
-    if id != shared.id && !dials && is_news(&in_force, &committed, id, address) {
+    let is_news = shared.configurations().is_news(id, address);
+    let dials = lock(&shared.inbound).get(&id).is_some_and(|inbound| inbound.open.is_some());
+    if id != shared.id && !dials && is_news {
         answer(shared, id, address);
     }
 }
@@ -137,15 +135,18 @@ pub(super) fn forget_newcomer(shared: &Shared, id: NodeId) {
     }
 }
 
-/// Whoever was removed is parted with: its connections are closed, and when it dials again it is told.
-pub(super) fn part_with_removed(shared: &Shared, configuration: &Configuration) {
-    let stays = |id: &NodeId| !configuration.was_removed(*id);
+/// Whoever was removed, or turns out to have another disk than the member of that id, is parted with:
+/// its connections are closed, and when it dials again it is told.
+pub(super) fn part_with_strangers(shared: &Shared) {
+    let all = shared.configurations().clone();
+    let stays = |id: &NodeId| !all.committed().was_removed(*id);
     lock(&shared.dialed_from).retain(|id, _| stays(id));
     // A sender whose inbox is dropped ends.
     shared.links.write().unwrap_or_else(PoisonError::into_inner).retain(|id, _| stays(id));
-    for (_, (_, stream)) in lock(&shared.inbound).iter().filter(|(id, _)| !stays(id)) {
-        if let Some(stream) = stream {
-            let _ = stream.shutdown(Shutdown::Both);
+    for (id, inbound) in lock(&shared.inbound).iter() {
+        let standing = all.standing(*id, inbound.identity);
+        if matches!(standing, Standing::Removed | Standing::Foreign) {
+            inbound.close();
         }
     }
 }
@@ -162,8 +163,8 @@ pub(super) fn set_aside(shared: &Shared, peer: NodeId, remembered: Promise) {
     );
     super::logging::warning!("sets peer={peer} aside: {why}");
     lock(&shared.aside).insert(peer, (identity, why));
-    if let Some((_, Some(stream))) = lock(&shared.inbound).get(&peer) {
-        let _ = stream.shutdown(Shutdown::Both);
+    if let Some(inbound) = lock(&shared.inbound).get(&peer) {
+        inbound.close();
     }
     // A sender whose inbox is dropped ends; a new one finds out that it is not to dial.
     shared.links.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);

@@ -43,16 +43,16 @@ pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::{Promise, Standing, Work, known_identity, standing};
+use crate::node::{Configurations, Promise, Work};
 use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::LogReader;
 use crate::wire::handshake::{Hello, PROTOCOL_VERSIONS, Role};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 /// A client as the components see it: where its answers go.
 #[derive(Clone, Debug)]
@@ -74,12 +74,11 @@ pub(crate) struct Shared {
     pub(crate) reader: LsmReader,
     pub(crate) log: LogReader,
     pub(crate) raft: inbox::RaftInbox,
-    /// The one in force, and the latest that is known to be committed.
-    pub(crate) configuration: RwLock<(Arc<Configuration>, Arc<Configuration>)>,
+    /// Those that the raft loop goes by.
+    pub(crate) configurations: RwLock<Configurations>,
     pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
-    /// Number of the latest inbound connection of each peer, as only its end means anything; and, as
-    /// long as it is open, a handle to close it by.
-    pub(crate) inbound: Mutex<BTreeMap<NodeId, (u64, Option<TcpStream>)>>,
+    /// The latest inbound connection of each peer.
+    pub(crate) inbound: Mutex<BTreeMap<NodeId, Inbound>>,
     pub(crate) leader: AtomicU64,
     /// Term and last index of the log: never behind what this node has promised.
     pub(crate) promise: (AtomicU64, AtomicU64),
@@ -107,10 +106,29 @@ pub(crate) struct Shared {
     pub(crate) _lock: DirLock,
 }
 
+/// An inbound connection of a peer, or the last one that there was.
+#[derive(Debug)]
+pub(crate) struct Inbound {
+    /// Only the end of the latest one means anything.
+    pub(crate) number: u64,
+    /// Whose disk the peer has.
+    pub(crate) identity: u64,
+    /// As long as it is open, a handle to close it by.
+    pub(crate) open: Option<TcpStream>,
+}
+
+impl Inbound {
+    pub(crate) fn close(&self) {
+        if let Some(stream) = &self.open {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
 impl Shared {
     /// The configuration in force.
     pub(crate) fn configuration(&self) -> Arc<Configuration> {
-        Arc::clone(&self.configuration.read().unwrap_or_else(PoisonError::into_inner).0)
+        Arc::clone(self.configurations().in_force())
     }
 
     /// Who leads, and where that is; 0 and empty when either is not known.
@@ -121,20 +139,18 @@ impl Shared {
         member.map_or_else(Default::default, |m| (leader, m.address.clone()))
     }
 
-    /// What a node is to this one.
-    pub(crate) fn standing(&self, id: NodeId, identity: u64) -> Standing {
-        let (in_force, committed) =
-            &*self.configuration.read().unwrap_or_else(PoisonError::into_inner);
-        standing(in_force, committed, id, identity)
+    /// The configurations that this node goes by or may go by.
+    pub(crate) fn configurations(&self) -> RwLockReadGuard<'_, Configurations> {
+        self.configurations.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where to dial a node, a member or a newcomer: where the configuration says, and where it has
     /// said itself that it is reached, or somebody else. Both may be out of date.
     pub(crate) fn whom(&self, id: NodeId) -> Vec<Member> {
-        let (in_force, committed) =
-            self.configuration.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let identity = known_identity(&in_force, &committed, id);
-        let configured = in_force.member(id).map(|m| m.address.clone());
+        let (identity, configured) = {
+            let all = self.configurations();
+            (all.identity_of(id), all.in_force().member(id).map(|m| m.address.clone()))
+        };
         let said = lock(&self.dialed_from).get(&id).cloned();
         let said = said.filter(|at| Some(at) != configured.as_ref());
         let addresses = configured.into_iter().chain(said);

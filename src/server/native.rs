@@ -6,7 +6,7 @@ use super::logging::{debug, info, warning};
 use super::peers::Outgoing;
 use super::pulse::SILENCE_MAX;
 use super::sockets::{ClientInput, NO_ROOM, is_timeout, read, read_by, write_patiently};
-use super::{ClientHandle, Shared, lock, members, snapshots};
+use super::{ClientHandle, Inbound, Shared, lock, members, snapshots};
 use crate::kv::bytes::Input as KvInput;
 use crate::kv::codec::take_outcome;
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
@@ -126,7 +126,8 @@ pub(crate) fn serve(
 /// Why a node that dials is not let in, whatever its handshake says.
 fn not_let_in(shared: &Shared, hello: &Hello) -> Option<Reject> {
     let id = hello.from;
-    let (code, message) = match shared.standing(id, hello.identity) {
+    let standing = shared.configurations().standing(id, hello.identity);
+    let (code, message) = match standing {
         Standing::Member => (RejectCode::OldCopy, shared.is_aside(id, Some(hello.identity))?),
         // One that was taken in later than anything this node has heard of may even lead: a node
         // that joins begins with the members of long ago (paper section 6, thesis 4.1).
@@ -210,10 +211,42 @@ fn serve_peer(
     let number = {
         let theirs = stream.try_clone()?;
         let mut inbound = lock(&shared.inbound);
-        let number = inbound.get(&from).map_or(1, |(n, _)| n + 1);
-        inbound.insert(from, (number, Some(theirs)));
+        let number = inbound.get(&from).map_or(1, |inbound| inbound.number + 1);
+        let identity = hello.identity;
+        inbound.insert(from, Inbound { number, identity, open: Some(theirs) });
         number
     };
+    // The members may have changed since it was let in, and nobody knew of this connection then.
+    let ended = match not_let_in(shared, hello) {
+        Some(reject) => Err(io::Error::other(reject.message)),
+        None => listen_to(stream, &mut reader, hello, shared),
+    };
+    if let Err(e) = &ended {
+        warning!("connection from peer={from} ended: {e}");
+    }
+    // A newer connection from the same peer makes the end of this one meaningless.
+    let is_latest = match lock(&shared.inbound).get_mut(&from) {
+        Some(inbound) if inbound.number == number => {
+            inbound.open = None;
+            true
+        }
+        _ => false,
+    };
+    if is_latest {
+        members::forget_newcomer(shared, from);
+        let _ = shared.raft.send(Input::PeerLost { node: from });
+    }
+    ended
+}
+
+/// Tells who has dialed, and takes what it sends until the connection ends.
+fn listen_to(
+    stream: &TcpStream,
+    reader: &mut FrameReader,
+    hello: &Hello,
+    shared: &Arc<Shared>,
+) -> io::Result<()> {
+    let from = hello.from;
     let promise = Promise { term: hello.term, index: hello.last_index };
     let (node, identity, address) = (from, hello.identity, hello.address.clone());
     let _ = shared.raft.send(Input::PeerDialed { node, identity, address, promise });
@@ -234,23 +267,7 @@ fn serve_peer(
     if let Some(link) = shared.links.read().unwrap_or_else(PoisonError::into_inner).get(&from) {
         let _ = link.send(Outgoing::Nudge);
     }
-    let ended = read_peer(stream, &mut reader, from, shared);
-    if let Err(e) = &ended {
-        warning!("connection from peer={from} ended: {e}");
-    }
-    // A newer connection from the same peer makes the end of this one meaningless.
-    let is_latest = match lock(&shared.inbound).get_mut(&from) {
-        Some((latest, handle)) if *latest == number => {
-            *handle = None;
-            true
-        }
-        _ => false,
-    };
-    if is_latest {
-        members::forget_newcomer(shared, from);
-        let _ = shared.raft.send(Input::PeerLost { node: from });
-    }
-    ended
+    read_peer(stream, reader, from, shared)
 }
 
 fn read_peer(

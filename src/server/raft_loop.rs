@@ -6,7 +6,7 @@ use super::log_writer::LogWork;
 use super::logging::{Level, info, log};
 use super::peers::{self, Outgoing};
 use super::{ApplyQueue, ClientHandle, Shared, members, snapshots};
-use crate::node::{Difference, Effects, Replica, Work};
+use crate::node::{Configurations, Difference, Effects, Replica, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
@@ -32,7 +32,7 @@ pub(crate) fn run(
         let news = told.as_ref().is_none_or(|told| !Arc::ptr_eq(told, committed));
         if effects.configuration.is_some() || news {
             told = Some(Arc::clone(committed));
-            reconfigure(shared, effects.configuration.as_ref(), committed, leads);
+            reconfigure(shared, Configurations::of(raft), leads);
         }
         act(effects, log_writer, applier, shared);
         let wants = replica.wants();
@@ -149,24 +149,11 @@ fn described(configuration: &Configuration) -> String {
 
 /// Keeps one sender for every other member, and for every newcomer. Who is a member no more is parted
 /// with once that is committed: a leader that leaves still needs the answers until then.
-fn reconfigure(
-    shared: &Arc<Shared>,
-    next: Option<&Arc<Configuration>>,
-    committed: &Arc<Configuration>,
-    leads: bool,
-) {
-    if let Some(next) = next {
-        tell_formation(shared, next, leads);
-    }
-    let configuration = {
-        let mut now = shared.configuration.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(next) = next {
-            now.0 = Arc::clone(next);
-        }
-        now.1 = Arc::clone(committed);
-        Arc::clone(&now.0)
-    };
-    members::part_with_removed(shared, committed);
+fn reconfigure(shared: &Arc<Shared>, next: Configurations, leads: bool) {
+    let configuration = Arc::clone(next.in_force());
+    tell_formation(shared, &configuration, leads);
+    *shared.configurations.write().unwrap_or_else(PoisonError::into_inner) = next;
+    members::part_with_strangers(shared);
     let mut links = shared.links.write().unwrap_or_else(PoisonError::into_inner);
     for member in configuration.members.iter().filter(|m| m.id != shared.id) {
         links.entry(member.id).or_insert_with(|| peers::spawn(shared, member.id));

@@ -11,8 +11,8 @@ use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
-    Applier, BootError, Input, Opened, Part, Plan, Promise, Replica, ReplicaOptions,
-    first_configuration, open, restored,
+    Applier, BootError, Configurations, Input, Opened, Part, Plan, Promise, Replica,
+    ReplicaOptions, first_configuration, open, restored,
 };
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -565,10 +565,7 @@ fn run(
         reader: machine.reader(),
         log: wal.reader(),
         raft: raft_inbox,
-        configuration: RwLock::new((
-            Arc::clone(raft.configuration()),
-            Arc::clone(raft.committed_configuration()),
-        )),
+        configurations: RwLock::new(Configurations::of(&raft)),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),

@@ -3,7 +3,7 @@
 //! A connection goes in one direction, as between servers, and belongs to one life at each end.
 //! Nothing is sent without one; its first word is the handshake, so that a peer has heard what a
 //! process promises before anything else of it. What the handshake decides is `server/native.rs` in
-//! short; what a node is to another one is decided by `node::standing` in both.
+//! short; what a node is to another one is decided by `node/standing.rs` in both.
 //!
 //! Messages under way when a connection breaks arrive nevertheless, in a later life of the receiver,
 //! too: the core must stand more than TCP does to it.
@@ -12,7 +12,7 @@ use super::checks::{Violation, violated};
 use super::network::QUIET_DELAY_US;
 use super::node::SimNode;
 use super::world::{Event, World};
-use crate::node::{Input, Promise, Standing, is_news, known_identity, standing};
+use crate::node::{Configurations, Input, Promise, Standing};
 use crate::raft::{Configuration, Member, NodeId};
 
 /// Why a handshake is refused.
@@ -163,9 +163,7 @@ impl World {
             return false;
         }
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return false };
-        let raft = up.replica.raft();
-        let (in_force, committed) = (raft.configuration(), raft.committed_configuration());
-        if !is_news(in_force, committed, other, &address)
+        if !Configurations::of(up.replica.raft()).is_news(other, &address)
             || up.met.get(&other).is_some_and(|known| *known == address)
         {
             return false;
@@ -202,14 +200,11 @@ impl World {
         let (Some(up), Some(theirs)) = (&n.up, &other.up) else { return Err(Reject::Down) };
         let raft = up.replica.raft();
         // Whom it wants to reach, it says.
-        let theirs = theirs.replica.raft();
-        let committed = theirs.committed_configuration();
-        let wanted = known_identity(theirs.configuration(), committed, at);
+        let wanted = Configurations::of(theirs.replica.raft()).identity_of(at);
         if wanted != 0 && wanted != n.identity {
             return Err(Reject::Identity);
         }
-        let committed = raft.committed_configuration();
-        match standing(raft.configuration(), committed, dialer, other.identity) {
+        match Configurations::of(raft).standing(dialer, other.identity) {
             Standing::Foreign => Err(Reject::Identity),
             Standing::Member if up.aside.get(&dialer) == Some(&other.identity) => {
                 Err(Reject::OldCopy)
@@ -285,8 +280,23 @@ impl World {
         }
     }
 
+    /// Whoever turns out to have another disk than the member of its id is let in no more.
+    fn part_with_strangers(&mut self, node: NodeId) {
+        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return };
+        let all = Configurations::of(up.replica.raft());
+        let foreign = |n: &&SimNode| all.standing(n.id, n.identity) == Standing::Foreign;
+        let foreign: Vec<NodeId> = self.nodes.values().filter(foreign).map(|n| n.id).collect();
+        for other in foreign {
+            if self.is_connected(other, node) {
+                self.count("strangers parted with");
+                self.break_connection(other, node);
+            }
+        }
+    }
+
     /// A node has another configuration in force: it parts with strangers and dials new members.
     pub(super) fn reconfigured(&mut self, node: NodeId, configuration: &Configuration) {
+        self.part_with_strangers(node);
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
         up.met.retain(|&id, _| configuration.member(id).is_some() || id > configuration.last_id);
         let met: Vec<NodeId> = up.met.keys().copied().collect();

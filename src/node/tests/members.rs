@@ -35,69 +35,6 @@ impl Cluster {
     }
 }
 
-/// What a dialer is, by what is known of its id: an entry that may yet be undone removes nobody, and
-/// gives nobody's id away. (Seed 12946: a node that was overtaken as leader had given the id of the next
-/// leader to somebody else in an entry that was never committed, and would not listen to it.)
-#[test]
-fn only_what_is_committed_is_held_against_a_node() {
-    let member = |id| Member { id, identity: identity_of(id), address: format!("host:{id}") };
-    let all = Configuration::of_voters(7, (1..=3).map(member).collect());
-    let without = all.without(2);
-    let gone = |committed| standing(&without, committed, 2, identity_of(2));
-    assert_eq!((gone(&all), gone(&without)), (Standing::Member, Standing::Removed));
-    let of = |id, identity| standing(&all, &all, id, identity);
-    assert_eq!(of(3, identity_of(3)), Standing::Member);
-    assert_eq!(of(3, 5), Standing::Foreign);
-    assert_eq!(of(4, 5), Standing::Newer, "it may lead, and this node be far behind");
-    let given = all.with_learner(6, "host:4");
-    assert_eq!(standing(&given, &all, 4, 5), Standing::Newer, "it may be another one's yet");
-    assert_eq!(standing(&given, &all, 4, 6), Standing::Member);
-    assert_eq!(standing(&given, &given, 4, 5), Standing::Foreign);
-    let unbound = all.with_learner(0, "host:4");
-    assert_eq!(
-        standing(&unbound, &unbound, 4, 5),
-        Standing::Member,
-        "nobody is known under it yet"
-    );
-}
-
-/// After a power failure nobody knows what is committed until somebody leads. The disk of node 2 was
-/// exchanged meanwhile: whose log holds the binding of the one before does not let it in, nor takes it
-/// for the one that it wants to reach. (Seed 21186: it voted under the id of the disk that was gone.)
-#[test]
-fn a_wiped_disk_is_noticed_before_anything_is_known_to_be_committed() {
-    let bound = |id| Member { id, identity: identity_of(id), address: format!("host:{id}") };
-    let first = Configuration::of_voters(
-        7,
-        (1..=3).map(|id| Member { identity: 0, ..bound(id) }).collect(),
-    );
-    let in_log = Configuration::of_voters(7, (1..=3).map(bound).collect());
-    assert_eq!(standing(&in_log, &first, 2, 5), Standing::Foreign);
-    assert_eq!(standing(&in_log, &first, 2, identity_of(2)), Standing::Member);
-    assert_eq!(known_identity(&in_log, &first, 2), identity_of(2));
-    // In the very beginning nobody is known.
-    assert_eq!(standing(&first, &first, 2, 5), Standing::Member);
-    assert_eq!(known_identity(&first, &first, 2), 0);
-    // An id that was given since may yet be somebody else's.
-    assert_eq!(known_identity(&in_log.with_learner(6, "host:4"), &in_log, 4), 0);
-}
-
-/// Where others say that a node is counts when it is not known, or not there; who was removed is no
-/// news. (Seed 26465: a node that had moved while it was cut off never found a leader that had been taken
-/// in meanwhile, nor that one the node.)
-#[test]
-fn members_that_were_taken_in_or_moved_are_news() {
-    let member = |id| Member { id, identity: identity_of(id), address: format!("host:{id}") };
-    let all = Configuration::of_voters(7, (1..=3).map(member).collect());
-    let news = |id, address| is_news(&all, &all, id, address);
-    assert!(!news(2, "host:2"));
-    assert!(news(2, "elsewhere:2"));
-    assert!(news(4, "host:4"));
-    let without = all.without(2);
-    assert!(!is_news(&without, &without, 2, "host:2"), "it was removed");
-    assert!(!is_news(&without, &all, 2, "host:2"), "that may be undone, and it is there");
-}
-
 /// A node asks to be taken in, again and again: it gets one id, learns, and votes once it has caught
 /// up. Another directory at its address is refused with the command that would replace it.
 #[test]

@@ -6,9 +6,10 @@ use self::parts::{BIG_KEY, BIG_VALUE_BYTES, PEER, node_one, socket_pair, wait_fo
 use super::connection::OUT_BYTES_MAX;
 use super::peers::Outgoing;
 use super::pulse::SILENCE_MAX;
-use super::{Shared, listener, native, peers};
+use super::{Shared, listener, members, native, peers};
 use crate::kv::{Query, Reply};
-use crate::node::{Forward, Input};
+use crate::node::{Configurations, Forward, Input};
+use crate::raft::{Configuration, Member};
 use crate::wire::client::{Answer, Call, Consistency, Request, put_request, take_response};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, RejectCode, Role, Welcome};
@@ -148,6 +149,34 @@ fn pings_are_answered_and_silence_is_bounded() {
     assert_eq!(watched.read_timeout().unwrap(), Some(SILENCE_MAX));
     drop(theirs);
     assert!(wait_for(&shared, &mut events, |i| matches!(i, Input::PeerLost { node: PEER })));
+}
+
+/// A peer was let in while nobody was known under its id; then the log says that another disk is the
+/// member's. What it goes on to vote must not count: the connection ends.
+#[test]
+fn a_peer_that_turns_out_to_have_another_disk_is_parted_with() {
+    let (shared, mut events) = node_one("host:2", 10);
+    let (_, theirs, mut reader) = dial(&shared, Role::Peer);
+    let dialed = |i: &Input<_>| matches!(i, Input::PeerDialed { node: PEER, identity: 22, .. });
+    assert!(wait_for(&shared, &mut events, dialed));
+    let now = shared.configuration();
+    let bound = |identity| {
+        let members = now.members.iter().map(|m| match m.id {
+            PEER => Member { identity, ..m.clone() },
+            _ => m.clone(),
+        });
+        Configurations::settled(Arc::new(Configuration::of_voters(7, members.collect())))
+    };
+    *shared.configurations.write().unwrap() = bound(22);
+    members::part_with_strangers(&shared);
+    let mut ping = Vec::new();
+    put_peer_frame(&mut ping, &PeerFrame::Ping);
+    (&theirs).write_all(&ping).unwrap();
+    assert!(next_frame(&theirs, &mut reader).is_some(), "it is the member");
+    *shared.configurations.write().unwrap() = bound(99);
+    members::part_with_strangers(&shared);
+    assert!(wait_for(&shared, &mut events, |i| matches!(i, Input::PeerLost { node: PEER })));
+    assert_eq!(next_frame(&theirs, &mut reader), None);
 }
 
 /// A peer sends what makes no sense at this end: the connection ends, and that is all.

@@ -8,7 +8,7 @@ use crate::env::{Clock, DirLock, real::RealClock};
 use crate::kv::{
     Command, Committed, Limits, LsmStore, Machine, Op, StoreOptions, Write, encode_command,
 };
-use crate::node::{Input, Promise, Wants};
+use crate::node::{Configurations, Input, Promise, Wants};
 use crate::raft::{Configuration, Member, NodeId};
 use crate::wal::testdisk::TestDisk;
 use crate::wal::{self, Wal};
@@ -57,7 +57,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         reader: machine.reader(),
         log: log.reader(),
         raft,
-        configuration: RwLock::new((Arc::clone(&configuration), configuration)),
+        configurations: RwLock::new(Configurations::settled(configuration)),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
         leader: AtomicU64::new(0),
