@@ -170,6 +170,22 @@ function Test-Listener([int]$Id) {
     return @($listeners | Where-Object { $_.Port -eq $port -and "$($_.Address)" -in $HostName, '0.0.0.0', '::' }).Count -gt 0
 }
 
+# Nodes that the cluster has let go for ever (`member remove`): their directories say so.
+$script:Removed = @()
+function Find-Removed([string]$Binary) {
+    foreach ($id in 1..$script:Nodes) {
+        $data = Get-NodePath $id ''
+        if (-not (Test-Path -LiteralPath $data -PathType Container) -or (Get-Node $id)) { continue }
+        $said = @(& $Binary inspect identity $data) -join ' '
+        if ($said -match 'removed from its cluster') { $script:Removed += $id }
+    }
+}
+function Get-MemberIds { return @(1..$script:Nodes | Where-Object { $_ -notin $script:Removed }) }
+# Addresses of the members but for one, with commas.
+function Get-OtherAddresses([int]$Id) {
+    return (@(Get-MemberIds | Where-Object { $_ -ne $Id } | ForEach-Object { Get-Address $_ }) -join ',')
+}
+
 # Starts a node unless it runs. KONTIKI_* variables are settings of `serve` and are passed on, except the script's own and
 # those that would contradict the command line.
 function Start-Node([int]$Id, [string]$Binary) {
@@ -190,11 +206,11 @@ function Start-Node([int]$Id, [string]$Binary) {
     if (Test-Path -LiteralPath $log) { [IO.File]::AppendAllText((Get-NodePath $Id '.old.log'), [IO.File]::ReadAllText($log)) }
     $nothing = Join-Path $Directory 'empty'
     [IO.File]::WriteAllText($nothing, '')
-    $how = '--join'
-    if ($Id -le $script:First) { $how = '--peers' }
+    $how = '--join ' + (Get-OtherAddresses $Id)
+    if ($Id -le $script:First) { $how = '--peers ' + (Get-Addresses $script:First) }
     $options = @{
         FilePath = $Binary
-        ArgumentList = 'serve --data "{0}" --listen {1} {2} {3}' -f (Get-NodePath $Id ''), $address, $how, (Get-Addresses $script:First)
+        ArgumentList = 'serve --data "{0}" --listen {1} {2}' -f (Get-NodePath $Id ''), $address, $how
         RedirectStandardInput = $nothing
         RedirectStandardOutput = Get-NodePath $Id '.out'  # a file of its own is demanded; `serve` prints nothing there
         RedirectStandardError = $log
@@ -307,6 +323,7 @@ function Invoke-Start([string[]]$Words) {
         }
         if ($port -ne 0 -and $port -ne $script:Port) { Fail "$Directory holds a cluster that begins at port $script:Port, not $port" 2 }
         $binary = Find-Binary $true
+        Find-Removed $binary
     } else {
         if ((Test-Path -LiteralPath $Directory) -and @(Get-ChildItem -LiteralPath $Directory -Force).Count -gt 0) {
             Fail "$Directory is not empty and not ours (it has no $MarkerName); choose another KONTIKI_DIR"
@@ -320,15 +337,15 @@ function Invoke-Start([string[]]$Words) {
         if ($port -ne 0) { $script:Port = $port }
         Write-Cluster
     }
-    foreach ($id in 1..$script:Nodes) { Start-Node $id $binary }
+    foreach ($id in Get-MemberIds) { Start-Node $id $binary }
     if (-not (Wait-Until { Test-LeaderServes } $script:Started)) {
         Fail "no leader serves after $WaitReadySeconds s; the logs are $Directory\n*.log"
     }
-    $all = Get-Addresses $script:Nodes
+    $all = Get-OtherAddresses 0
     $token = ''
     if ($env:KONTIKI_TOKEN_FILE) { $token = "--token-file $(Get-Quoted $env:KONTIKI_TOKEN_FILE) " }
     Write-Output @"
-$script:Nodes node(s) on $all, led by $script:Leader; data and logs in $Directory
+$(@(Get-MemberIds).Count) node(s) on $all, led by $script:Leader; data and logs in $Directory
 
   & $(Get-Quoted $binary) cli -a '$all' ${token}put city Oslo
   redis-cli -p $script:Port GET city
@@ -350,10 +367,11 @@ function Invoke-Stop {
 function Invoke-Status {
     Confirm-Cluster
     $binary = Find-Binary $false
-    foreach ($id in 1..$script:Nodes) {
+    Find-Removed $binary
+    foreach ($id in Get-MemberIds) {
         if (-not (Get-Node $id)) { Write-Complaint "node $id ($(Get-Address $id)) is not running" }
     }
-    $line = @('cli', '-a', (Get-Addresses $script:Nodes))
+    $line = @('cli', '-a', (Get-OtherAddresses 0))
     if ($env:KONTIKI_TOKEN_FILE) { $line += '--token-file', $env:KONTIKI_TOKEN_FILE }
     & $binary @line status
     exit $LASTEXITCODE
@@ -370,6 +388,8 @@ function Invoke-Kill([string[]]$Words) {
 function Invoke-Restart([string[]]$Words) {
     $id = Confirm-Id $Words
     $binary = Find-Binary $false
+    Find-Removed $binary
+    if ($id -in $script:Removed) { Fail "node $id was removed from the cluster for ever; take in a new one with: $Self add" }
     Stop-Nodes $id
     Start-Node $id $binary
     if (-not (Wait-Until { (Get-Status $id '/health') -ne 0 } $id)) { Fail "node $id does not answer after $WaitReadySeconds s" }
@@ -383,15 +403,16 @@ function Get-LeaderId { 1..$script:Nodes | Where-Object { (Get-Status $_ '/healt
 function Invoke-Roll {
     Confirm-Cluster
     $binary = Find-Binary $false
+    Find-Removed $binary
     $leader = Get-LeaderId
     if (-not $leader) { Fail "no node leads: nothing is restarted; see: $Self status" }
-    foreach ($id in @(1..$script:Nodes | Where-Object { $_ -ne $leader }) + $leader) {
-        $others = @(1..$script:Nodes | Where-Object { $_ -ne $id })
+    foreach ($id in @(Get-MemberIds | Where-Object { $_ -ne $leader }) + $leader) {
+        $others = @(Get-MemberIds | Where-Object { $_ -ne $id })
         $serve = { -not ($others | Where-Object { (Get-Status $_ '/health') -ne 200 }) }
         if (-not (Wait-Until $serve $id)) { Fail "the other nodes do not all serve after $WaitReadySeconds s: node $id is not restarted" }
         $elsewhere = { $now = Get-LeaderId; $now -and $now -ne $id }
         if ($others.Count -gt 0 -and -not (& $elsewhere)) {
-            $line = @('cli', '-a', (Get-Addresses $script:Nodes))
+            $line = @('cli', '-a', (Get-OtherAddresses 0))
             if ($env:KONTIKI_TOKEN_FILE) { $line += '--token-file', $env:KONTIKI_TOKEN_FILE }
             & $binary @line transfer | Out-Null
             if ($LASTEXITCODE -ne 0) { Fail "node $id does not hand leadership over: it is not restarted" }
@@ -410,6 +431,7 @@ function Invoke-Add {
     Confirm-Cluster
     if ($script:Nodes -ge $NodesMax) { Fail "$NodesMax nodes are the most that $Self runs" }
     $binary = Find-Binary $false
+    Find-Removed $binary
     $id = $script:Nodes + 1
     Start-Node $id $binary
     if (-not (Wait-Until { (Get-Status $id '/health') -eq 200 } $id)) {

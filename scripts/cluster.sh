@@ -167,22 +167,41 @@ find_binary() {
     [ -x "$BIN" ] || fail "cargo build left no $BIN"
 }
 
+# Nodes that the cluster has let go for ever (`member remove`): their directories say so. Needs the binary.
+REMOVED=" "
+find_removed() {
+    local i
+    for i in $(all_ids); do
+        if [ -d "$DIR/n$i" ] && ! running_pid "$i" >/dev/null && "$BIN" inspect identity "$DIR/n$i" 2>/dev/null | grep -q 'removed from its cluster'; then
+            REMOVED="$REMOVED$i "
+        fi
+    done
+}
+is_removed() { case $REMOVED in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+member_ids() { local i; for i in $(all_ids); do is_removed "$i" || printf '%s ' "$i"; done; }
+# Addresses of the members but for node $1, with commas.
+other_addresses() {
+    local i list=
+    for i in $(member_ids); do [ "$i" -eq "$1" ] || list="$list${list:+,}$(address "$i")"; done
+    printf '%s' "$list"
+}
+
 # Starts node $1 unless it runs. KONTIKI_* variables are settings of `serve` and are passed on, except the script's own
 # and those that would contradict the command line.
 launch() {
-    local id=$1 address detach=nohup members
+    local id=$1 address detach=nohup way=--join members
     if running_pid "$id" >/dev/null; then return; fi
     address=$(address "$id")
     if (exec 3<>"/dev/tcp/$HOST/${address##*:}") 2>/dev/null; then
         [ -z "$STARTED" ] || printf '%s: node(s)%s were started and are left running; end them with: %s stop\n' "$SELF" "$STARTED" "$SELF" >&2
         fail "node $id: $address is taken by another process; end it, or choose other ports: $SELF clean, then KONTIKI_PORT=N $SELF start"
     fi
-    members=$(addresses "$FIRST")
+    if [ "$id" -le "$FIRST" ]; then way=--peers members=$(addresses "$FIRST"); else members=$(other_addresses "$id"); fi
     if command -v setsid >/dev/null 2>&1; then detach="setsid nohup"; fi
     # shellcheck disable=SC2086 # $detach is one or two words on purpose
     env -u KONTIKI_PORT -u KONTIKI_DIR -u KONTIKI_BIN -u KONTIKI_ADVERTISE -u KONTIKI_PEERS -u KONTIKI_JOIN $detach \
         "$BIN" serve --data "$DIR/n$id" --listen "$address" \
-        "$(if [ "$id" -le "$FIRST" ]; then echo --peers; else echo --join; fi)" "$members" </dev/null >>"$DIR/n$id.log" 2>&1 &
+        "$way" "$members" </dev/null >>"$DIR/n$id.log" 2>&1 &
     printf '%s\n' $! >"$DIR/n$id.pid"
     disown
     STARTED="$STARTED $id"
@@ -264,6 +283,7 @@ start() {
         fi
         if [ -n "$port" ] && [ "$port" -ne "$PORT" ]; then fail "$DIR holds a cluster that begins at port $PORT, not $port" 2; fi
         find_binary build
+        find_removed
     else
         if [ -d "$DIR" ] && [ -n "$(ls -A "$DIR")" ]; then fail "$DIR is not empty and not ours (it has no $MARKER); choose another KONTIKI_DIR"; fi
         find_binary build
@@ -271,12 +291,12 @@ start() {
         FIRST=${count:-$NODES_DEFAULT} NODES=${count:-$NODES_DEFAULT} PORT=${port:-7101}
         remember
     fi
-    for i in $(all_ids); do launch "$i"; done
+    for i in $(member_ids); do launch "$i"; done
     # shellcheck disable=SC2086 # a list of numbers
     wait_until leader_serves $STARTED || fail "no leader serves after $WAIT_READY_SECONDS s; the logs are $DIR/n*.log"
-    all=$(addresses "$NODES")
+    all=$(other_addresses 0)
     cat <<END
-$NODES node(s) on $all, led by $LEADER; data and logs in $DIR
+$(member_ids | wc -w | tr -d ' ') node(s) on $all, led by $LEADER; data and logs in $DIR
 
   $BIN cli -a $all ${KONTIKI_TOKEN_FILE:+--token-file "$KONTIKI_TOKEN_FILE" }put city Oslo
   printf 'GET city\r\nQUIT\r\n' | nc $HOST $PORT
@@ -298,8 +318,9 @@ status() {
     local i
     need_cluster
     find_binary have
-    for i in $(all_ids); do running_pid "$i" >/dev/null || printf 'node %s (%s) is not running\n' "$i" "$(address "$i")" >&2; done
-    "$BIN" cli -a "$(addresses "$NODES")" ${KONTIKI_TOKEN_FILE:+--token-file "$KONTIKI_TOKEN_FILE"} status
+    find_removed
+    for i in $(member_ids); do running_pid "$i" >/dev/null || printf 'node %s (%s) is not running\n' "$i" "$(address "$i")" >&2; done
+    "$BIN" cli -a "$(other_addresses 0)" ${KONTIKI_TOKEN_FILE:+--token-file "$KONTIKI_TOKEN_FILE"} status
 }
 
 kill_node() {
@@ -314,6 +335,8 @@ kill_node() {
 # Waits for an answer only, not for a quorum: after a lost majority the first node back cannot have one.
 restart() {
     find_binary have
+    find_removed
+    if is_removed "$ID"; then fail "node $ID was removed from the cluster for ever; take in a new one with: $SELF add"; fi
     end_nodes "$ID"
     launch "$ID"
     wait_until node_answers "$ID" || fail "node $ID does not answer after $WAIT_READY_SECONDS s"
@@ -322,11 +345,11 @@ restart() {
 
 others_serve() {
     local i
-    for i in $(all_ids); do [ "$i" -eq "$ID" ] || serves "$i" || return 1; done
+    for i in $(member_ids); do [ "$i" -eq "$ID" ] || serves "$i" || return 1; done
 }
 leader_id() {
     local i
-    for i in $(all_ids); do
+    for i in $(member_ids); do
         if [ "$(http_status "$(address "$i")" /health/leader)" = 200 ]; then printf '%s' "$i"; return; fi
     done
     return 1
@@ -338,12 +361,13 @@ roll() {
     local leader i order=
     need_cluster
     find_binary build
+    find_removed
     leader=$(leader_id) || fail "no node leads: nothing is restarted; see: $SELF status"
-    for i in $(all_ids); do [ "$i" -eq "$leader" ] || order="$order $i"; done
+    for i in $(member_ids); do [ "$i" -eq "$leader" ] || order="$order $i"; done
     for ID in $order $leader; do
         wait_until others_serve || fail "the other nodes do not all serve after $WAIT_READY_SECONDS s: node $ID is not restarted"
-        if [ "$NODES" -gt 1 ] && ! another_leads; then
-            "$BIN" cli -a "$(addresses "$NODES")" ${KONTIKI_TOKEN_FILE:+--token-file "$KONTIKI_TOKEN_FILE"} transfer >/dev/null || fail "node $ID does not hand leadership over: it is not restarted"
+        if [ -n "$(other_addresses "$ID")" ] && ! another_leads; then
+            "$BIN" cli -a "$(other_addresses 0)" ${KONTIKI_TOKEN_FILE:+--token-file "$KONTIKI_TOKEN_FILE"} transfer >/dev/null || fail "node $ID does not hand leadership over: it is not restarted"
             wait_until another_leads || fail "no other node leads: node $ID is not restarted"
         fi
         end_nodes "$ID"
@@ -359,6 +383,7 @@ add() {
     need_cluster
     [ "$NODES" -lt "$NODES_MAX" ] || fail "$NODES_MAX nodes are the most that $SELF runs"
     find_binary have
+    find_removed
     ID=$((NODES + 1))
     launch "$ID"
     if ! wait_until node_serves "$ID"; then

@@ -4,9 +4,9 @@
 use crate::support::cluster::{BINARY, alone, kontiki};
 use crate::support::load::{Run, while_loaded};
 use crate::support::text::{Reply, Text};
-use crate::support::{http, say};
+use crate::support::{http, say, wait_for};
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Instant;
@@ -135,4 +135,21 @@ fn all_nodes_are_restarted_one_by_one_without_a_failed_call() {
             checked.answered
         ),
     );
+    // A member is let go by hand: from then on the script does without it.
+    let address = script.address(1);
+    let removed = kontiki(BINARY).args(["cli", "-a", &address, "member", "remove", "2"]).output();
+    assert_eq!(removed.expect("kontiki cli").stdout, b"OK 2\n");
+    let log = script.directory.join("n2.log");
+    let stops = || fs::read_to_string(&log).is_ok_and(|log| log.contains("This node stops"));
+    let gone = || TcpStream::connect(script.address(2)).is_err();
+    wait_for("it is told, and ends", || (stops() && gone()).then_some(()));
+    let said = script.good(&["roll"]);
+    assert!([1, 3, 4].iter().all(|id| said.contains(&format!("restarted node {id} "))), "{said}");
+    assert!(!said.contains("node 2"), "{said}");
+    let refused = script.run(&["restart", "2"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("removed from the cluster for ever"));
+    assert!(!script.good(&["status"]).contains(&script.address(2)));
+    script.good(&["stop"]);
+    assert!(script.good(&["start"]).contains("3 node(s) on"));
 }
