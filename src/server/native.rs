@@ -83,6 +83,11 @@ pub(crate) fn serve(
     let version = match handshake::admit(&hello, &local) {
         Ok(version) => version,
         Err(reject) => {
+            // The node that it looks for may have been replaced at its address, and so may all others
+            // that it knows: whoever is there must be the one to tell it what it is.
+            let sought_another = hello.role.is_node() && reject.code == RejectCode::WrongNode;
+            let told = sought_another.then(|| not_let_in(shared, &hello)).flatten();
+            let reject = told.unwrap_or(reject);
             log_refused(shared, stream, Some(&hello), &reject.message);
             return send_reject(stream, &reject);
         }
@@ -224,18 +229,15 @@ fn serve_peer(
     if let Err(e) = &ended {
         warning!("connection from peer={from} ended: {e}");
     }
-    // A newer connection from the same peer makes the end of this one meaningless.
-    let is_latest = match lock(&shared.inbound).get_mut(&from) {
-        Some(inbound) if inbound.number == number => {
-            inbound.open = None;
-            true
-        }
-        _ => false,
-    };
-    if is_latest {
+    // A newer connection from the same peer makes the end of this one meaningless. It cannot come
+    // before all is said of this one: a newcomer would be forgotten that is there.
+    let mut all = lock(&shared.inbound);
+    if let Some(inbound) = all.get_mut(&from).filter(|inbound| inbound.number == number) {
+        inbound.open = None;
         members::forget_newcomer(shared, from);
         let _ = shared.raft.send(Input::PeerLost { node: from });
     }
+    drop(all);
     ended
 }
 

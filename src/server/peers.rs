@@ -10,7 +10,7 @@ use super::{ClientHandle, Shared, fatal, lock, members, native};
 use crate::env::real::WRITE_AT_ONCE;
 use crate::kv::codec::put_outcome;
 use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
-use crate::raft::{Configuration, Index, LogRead, Message, NodeId};
+use crate::raft::{Configuration, Index, LogRead, Member, Message, NodeId};
 use crate::wire::client::Class;
 use crate::wire::frame::{PEER_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{self, Reject, RejectCode, Role};
@@ -187,7 +187,7 @@ impl Link {
                 Ok((stream, Pulse::new(reader, Instant::now())))
             }
             Ok(Err(reject)) => {
-                let text = match of_reject(&reject, &configuration, &self.shared, self.peer) {
+                let text = match of_reject(&reject, &configuration, &self.shared, member) {
                     Rejection::Wiped(why) => fatal(format_args!("{why}")),
                     Rejection::Removed(why) => {
                         self.shared.remember_removal();
@@ -309,10 +309,12 @@ fn of_reject(
     reject: &Reject,
     configuration: &Configuration,
     shared: &Shared,
-    peer: NodeId,
+    dialed: &Member,
 ) -> Rejection {
     let Reject { code, message } = reject;
-    let address = configuration.member(peer).map_or("", |m| &m.address);
+    // Where it was reached: it may have moved since, or be no member that is known.
+    let Member { id: peer, address, .. } = dialed;
+    let peer = *peer;
     let (id, own) = (shared.id, &shared.address);
     let data = shared.data.display();
     if *code == RejectCode::Removed {
@@ -383,7 +385,25 @@ mod tests {
         configuration.members[0].identity = own;
         configuration.members[1].identity = peer;
         let reject = Reject { code: RejectCode::WrongIdentity, message: "no".to_string() };
-        of_reject(&reject, &configuration, &shared, PEER)
+        of_reject(&reject, &configuration, &shared, &configuration.members[1])
+    }
+
+    /// A node that was away is told by one that was taken in meanwhile, or by one that has moved: the
+    /// command that it names leads to where that is.
+    #[test]
+    fn the_way_out_names_the_address_that_was_dialed() {
+        let (shared, _events) = node_one("host:2", 1);
+        for (id, code) in [(4, RejectCode::Removed), (PEER, RejectCode::OldCopy)] {
+            let reject = Reject { code, message: "no".to_string() };
+            let dialed = Member { id, identity: 0, address: "there:9".to_string() };
+            let (Rejection::Removed(text) | Rejection::Wiped(text)) =
+                of_reject(&reject, &shared.configuration(), &shared, &dialed)
+            else {
+                panic!("goes on");
+            };
+            assert!(text.contains(&format!("node {id} at there:9 says")), "{text}");
+            assert!(text.contains("--join there:9"), "{text}");
+        }
     }
 
     /// A wiped node is told by a peer that remembers its old disk: it stops, for nothing in its log
@@ -405,7 +425,8 @@ mod tests {
     fn other_rejections_stop_nobody() {
         let (shared, _events) = node_one("host:2", 1);
         let reject = Reject { code: RejectCode::ForeignCluster, message: "no".to_string() };
-        let meaning = of_reject(&reject, &shared.configuration(), &shared, PEER);
+        let configuration = shared.configuration();
+        let meaning = of_reject(&reject, &configuration, &shared, &configuration.members[1]);
         assert_eq!(meaning, Rejection::Refused("it refuses the connection: no".to_string()));
     }
 }

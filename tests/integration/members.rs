@@ -265,6 +265,44 @@ fn a_disk_that_was_wiped_in_a_power_failure_elects_nobody() {
 }
 
 #[test]
+fn a_wiped_disk_is_told_where_all_others_were_replaced_in_place() {
+    // Each machine got a new disk once, and none of the first nodes is left: at the addresses of the
+    // usual line other nodes run. They know nevertheless that whoever takes an id of the first ones
+    // is nobody, before it makes anything and when they come back later.
+    let mut cluster = Cluster::start(3);
+    let first = format!("--peers {}", cluster.addresses().join(","));
+    for node in 0..3 {
+        let (id, address) = (node + 1, cluster.nodes[node].address.clone());
+        cluster.kill(node);
+        wait_for("the node is to be replaced", || {
+            (cli(&cluster, &format!("member replace {id} {address}")).0 == 0).then_some(())
+        });
+        fs::remove_dir_all(&cluster.nodes[node].data).expect("its directory");
+        let others = [(node + 1) % 3, (node + 2) % 3].map(|n| cluster.nodes[n].address.clone());
+        cluster.relaunch_with(node, &format!("--join {}", others.join(",")));
+        wait_for_voters(&cluster, &[0, 1, 2]);
+        assert_eq!(id_of(&cluster, node), 4 + node as u64);
+        // What is acknowledged now says that the change is committed: the next one may go.
+        good(&cluster, "put city Oslo");
+    }
+    cluster.kill(0);
+    fs::remove_dir_all(&cluster.nodes[0].data).expect("its directory");
+    cluster.relaunch_with(0, &first);
+    assert_eq!(cluster.wait_ended(0), Some(3));
+    wait_for_log(&cluster, 0, "says: node 1 was removed from the cluster. Nothing was made");
+    (0..3).for_each(|node| cluster.kill(node));
+    cluster.relaunch(0);
+    wait_for("it runs", || http::status(&cluster.nodes[0].address, "/health"));
+    cluster.relaunch(1);
+    assert_eq!(cluster.wait_ended(0), Some(1));
+    // As long as nobody leads, nobody knows that its removal is committed.
+    wait_for_log(&cluster, 0, &format!("node 2 at {} says: ", cluster.nodes[1].address));
+    cluster.relaunch(2);
+    cluster.wait_serving(2);
+    assert_eq!(good(&cluster, "get city"), "Oslo");
+}
+
+#[test]
 fn an_old_copy_of_a_disk_is_noticed() {
     // A machine is brought back from a copy of its disk: it has forgotten what it acknowledged since.
     let mut cluster = Cluster::start(3);
