@@ -121,7 +121,8 @@ pub(super) fn answer(shared: &Arc<Shared>, id: NodeId, address: &str) {
 /// they of where it is now: it dials them, and is answered.
 pub(super) fn heard_of(shared: &Arc<Shared>, id: NodeId, address: &str) {
     let is_news = shared.configurations().is_news(id, address);
-    let dials = lock(&shared.inbound).get(&id).is_some_and(|inbound| inbound.open.is_some());
+    let dials =
+        lock(&shared.inbound).range((id, 0)..=(id, u64::MAX)).any(|(_, i)| i.open.is_some());
     if id != shared.id && !dials && is_news {
         answer(shared, id, address);
     }
@@ -143,8 +144,8 @@ pub(super) fn part_with_strangers(shared: &Shared) {
     lock(&shared.dialed_from).retain(|id, _| stays(id));
     // A sender whose inbox is dropped ends.
     shared.links.write().unwrap_or_else(PoisonError::into_inner).retain(|id, _| stays(id));
-    for (id, inbound) in lock(&shared.inbound).iter() {
-        let standing = all.standing(*id, inbound.identity);
+    for (&(id, identity), inbound) in lock(&shared.inbound).iter() {
+        let standing = all.standing(id, identity);
         if matches!(standing, Standing::Removed | Standing::Foreign) {
             inbound.close();
         }
@@ -163,9 +164,9 @@ pub(super) fn set_aside(shared: &Shared, peer: NodeId, remembered: Promise) {
     );
     super::logging::warning!("sets peer={peer} aside: {why}");
     lock(&shared.aside).insert(peer, (identity, why));
-    if let Some(inbound) = lock(&shared.inbound).get(&peer) {
-        inbound.close();
-    }
+    let inbound = lock(&shared.inbound);
+    inbound.range((peer, 0)..=(peer, u64::MAX)).for_each(|(_, inbound)| inbound.close());
+    drop(inbound);
     // A sender whose inbox is dropped ends; a new one finds out that it is not to dial.
     shared.links.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
 }

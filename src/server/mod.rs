@@ -77,8 +77,9 @@ pub(crate) struct Shared {
     /// Those that the raft loop goes by.
     pub(crate) configurations: RwLock<Configurations>,
     pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
-    /// The latest inbound connection of each peer.
-    pub(crate) inbound: Mutex<BTreeMap<NodeId, Inbound>>,
+    /// The latest inbound connection of each peer and disk: two may come under one id, and as long as
+    /// nobody knows whose it is, either may have to be closed.
+    pub(crate) inbound: Mutex<BTreeMap<(NodeId, u64), Inbound>>,
     pub(crate) leader: AtomicU64,
     /// Term and last index of the log: never behind what this node has promised.
     pub(crate) promise: (AtomicU64, AtomicU64),
@@ -111,8 +112,6 @@ pub(crate) struct Shared {
 pub(crate) struct Inbound {
     /// Only the end of the latest one means anything.
     pub(crate) number: u64,
-    /// Whose disk the peer has.
-    pub(crate) identity: u64,
     /// As long as it is open, a handle to close it by.
     pub(crate) open: Option<TcpStream>,
 }

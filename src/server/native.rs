@@ -213,12 +213,12 @@ fn serve_peer(
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
     let from = hello.from;
+    let disk = (from, hello.identity);
     let number = {
         let theirs = stream.try_clone()?;
         let mut inbound = lock(&shared.inbound);
-        let number = inbound.get(&from).map_or(1, |inbound| inbound.number + 1);
-        let identity = hello.identity;
-        inbound.insert(from, Inbound { number, identity, open: Some(theirs) });
+        let number = inbound.get(&disk).map_or(1, |inbound| inbound.number + 1);
+        inbound.insert(disk, Inbound { number, open: Some(theirs) });
         number
     };
     // The members may have changed since it was let in, and nobody knew of this connection then.
@@ -232,7 +232,7 @@ fn serve_peer(
     // A newer connection from the same peer makes the end of this one meaningless. It cannot come
     // before all is said of this one: a newcomer would be forgotten that is there.
     let mut all = lock(&shared.inbound);
-    if let Some(inbound) = all.get_mut(&from).filter(|inbound| inbound.number == number) {
+    if let Some(inbound) = all.get_mut(&disk).filter(|inbound| inbound.number == number) {
         inbound.open = None;
         members::forget_newcomer(shared, from);
         let _ = shared.raft.send(Input::PeerLost { node: from });

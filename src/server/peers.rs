@@ -343,7 +343,7 @@ fn of_reject(
              left out ({message}); see docs/operations.md, \"A wiped or damaged disk\""
         ));
     }
-    if identity(peer) != 0 {
+    if identity(id) == 0 && identity(peer) != 0 {
         return Rejection::Refused(format!("it refuses the connection: {message}"));
     }
     Rejection::Wiped(format!(
@@ -413,6 +413,8 @@ mod tests {
     fn only_a_node_that_is_not_bound_stops_when_its_identity_is_denied() {
         assert!(matches!(rejected(0, 0), Rejection::Wiped(_)));
         assert!(matches!(rejected(99, 0), Rejection::Wiped(_)));
+        // It has got the log from one that did not know whose disk it has; now its own says so, too.
+        assert!(matches!(rejected(99, 22), Rejection::Wiped(_)));
         for peer in [0, 22] {
             let Rejection::Refused(text) = rejected(11, peer) else { panic!("stops") };
             assert!(text.contains("another life of this cluster"), "{text}");

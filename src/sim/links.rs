@@ -229,7 +229,9 @@ impl World {
         let detail = format!("node {node}, by node {by}");
         match why {
             Reject::Down => return Ok(()),
-            Reject::Identity if identity(node) == n.identity || identity(by) != 0 => {
+            Reject::Identity
+                if identity(node) == n.identity || identity(node) == 0 && identity(by) != 0 =>
+            {
                 self.count("foreign directories turned away");
                 return Ok(());
             }

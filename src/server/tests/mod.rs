@@ -57,6 +57,11 @@ fn welcome(stream: &TcpStream) -> FrameReader {
 
 /// What a dialer sends first.
 fn hello(role: Role) -> Vec<u8> {
+    hello_of(role, 22)
+}
+
+/// The same of a peer that has this disk.
+fn hello_of(role: Role, identity: u64) -> Vec<u8> {
     let peer = role == Role::Peer;
     let hello = Hello {
         version_min: PROTOCOL_VERSIONS.0,
@@ -65,7 +70,7 @@ fn hello(role: Role) -> Vec<u8> {
         cluster: if peer { 7 } else { 0 },
         from: if peer { PEER } else { 0 },
         to: 0,
-        identity: if peer { 22 } else { 0 },
+        identity: if peer { identity } else { 0 },
         to_identity: 0,
         address: String::new(),
         token: Vec::new(),
@@ -79,10 +84,14 @@ fn hello(role: Role) -> Vec<u8> {
 
 /// A connection that node 1 serves, with the handshake done, and its far end.
 fn dial(shared: &Arc<Shared>, role: Role) -> (TcpStream, TcpStream, FrameReader) {
+    dial_with(shared, hello(role))
+}
+
+fn dial_with(shared: &Arc<Shared>, hello: Vec<u8>) -> (TcpStream, TcpStream, FrameReader) {
     let (ours, theirs) = socket_pair();
     let watched = ours.try_clone().unwrap();
     let shared = Arc::clone(shared);
-    thread::spawn(move || native::serve(&ours, &hello(role), &shared, false));
+    thread::spawn(move || native::serve(&ours, &hello, &shared, false));
     let mut reader = FrameReader::new(PEER_FRAME_MAX);
     let answer = next_frame(&theirs, &mut reader).unwrap();
     assert_eq!(handshake::take_answer(&answer).unwrap().unwrap().node, 1);
@@ -159,6 +168,10 @@ fn a_peer_that_turns_out_to_have_another_disk_is_parted_with() {
     let (_, theirs, mut reader) = dial(&shared, Role::Peer);
     let dialed = |i: &Input<_>| matches!(i, Input::PeerDialed { node: PEER, identity: 22, .. });
     assert!(wait_for(&shared, &mut events, dialed));
+    // The disk that is the member's comes from another machine, while that one runs.
+    let (_, member, mut members_reader) = dial_with(&shared, hello_of(Role::Peer, 99));
+    let dialed = |i: &Input<_>| matches!(i, Input::PeerDialed { node: PEER, identity: 99, .. });
+    assert!(wait_for(&shared, &mut events, dialed));
     let now = shared.configuration();
     let bound = |identity| {
         let members = now.members.iter().map(|m| match m.id {
@@ -167,16 +180,16 @@ fn a_peer_that_turns_out_to_have_another_disk_is_parted_with() {
         });
         Configurations::settled(Arc::new(Configuration::of_voters(7, members.collect())))
     };
-    *shared.configurations.write().unwrap() = bound(22);
-    members::part_with_strangers(&shared);
     let mut ping = Vec::new();
     put_peer_frame(&mut ping, &PeerFrame::Ping);
     (&theirs).write_all(&ping).unwrap();
-    assert!(next_frame(&theirs, &mut reader).is_some(), "it is the member");
+    assert!(next_frame(&theirs, &mut reader).is_some(), "it may be the member");
     *shared.configurations.write().unwrap() = bound(99);
     members::part_with_strangers(&shared);
     assert!(wait_for(&shared, &mut events, |i| matches!(i, Input::PeerLost { node: PEER })));
     assert_eq!(next_frame(&theirs, &mut reader), None);
+    (&member).write_all(&ping).unwrap();
+    assert!(next_frame(&member, &mut members_reader).is_some(), "it is the member");
 }
 
 /// A peer sends what makes no sense at this end: the connection ends, and that is all.
