@@ -324,6 +324,7 @@ impl Out<'_> {
                     ("created", i.created.into()),
                     ("restoring", i.restoring.into()),
                     ("removed", i.removed.into()),
+                    ("denied", i.denied.into()),
                     ("members", Json::Array(i.members.iter().map(member).collect())),
                 ]);
             }
@@ -348,6 +349,7 @@ impl Out<'_> {
                 (i.node == 0, "waits to be taken in by a cluster"),
                 (i.restoring, "a restore was begun and not finished"),
                 (i.removed, "removed from its cluster, never to run again"),
+                (i.denied, "not the disk that the cluster knows, never to run again"),
             ];
             for (_, state) in states.into_iter().filter(|(is, _)| *is) {
                 rows.push(["state".to_owned(), state.to_owned()]);

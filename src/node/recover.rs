@@ -99,7 +99,7 @@ pub fn recover(disk: &Arc<dyn Disk>, data: &Path, cluster: u64) -> Result<Rescue
     let last_term = found.log.runs.last().map_or(found.log.base_term, |run| run.1);
     let (last, node) = (found.log.last, identity.node);
     let own = Member { id: node, identity: identity.identity, address: identity.advertise.clone() };
-    let new = Identity { cluster, removed: false, ..identity.clone() };
+    let new = Identity { cluster, removed: false, denied: false, ..identity.clone() };
     new.store(&**disk, data)?;
     let mut alone = Configuration::of_voters(cluster, vec![own.clone()]);
     alone.last_id = before.last_id.max(node);

@@ -91,13 +91,24 @@ pub(super) fn reply_of(
 impl Shared {
     /// The cluster has removed this node: from now on it does not even start.
     pub(super) fn remember_removal(&self) {
-        let stored = Identity::load(&*self.disk, &self.data).and_then(|identity| match identity {
-            Some(identity) => Identity { removed: true, ..identity }.store(&*self.disk, &self.data),
-            None => Ok(()),
+        self.remember(|identity| identity.removed = true);
+    }
+
+    /// This is not the disk that the node had: from now on it does not even start. Who knows that may
+    /// have forgotten it the next time, or be down.
+    pub(super) fn remember_denial(&self) {
+        self.remember(|identity| identity.denied = true);
+    }
+
+    fn remember(&self, what: impl FnOnce(&mut Identity)) {
+        let stored = Identity::load(&*self.disk, &self.data).and_then(|identity| {
+            let Some(mut identity) = identity else { return Ok(()) };
+            what(&mut identity);
+            identity.store(&*self.disk, &self.data)
         });
         if let Err(e) = stored {
             // It will be told again.
-            super::logging::warning!("cannot write down that this node was removed: {e}");
+            super::logging::warning!("cannot write down that this node is not to run again: {e}");
         }
     }
 }

@@ -188,7 +188,10 @@ impl Link {
             }
             Ok(Err(reject)) => {
                 let text = match of_reject(&reject, &configuration, &self.shared, member) {
-                    Rejection::Wiped(why) => fatal(format_args!("{why}")),
+                    Rejection::Wiped(why) => {
+                        self.shared.remember_denial();
+                        fatal(format_args!("{why}"))
+                    }
                     Rejection::Removed(why) => {
                         self.shared.remember_removal();
                         fatal(format_args!("{why}"))

@@ -383,6 +383,16 @@ fn identify(
             );
             return Err(StartError::Identity { what });
         }
+        if identity.denied {
+            let (id, own) = (identity.node, &options.advertise);
+            let what = format!(
+                "data directory {data} is not the one that node {id} of the cluster had, or an old copy of \
+                 it, as this node was told before; it must not vote. If the disk of node {id} is lost for \
+                 ever, run: kontiki cli -a OTHER member replace {id} {own} -- where OTHER is the address of \
+                 a node that runs, and start this machine with an empty --data and --join OTHER"
+            );
+            return Err(StartError::Identity { what });
+        }
         if identity.node == 0 && options.join.is_empty() && options.peers.is_empty() {
             let what = format!(
                 "data directory {data} was made to join a cluster, which has not taken it in yet; \
@@ -425,6 +435,7 @@ fn identify(
         created: false,
         restoring: backup.is_some(),
         removed: false,
+        denied: false,
         advertise: options.advertise.clone(),
         members: given,
     };
@@ -449,6 +460,7 @@ fn joining(identity: u64, advertise: &str) -> Identity {
         created: false,
         restoring: false,
         removed: false,
+        denied: false,
         advertise: advertise.to_string(),
         members: Vec::new(),
     }

@@ -368,6 +368,7 @@ impl SimNode {
             created: false,
             restoring: false,
             removed: false,
+            denied: false,
             advertise: self.address.clone(),
             members: self.members.clone(),
         };

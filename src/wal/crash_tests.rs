@@ -177,6 +177,7 @@ fn an_identity_survives_a_crash_at_every_operation() {
             created: i > 1,
             restoring: false,
             removed: false,
+            denied: false,
             advertise: format!("host:{i}"),
             members: configuration(i).members.clone(),
         };

@@ -359,6 +359,7 @@ fn a_lost_identity_is_refused() {
         created: false,
         restoring: false,
         removed: false,
+        denied: false,
         advertise: "host:1".into(),
         members: Vec::new(),
     };

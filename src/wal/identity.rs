@@ -26,6 +26,7 @@ const VERSION: u32 = 1;
 const CREATED: u8 = 1;
 const RESTORING: u8 = 2;
 const REMOVED: u8 = 4;
+const DENIED: u8 = 8;
 
 /// Magic, version, checksum, length.
 const PREFIX_BYTES: usize = 8 + 4 + 4 + 4;
@@ -49,6 +50,9 @@ pub struct Identity {
     pub restoring: bool,
     /// The cluster has removed this node: it is never to run again.
     pub removed: bool,
+    /// Others know another directory under its id, or remember more than this one holds: it must not
+    /// vote, also when those who know that have forgotten it.
+    pub denied: bool,
     /// `HOST:PORT` under which the others reach this node.
     pub advertise: String,
     /// The members the cluster was, or is to be, formed of; empty for a node that joins.
@@ -143,7 +147,12 @@ impl Identity {
         for word in [seq, self.cluster, self.node, self.identity] {
             out.extend_from_slice(&word.to_le_bytes());
         }
-        let flags = [(self.created, CREATED), (self.restoring, RESTORING), (self.removed, REMOVED)];
+        let flags = [
+            (self.created, CREATED),
+            (self.restoring, RESTORING),
+            (self.removed, REMOVED),
+            (self.denied, DENIED),
+        ];
         out.push(flags.into_iter().filter(|(set, _)| *set).map(|(_, bit)| bit).sum());
         put_text(&mut out, &self.advertise);
         out.extend_from_slice(&len32(self.members.len()));
@@ -180,7 +189,7 @@ impl Identity {
         let node = input.u64("node")?;
         let identity = input.u64("identity")?;
         let flags = input.u8("flags")?;
-        if flags & !(CREATED | RESTORING | REMOVED) != 0 {
+        if flags & !(CREATED | RESTORING | REMOVED | DENIED) != 0 {
             return Err(Malformed("flags"));
         }
         let advertise = take_text(&mut input)?;
@@ -192,9 +201,17 @@ impl Identity {
         }
         input.end("length")?;
         let is = |bit| flags & bit != 0;
-        let (created, restoring, removed) = (is(CREATED), is(RESTORING), is(REMOVED));
-        let known =
-            Identity { cluster, node, identity, created, restoring, removed, advertise, members };
+        let known = Identity {
+            cluster,
+            node,
+            identity,
+            created: is(CREATED),
+            restoring: is(RESTORING),
+            removed: is(REMOVED),
+            denied: is(DENIED),
+            advertise,
+            members,
+        };
         Ok((seq, known))
     }
 }

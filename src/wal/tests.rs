@@ -539,6 +539,7 @@ fn the_identity_format_is_frozen() {
         created: true,
         restoring: false,
         removed: false,
+        denied: false,
         advertise: "host:1".into(),
         members: vec![member],
     };

@@ -323,6 +323,13 @@ fn an_old_copy_of_a_disk_is_noticed() {
     assert_eq!(cluster.wait_ended(node), Some(1));
     wait_for_log(&cluster, node, "is an old copy of its disk");
     assert!(cluster.log(node).contains(&format!("member replace {id} {address}")));
+    // It stays away when nobody is left who remembers.
+    (0..3).filter(|&n| n != node).for_each(|n| cluster.kill(n));
+    (0..3).filter(|&n| n != node).for_each(|n| cluster.relaunch(n));
+    (0..3).filter(|&n| n != node).for_each(|n| cluster.wait_serving(n));
+    cluster.relaunch(node);
+    assert_eq!(cluster.wait_ended(node), Some(3));
+    wait_for_log(&cluster, node, "or an old copy of it, as this node was told before");
     // The way out that it names.
     fs::remove_dir_all(&cluster.nodes[node].data).expect("its directory");
     good(&cluster, &format!("member replace {id} {address}"));

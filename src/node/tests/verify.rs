@@ -43,6 +43,7 @@ pub(super) fn identity() -> Identity {
         created: false,
         restoring: false,
         removed: false,
+        denied: false,
         advertise: "host:1".into(),
         members: vec![member(1), member(2), member(3)],
     }
