@@ -132,8 +132,7 @@ pub(super) fn answer(shared: &Arc<Shared>, id: NodeId, address: &str) {
 /// they of where it is now: it dials them, and is answered.
 pub(super) fn heard_of(shared: &Arc<Shared>, id: NodeId, address: &str) {
     let is_news = shared.configurations().is_news(id, address);
-    let dials =
-        lock(&shared.inbound).range((id, 0)..=(id, u64::MAX)).any(|(_, i)| i.open.is_some());
+    let dials = lock(&shared.inbound).range((id, 0)..=(id, u64::MAX)).next().is_some();
     if id != shared.id && !dials && is_news {
         answer(shared, id, address);
     }

@@ -77,9 +77,11 @@ pub(crate) struct Shared {
     /// Those that the raft loop goes by.
     pub(crate) configurations: RwLock<Configurations>,
     pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
-    /// The latest inbound connection of each peer and disk: two may come under one id, and as long as
-    /// nobody knows whose it is, either may have to be closed.
+    /// The latest open inbound connection of each peer and disk: two may come under one id, and as long
+    /// as nobody knows whose it is, either may have to be closed.
     pub(crate) inbound: Mutex<BTreeMap<(NodeId, u64), Inbound>>,
+    /// How many there have been.
+    pub(crate) inbound_so_far: AtomicU64,
     pub(crate) leader: AtomicU64,
     /// Term and last index of the log: never behind what this node has promised.
     pub(crate) promise: (AtomicU64, AtomicU64),
@@ -107,20 +109,20 @@ pub(crate) struct Shared {
     pub(crate) _lock: DirLock,
 }
 
-/// An inbound connection of a peer, or the last one that there was.
+/// An open inbound connection of a peer.
 #[derive(Debug)]
 pub(crate) struct Inbound {
     /// Only the end of the latest one means anything.
     pub(crate) number: u64,
-    /// As long as it is open, a handle to close it by.
-    pub(crate) open: Option<TcpStream>,
+    /// Where the peer is reached, by its own word.
+    pub(crate) address: String,
+    /// To close it by.
+    pub(crate) stream: TcpStream,
 }
 
 impl Inbound {
     pub(crate) fn close(&self) {
-        if let Some(stream) = &self.open {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        let _ = self.stream.shutdown(Shutdown::Both);
     }
 }
 

@@ -133,7 +133,10 @@ fn not_let_in(shared: &Shared, hello: &Hello) -> Option<Reject> {
     let id = hello.from;
     let standing = shared.configurations().standing(id, hello.identity);
     let (code, message) = match standing {
-        Standing::Member => (RejectCode::OldCopy, shared.is_aside(id, Some(hello.identity))?),
+        Standing::Member => match shared.is_aside(id, Some(hello.identity)) {
+            Some(why) => (RejectCode::OldCopy, why),
+            None => (RejectCode::WrongNode, twin_of(shared, hello)?),
+        },
         // One that was taken in later than anything this node has heard of may even lead: a node
         // that joins begins with the members of long ago (paper section 6, thesis 4.1).
         Standing::Newer => return None,
@@ -146,6 +149,20 @@ fn not_let_in(shared: &Shared, hello: &Hello) -> Option<Reject> {
         }
     };
     Some(Reject { code, message })
+}
+
+/// Whether a peer with the same directory is connected that is reached elsewhere: then one of the two has
+/// a copy, and each of them could give the vote that they have together.
+fn twin_of(shared: &Shared, hello: &Hello) -> Option<String> {
+    let inbound = lock(&shared.inbound);
+    let twin = inbound.get(&(hello.from, hello.identity))?;
+    (twin.address != hello.address).then(|| {
+        format!(
+            "node {} with this very data directory runs at {}: one of the two has a copy, and has to be \
+             stopped",
+            hello.from, twin.address
+        )
+    })
 }
 
 /// Says who was refused and why, seldom: whoever dials again and again must not fill the disk.
@@ -215,10 +232,9 @@ fn serve_peer(
     let from = hello.from;
     let disk = (from, hello.identity);
     let number = {
-        let theirs = stream.try_clone()?;
-        let mut inbound = lock(&shared.inbound);
-        let number = inbound.get(&disk).map_or(1, |inbound| inbound.number + 1);
-        inbound.insert(disk, Inbound { number, open: Some(theirs) });
+        let number = shared.inbound_so_far.fetch_add(1, Ordering::Relaxed);
+        let (address, stream) = (hello.address.clone(), stream.try_clone()?);
+        lock(&shared.inbound).insert(disk, Inbound { number, address, stream });
         number
     };
     // The members may have changed since it was let in, and nobody knew of this connection then.
@@ -232,8 +248,8 @@ fn serve_peer(
     // A newer connection from the same peer makes the end of this one meaningless. It cannot come
     // before all is said of this one: a newcomer would be forgotten that is there.
     let mut all = lock(&shared.inbound);
-    if let Some(inbound) = all.get_mut(&disk).filter(|inbound| inbound.number == number) {
-        inbound.open = None;
+    if all.get(&disk).is_some_and(|inbound| inbound.number == number) {
+        all.remove(&disk);
         members::forget_newcomer(shared, from);
         let _ = shared.raft.send(Input::PeerLost { node: from });
     }

@@ -580,6 +580,7 @@ fn run(
         configurations: RwLock::new(Configurations::of(&raft)),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
+        inbound_so_far: AtomicU64::new(0),
         leader: AtomicU64::new(0),
         promise: (AtomicU64::new(raft.term()), AtomicU64::new(raft.last_index())),
         dialed_from: Mutex::new(BTreeMap::new()),

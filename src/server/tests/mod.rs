@@ -62,6 +62,11 @@ fn hello(role: Role) -> Vec<u8> {
 
 /// The same of a peer that has this disk.
 fn hello_of(role: Role, identity: u64) -> Vec<u8> {
+    hello_at(role, identity, "")
+}
+
+/// The same, and is reached there.
+fn hello_at(role: Role, identity: u64, address: &str) -> Vec<u8> {
     let peer = role == Role::Peer;
     let hello = Hello {
         version_min: PROTOCOL_VERSIONS.0,
@@ -72,7 +77,7 @@ fn hello_of(role: Role, identity: u64) -> Vec<u8> {
         to: 0,
         identity: if peer { identity } else { 0 },
         to_identity: 0,
-        address: String::new(),
+        address: address.to_string(),
         token: Vec::new(),
         term: 0,
         last_index: 0,
@@ -190,6 +195,33 @@ fn a_peer_that_turns_out_to_have_another_disk_is_parted_with() {
     assert_eq!(next_frame(&theirs, &mut reader), None);
     (&member).write_all(&ping).unwrap();
     assert!(next_frame(&member, &mut members_reader).is_some(), "it is the member");
+}
+
+/// Somebody has copied a node's directory, and runs the copy beside the original at another address: as
+/// long as that is connected the copy is turned away. A second connection of the node itself is not.
+#[test]
+fn a_copy_that_runs_beside_its_original_is_turned_away() {
+    let (shared, mut events) = node_one("host:2", 10);
+    let (_, original, _) = dial(&shared, Role::Peer);
+    let dialed = |i: &Input<_>| matches!(i, Input::PeerDialed { node: PEER, .. });
+    assert!(wait_for(&shared, &mut events, dialed));
+    let copy = || {
+        let (ours, theirs) = socket_pair();
+        let hello = hello_at(Role::Peer, 22, "elsewhere:2");
+        let shared = Arc::clone(&shared);
+        thread::spawn(move || native::serve(&ours, &hello, &shared, false));
+        let answer = next_frame(&theirs, &mut FrameReader::new(PEER_FRAME_MAX)).unwrap();
+        (theirs, handshake::take_answer(&answer).unwrap())
+    };
+    let reject = copy().1.unwrap_err();
+    assert_eq!(reject.code, RejectCode::WrongNode);
+    assert!(reject.message.contains("runs at : one of the two has a copy"), "{}", reject.message);
+    let (_, again, _) = dial(&shared, Role::Peer);
+    assert!(wait_for(&shared, &mut events, dialed));
+    drop((original, again));
+    assert!(wait_for(&shared, &mut events, |i| matches!(i, Input::PeerLost { node: PEER })));
+    // It has moved: there was no copy.
+    assert!(copy().1.is_ok());
 }
 
 /// A peer sends what makes no sense at this end: the connection ends, and that is all.

@@ -60,6 +60,7 @@ pub(crate) fn node_one(address: &str, connections_max: usize) -> (Arc<Shared>, R
         configurations: RwLock::new(Configurations::settled(configuration)),
         links: RwLock::new(BTreeMap::new()),
         inbound: Mutex::new(BTreeMap::new()),
+        inbound_so_far: AtomicU64::new(0),
         leader: AtomicU64::new(0),
         promise: Default::default(),
         dialed_from: Mutex::new(BTreeMap::new()),
