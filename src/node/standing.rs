@@ -35,6 +35,7 @@ impl Configurations {
     }
 
     /// A committed one that is in force.
+    #[cfg(test)]
     pub fn settled(configuration: Arc<Configuration>) -> Configurations {
         Configurations(vec![configuration])
     }

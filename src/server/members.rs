@@ -11,6 +11,7 @@ use crate::wal::Identity;
 use crate::wire::ADDRESS_BYTES_MAX;
 use crate::wire::client::{Answer as Reply, Call, Class, Failure, Joined};
 use crate::wire::handshake::{Reject, RejectCode};
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -127,12 +128,17 @@ pub(super) fn answer(shared: &Arc<Shared>, id: NodeId, address: &str) {
     links.entry(id).or_insert_with(|| peers::spawn(shared, id));
 }
 
+/// The keys of [`Shared::inbound`] with this id.
+fn all_disks_of(id: NodeId) -> RangeInclusive<(NodeId, u64)> {
+    (id, 0)..=(id, u64::MAX)
+}
+
 /// Where a member is, by somebody else's word: a peer says who leads, or a person where nodes run. A
 /// node that was away may never have heard of members that were taken in or have moved meanwhile, nor
 /// they of where it is now: it dials them, and is answered.
 pub(super) fn heard_of(shared: &Arc<Shared>, id: NodeId, address: &str) {
     let is_news = shared.configurations().is_news(id, address);
-    let dials = lock(&shared.inbound).range((id, 0)..=(id, u64::MAX)).next().is_some();
+    let dials = lock(&shared.inbound).range(all_disks_of(id)).next().is_some();
     if id != shared.id && !dials && is_news {
         answer(shared, id, address);
     }
@@ -174,9 +180,7 @@ pub(super) fn set_aside(shared: &Shared, peer: NodeId, remembered: Promise) {
     );
     super::logging::warning!("sets peer={peer} aside: {why}");
     lock(&shared.aside).insert(peer, (identity, why));
-    let inbound = lock(&shared.inbound);
-    inbound.range((peer, 0)..=(peer, u64::MAX)).for_each(|(_, inbound)| inbound.close());
-    drop(inbound);
+    lock(&shared.inbound).range(all_disks_of(peer)).for_each(|(_, inbound)| inbound.close());
     // A sender whose inbox is dropped ends; a new one finds out that it is not to dial.
     shared.links.write().unwrap_or_else(PoisonError::into_inner).remove(&peer);
 }

@@ -316,8 +316,7 @@ fn of_reject(
 ) -> Rejection {
     let Reject { code, message } = reject;
     // Where it was reached: it may have moved since, or be no member that is known.
-    let Member { id: peer, address, .. } = dialed;
-    let peer = *peer;
+    let (peer, address) = (dialed.id, &dialed.address);
     let (id, own) = (shared.id, &shared.address);
     let data = shared.data.display();
     if *code == RejectCode::Removed {

@@ -635,7 +635,9 @@ fn run(
     let theirs = Arc::clone(&shared);
     let body = move || raft_loop::run(replica, raft_events, &log_inbox, &apply_inbox, &theirs);
     spawn("raft", Box::new(body))?;
-    let theirs = Arc::clone(&shared);
-    spawn("finder", Box::new(move || join::find_members(&theirs, options.join)))?;
+    if !options.join.is_empty() {
+        let theirs = Arc::clone(&shared);
+        spawn("finder", Box::new(move || join::find_members(&theirs, options.join)))?;
+    }
     spawn("listener", Box::new(move || listener::run(&listener, &shared)))
 }
