@@ -388,7 +388,9 @@ pub(crate) fn message_words(message: &Message, names: Names<'_>, words: &mut Vec
             result: AppendResult::Conflict { prev_index, hint_index, hint_term },
             round,
         } => words.extend([6, *prev_index, *hint_index, *hint_term, *round]),
-        Body::Heartbeat { commit, round } => words.extend([7, *commit, *round]),
+        Body::Heartbeat { commit, commit_term, round } => {
+            words.extend([7, *commit, *commit_term, *round]);
+        }
         Body::HeartbeatResponse { round } => words.extend([8, *round]),
         Body::InstallSnapshot { last_index, last_term, configuration } => {
             words.extend([9, *last_index, *last_term]);

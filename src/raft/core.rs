@@ -289,9 +289,9 @@ impl Raft {
                     self.on_append_entries(from, prev_index, prev_term, commit, round, entries);
                 }
             }
-            Body::Heartbeat { commit, round } => {
+            Body::Heartbeat { commit, commit_term, round } => {
                 if self.follow(from) {
-                    self.on_heartbeat(from, commit, round);
+                    self.on_heartbeat(from, commit, commit_term, round);
                 }
             }
             Body::AppendResponse { result, round } => self.on_append_response(from, result, round),

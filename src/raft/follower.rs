@@ -62,9 +62,19 @@ impl Raft {
         self.send_when_durable(index, from, body);
     }
 
-    pub(super) fn on_heartbeat(&mut self, from: NodeId, commit: Index, round: u64) {
-        // The leader names at most what this log is known to match.
-        self.advance_follower_commit(commit.min(self.log.last_index()));
+    /// The leader names at most what it knows this log to match. It knows that from what was
+    /// acknowledged, and the disk may have been exchanged for an old copy since: only the very entry
+    /// that is named, by index and term, shows that all up to it is the leader's (Log Matching).
+    pub(super) fn on_heartbeat(
+        &mut self,
+        from: NodeId,
+        commit: Index,
+        commit_term: Term,
+        round: u64,
+    ) {
+        if self.log.term_at(commit) == Some(commit_term) {
+            self.advance_follower_commit(commit);
+        }
         self.send(from, Body::HeartbeatResponse { round });
     }
 

@@ -147,9 +147,14 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         let round = leader.round;
         let Some(p) = leader.progress.get_mut(&to) else { return };
-        let commit = commit_index.min(p.match_index);
+        let known = commit_index.min(p.match_index);
+        // Of what was compacted the term is not known any more; a snapshot is on its way then.
+        let (commit, commit_term) = match self.log.term_at(known) {
+            Some(term) => (known, term),
+            None => (0, 0),
+        };
         p.commit_told = p.commit_told.max(commit);
-        self.send(to, Body::Heartbeat { commit, round });
+        self.send(to, Body::Heartbeat { commit, commit_term, round });
     }
 
     // ---- replication ----

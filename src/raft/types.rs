@@ -123,7 +123,7 @@ impl Message {
                 result: AppendResult::Conflict { prev_index, hint_index, hint_term },
                 ..
             } => [*prev_index, *hint_index, *hint_term],
-            Body::Heartbeat { commit, .. } => [*commit, 0, 0],
+            Body::Heartbeat { commit, commit_term, .. } => [*commit, *commit_term, 0],
             Body::SnapshotResponse { last_index, .. } => [*last_index, 0, 0],
             Body::ReadIndexResponse { index, .. } => [index.unwrap_or(0), 0, 0],
             // Rounds and the numbers of reads are compared and never counted on.
@@ -191,6 +191,9 @@ pub enum Body {
     Heartbeat {
         /// Commit index as far as the receiver is known to match.
         commit: Index,
+        /// Term of the entry there. A receiver that does not hold that very entry learns nothing:
+        /// what the sender remembers of it may be older than its disk.
+        commit_term: Term,
         /// Latest read round (thesis 6.4).
         round: u64,
     },

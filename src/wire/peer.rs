@@ -235,9 +235,9 @@ pub fn put_message(out: &mut Vec<u8>, message: &Message) -> usize {
                     }
                 }
             }
-            &Body::Heartbeat { commit, round } => {
+            &Body::Heartbeat { commit, commit_term, round } => {
                 head(tag::HEARTBEAT);
-                put_numbers(out, [commit, round]);
+                put_numbers(out, [commit, commit_term, round]);
             }
             &Body::HeartbeatResponse { round } => {
                 head(tag::HEARTBEAT_RESPONSE);
@@ -368,9 +368,11 @@ fn take_message(input: &mut Input<'_>) -> Result<Message, Malformed> {
             };
             Body::AppendResponse { result, round }
         }
-        tag::HEARTBEAT => {
-            Body::Heartbeat { commit: take_position(input, "commit")?, round: input.u64("round")? }
-        }
+        tag::HEARTBEAT => Body::Heartbeat {
+            commit: take_position(input, "commit")?,
+            commit_term: take_position(input, "commit term")?,
+            round: input.u64("round")?,
+        },
         tag::HEARTBEAT_RESPONSE => Body::HeartbeatResponse { round: input.u64("round")? },
         tag::INSTALL_SNAPSHOT => Body::InstallSnapshot {
             last_index: take_position(input, "last index")?,

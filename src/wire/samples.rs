@@ -290,7 +290,9 @@ fn message() -> impl Strategy<Value = Message> {
         any::<bool>().prop_map(|granted| Body::VoteResponse { granted }),
         (append_result, number())
             .prop_map(|(result, round)| Body::AppendResponse { result, round }),
-        (position(), number()).prop_map(|(commit, round)| Body::Heartbeat { commit, round }),
+        (position(), position(), number()).prop_map(|(commit, commit_term, round)| {
+            Body::Heartbeat { commit, commit_term, round }
+        }),
         number().prop_map(|round| Body::HeartbeatResponse { round }),
         (position(), position(), configuration()).prop_map(
             |(last_index, last_term, configuration)| Body::InstallSnapshot {

@@ -323,8 +323,10 @@ fn impossible_messages_are_refused() {
         term,
         body: Body::AppendEntries { prev_index, prev_term: 3, commit: 0, round: 0, entries },
     };
-    let heartbeat =
-        |from, term| Message { from, to: 2, term, body: Body::Heartbeat { commit: 0, round: 0 } };
+    let heartbeat = |from, term| {
+        let body = Body::Heartbeat { commit: 0, commit_term: 0, round: 0 };
+        Message { from, to: 2, term, body }
+    };
     let cases = [
         (append(5, 7, vec![entry(8, 3), entry(9, 5)]), None),
         (append(5, 7, vec![entry(9, 3)]), Some("entry index")),
@@ -430,6 +432,11 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let append = Message { from: 1, to: 2, term: 1, body };
     add("append", &|out| {
         put_message(out, &append);
+    });
+    let body = Body::Heartbeat { commit: 2, commit_term: 1, round: 7 };
+    let heartbeat = Message { from: 1, to: 2, term: 1, body };
+    add("heartbeat", &|out| {
+        put_message(out, &heartbeat);
     });
     add("ping", &|out| {
         put_peer_frame(out, &PeerFrame::Ping);

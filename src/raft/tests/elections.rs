@@ -119,7 +119,7 @@ fn a_leader_without_a_majority_steps_down() {
 fn who_hears_a_leader_disregards_candidates() {
     let vote = Body::RequestVote { last_index: 9, last_term: 9, transfer: false };
     let mut solo = Solo::new();
-    solo.step(2, 1, Body::Heartbeat { commit: 0, round: 0 });
+    solo.step(2, 1, heartbeat(0, 0));
     solo.now_us += TIMEOUT_US - 1;
     assert!(solo.step(3, 9, vote.clone()).is_empty());
     assert_eq!((solo.raft.term(), solo.raft.leader()), (1, Some(2)));
@@ -336,7 +336,7 @@ fn the_best_successor_is_alive_and_has_the_most() {
 #[test]
 fn timeout_now_counts_only_from_the_leader() {
     let mut solo = Solo::new();
-    solo.step(2, 1, Body::Heartbeat { commit: 0, round: 0 });
+    solo.step(2, 1, heartbeat(0, 0));
     solo.step(3, 1, Body::TimeoutNow);
     assert_eq!((solo.raft.role(), solo.raft.term()), (RoleName::Follower, 1));
     let sent = solo.step(2, 1, Body::TimeoutNow);
@@ -348,7 +348,7 @@ fn timeout_now_counts_only_from_the_leader() {
     configuration.members.insert(0, member(1));
     configuration.learners.insert(1);
     let mut learner = Solo::on(Platter::new(std::sync::Arc::new(configuration)));
-    learner.step(2, 1, Body::Heartbeat { commit: 0, round: 0 });
+    learner.step(2, 1, heartbeat(0, 0));
     learner.step(2, 1, Body::TimeoutNow);
     learner.pass(10 * TIMEOUT_US);
     assert_eq!((learner.raft.role(), learner.raft.term()), (RoleName::Follower, 1));

@@ -68,7 +68,9 @@ fn any_body() -> impl Strategy<Value = Body> {
                 prev_index, prev_term, commit, round, entries,
             }),
         3 => (result, number()).prop_map(|(result, round)| Body::AppendResponse { result, round }),
-        2 => (number(), number()).prop_map(|(commit, round)| Body::Heartbeat { commit, round }),
+        2 => (number(), number(), number()).prop_map(|(commit, commit_term, round)| {
+            Body::Heartbeat { commit, commit_term, round }
+        }),
         1 => number().prop_map(|round| Body::HeartbeatResponse { round }),
         2 => any::<bool>().prop_map(|granted| Body::VoteResponse { granted }),
         2 => any::<bool>().prop_map(|granted| Body::PreVoteResponse { granted }),

@@ -15,10 +15,6 @@ fn request_vote(last_index: Index, last_term: Term) -> Body {
     Body::RequestVote { last_index, last_term, transfer: false }
 }
 
-fn heartbeat(commit: Index) -> Body {
-    Body::Heartbeat { commit, round: 0 }
-}
-
 fn conflict(prev_index: Index, hint_index: Index, hint_term: Term) -> Body {
     let result = AppendResult::Conflict { prev_index, hint_index, hint_term };
     Body::AppendResponse { result, round: 0 }
@@ -81,7 +77,7 @@ fn all_servers_follow_a_greater_term() {
 fn followers_respond_to_candidates_and_leaders() {
     let mut solo = Solo::new();
     assert_eq!(bodies(&solo.step(2, 1, request_vote(0, 0))), [&YES]);
-    assert_eq!(bodies(&solo.step(2, 1, heartbeat(0))), [&Body::HeartbeatResponse { round: 0 }]);
+    assert_eq!(bodies(&solo.step(2, 1, heartbeat(0, 0))), [&Body::HeartbeatResponse { round: 0 }]);
     assert_eq!(bodies(&solo.step(2, 1, append((0, 0), &[1], 0))), [&matched(1)]);
     assert_eq!(solo.raft.leader(), Some(2));
 }
@@ -92,7 +88,7 @@ fn followers_respond_to_candidates_and_leaders() {
 fn followers_campaign_after_a_silent_election_timeout() {
     let mut solo = Solo::new();
     for _ in 0..50 {
-        solo.step(2, 1, heartbeat(0));
+        solo.step(2, 1, heartbeat(0, 0));
         solo.pass(TIMEOUT_US - 1);
         assert_eq!(solo.raft.role(), RoleName::Follower);
     }
@@ -157,7 +153,7 @@ fn candidates_with_a_majority_lead() {
 /// Candidates: AppendEntries from a new leader of the term makes a follower.
 #[test]
 fn candidates_follow_the_leader_of_their_term() {
-    for body in [append((0, 0), &[1], 0), heartbeat(0)] {
+    for body in [append((0, 0), &[1], 0), heartbeat(0, 0)] {
         let (mut solo, _) = candidate();
         solo.step(3, 1, body);
         assert_eq!((solo.raft.role(), solo.raft.leader()), (RoleName::Follower, Some(3)));
@@ -312,13 +308,62 @@ fn request_vote_2_and_5_4_1_only_for_an_up_to_date_log() {
 #[test]
 fn append_entries_1_an_old_term_is_refused() {
     let mut solo = on_terms(4, &[1]);
-    for body in [append((1, 1), &[3], 2), heartbeat(1)] {
+    for body in [append((1, 1), &[3], 2), heartbeat(1, 1)] {
         let sent = solo.step(2, 3, body);
         assert_eq!((sent.len(), sent[0].term), (1, 4));
         assert!(!matches!(&sent[0].body, Body::AppendResponse { .. }), "nothing matched");
     }
     assert_eq!((solo.raft.last_index(), solo.raft.commit_index()), (1, 0));
     assert_eq!(solo.raft.leader(), None);
+}
+
+/// A leader counts on what a follower has acknowledged, and its disk is exchanged for an old copy that
+/// ends in entries which were never committed. A heartbeat compares no entries: it commits here only
+/// the very entry that it names, and what is before that.
+#[test]
+fn a_heartbeat_commits_only_what_this_log_holds() {
+    // Index and term that the heartbeat names, on a log of the terms 1, 1, 2; what is committed then.
+    let cases = [
+        ((3, 3), 0, "another term: never committed here"),
+        ((4, 3), 0, "missing: it was acknowledged by the disk of before"),
+        ((2, 1), 2, "held, and with it all before it"),
+        ((3, 2), 3, "held to the end"),
+        ((0, 0), 0, "nothing named"),
+    ];
+    for ((commit, commit_term), expected, story) in cases {
+        let mut solo = on_terms(2, &[1, 1, 2]);
+        let sent = solo.step(2, 3, heartbeat(commit, commit_term));
+        assert_eq!(bodies(&sent), [&Body::HeartbeatResponse { round: 0 }], "{story}");
+        assert_eq!(solo.raft.commit_index(), expected, "{story}");
+        assert_eq!(solo.raft.applied_index(), expected, "{story}");
+    }
+}
+
+/// The leader's side of it: it names the term of the entry that the follower is known to match; of one
+/// that its log has let go it cannot, and names none.
+#[test]
+fn a_heartbeat_names_the_term_of_what_is_committed() {
+    let commits = |sent: &[Message], to: NodeId| {
+        let of = |m: &Message| match m.body {
+            Body::Heartbeat { commit, commit_term, .. } if m.to == to => {
+                Some((commit, commit_term))
+            }
+            _ => None,
+        };
+        sent.iter().filter_map(of).collect::<Vec<_>>()
+    };
+    // Three entries of term 1, and the no-op of term 2.
+    let mut solo = Solo::leader(Platter::of_terms(voters(3), 1, &[1, 1, 1]));
+    assert_eq!((solo.raft.term(), solo.raft.last_index()), (2, 4));
+    solo.step(2, 2, matched(4));
+    solo.step(3, 2, matched(2));
+    solo.pass(HEARTBEAT_US);
+    let sent = solo.take();
+    assert_eq!((commits(&sent, 2), commits(&sent, 3)), (vec![(4, 2)], vec![(2, 1)]));
+    solo.event(|raft, _| raft.compact(3));
+    solo.pass(HEARTBEAT_US);
+    let sent = solo.take();
+    assert_eq!((commits(&sent, 2), commits(&sent, 3)), (vec![(4, 2)], vec![(0, 0)]));
 }
 
 /// AppendEntries receiver 2: no entry at prevLogIndex with prevLogTerm is a conflict.

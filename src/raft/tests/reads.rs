@@ -181,7 +181,7 @@ fn forwarded_id(sent: &[Message]) -> u64 {
 fn an_answer_to_a_former_life_is_ignored() {
     let follower = |platter, seed| {
         let mut solo = Solo::with(platter, |o| o.seed = seed);
-        solo.step(2, 1, Body::Heartbeat { commit: 0, round: 0 });
+        solo.step(2, 1, heartbeat(0, 0));
         solo
     };
     let mut solo = follower(Platter::new(voters(3)), 1);
@@ -201,7 +201,7 @@ fn an_answer_to_a_former_life_is_ignored() {
 #[test]
 fn a_later_read_waits_for_a_request_of_its_own() {
     let mut solo = Solo::new();
-    solo.step(2, 1, Body::Heartbeat { commit: 0, round: 0 });
+    solo.step(2, 1, heartbeat(0, 0));
     let first = forwarded_id(&read(&mut solo, 1));
     assert!(read(&mut solo, 2).is_empty(), "one request at a time");
     let sent = solo.step(2, 1, Body::ReadIndexResponse { id: first, index: Some(3) });
@@ -219,7 +219,7 @@ fn whoever_does_not_lead_says_so() {
     let sent = solo.step(2, 3, Body::ReadIndex { id: 9 });
     assert_eq!(sent[0].term, 4);
     let mut solo = Solo::new();
-    solo.step(2, 1, Body::Heartbeat { commit: 0, round: 0 });
+    solo.step(2, 1, heartbeat(0, 0));
     let id = forwarded_id(&read(&mut solo, 1));
     solo.step(2, 2, Body::ReadIndexResponse { id, index: None });
     assert_eq!(solo.answers, [ReadAnswer { id: 1, index: None }]);

@@ -57,7 +57,7 @@ fn an_acknowledgement_leaves_when_its_entries_are_durable() {
     assert!(solo.step(2, 1, append((2, 1), &[1], 0)).is_empty());
     solo.write_one();
     assert_eq!(bodies(&solo.take()), [&matched(2)]);
-    solo.step(3, 2, Body::Heartbeat { commit: 0, round: 0 });
+    solo.step(3, 2, heartbeat(0, 0));
     solo.write_one();
     assert_eq!(solo.raft.durable_index(), 3);
     assert!(solo.take().is_empty(), "term 1 is over");

@@ -145,7 +145,7 @@ fn what_is_behind_a_snapshot_whose_last_entry_the_log_has_is_retained() {
     assert_eq!((solo.raft.applied_index(), solo.raft.commit_index()), (3, 3));
     assert_eq!((solo.raft.last_index(), solo.raft.term_at(5)), (5, Some(2)));
     assert_eq!((solo.platter.base, solo.platter.last()), (0, 5), "nothing was written");
-    solo.step(2, 2, Body::Heartbeat { commit: 5, round: 0 });
+    solo.step(2, 2, heartbeat(5, 2));
     let handed: Vec<_> = solo.handed.iter().flat_map(|c| c.entries.clone()).collect();
     assert_eq!(handed, entries(4, &[2, 2]), "only what the snapshot lacks is applied");
 }
@@ -155,7 +155,7 @@ fn what_is_behind_a_snapshot_whose_last_entry_the_log_has_is_retained() {
 fn a_log_without_the_snapshots_last_entry_is_discarded() {
     for (terms, index) in [(&[1, 1, 1, 1, 1][..], 3), (&[1, 1][..], 7)] {
         let mut solo = Solo::on(Platter::of_terms(voters(3), 2, terms));
-        solo.step(2, 2, Body::Heartbeat { commit: 0, round: 0 });
+        solo.step(2, 2, heartbeat(0, 0));
         assert!(install(&mut solo, mark(index, 2)));
         assert_eq!(bodies(&solo.take()), [&installed(index)]);
         assert_eq!((solo.raft.first_index(), solo.raft.last_index()), (index + 1, index));
@@ -321,7 +321,7 @@ fn an_offer_that_is_not_needed_is_answered_as_installed() {
 #[test]
 fn an_offer_of_an_old_or_second_leader_is_passed_over() {
     let mut solo = Solo::new();
-    solo.step(2, 3, Body::Heartbeat { commit: 0, round: 0 });
+    solo.step(2, 3, heartbeat(0, 0));
     solo.step(3, 2, offer(9, 1));
     solo.step(3, 3, offer(9, 1));
     assert_eq!((solo.offers.len(), solo.raft.leader(), solo.raft.term()), (0, Some(2), 3));

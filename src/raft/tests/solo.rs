@@ -269,6 +269,11 @@ pub(super) fn append(prev: (Index, Term), terms: &[Term], commit: Index) -> Body
     }
 }
 
+/// A heartbeat that names the entry of that index and term as committed.
+pub(super) fn heartbeat(commit: Index, commit_term: Term) -> Body {
+    Body::Heartbeat { commit, commit_term, round: 0 }
+}
+
 /// What a follower says when it has everything up to `index`.
 pub(super) fn matched(index: Index) -> Body {
     Body::AppendResponse { result: AppendResult::Matched { index }, round: 0 }
