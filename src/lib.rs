@@ -9,7 +9,7 @@
 //! | module   | what it is                                                   | may import          |
 //! |----------|--------------------------------------------------------------|---------------------|
 //! | `raft`   | the consensus core, sans-IO                                  | nothing of ours     |
-//! | `env`    | the traits for disk, clock and random, and the real ones     | nothing of ours     |
+//! | `env`    | the traits for disk, clock and random, the real ones; names  | nothing of ours     |
 //! | `wal`    | the durable Raft log and hard state                          | `raft`, `env`       |
 //! | `lsm`    | ordered storage engine for data larger than memory           | `env`               |
 //! | `kv`     | the replicated state machine: commands, sessions, store      | `lsm env`           |

@@ -6,11 +6,12 @@
 
 use super::error::{Cause, Error};
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
+use crate::env::resolve::{connect_one, first_that, resolve};
 use crate::wire::client::{Class, Request, Response, put_request, take_response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{Hello, PROTOCOL_VERSIONS, Role, Welcome, put_hello, take_answer};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// The shortest wait that is asked of the system, which takes zero for "for ever".
@@ -43,12 +44,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Dials `address` (`HOST:PORT`) and shakes hands, all within `wait` but for the name service.
-    /// `cluster` is the cluster meant, 0 for any.
+    /// Dials `address` (`HOST:PORT`) and shakes hands, all within `wait`, of which the name service may
+    /// take half. All addresses that a name has are tried, each for its share of the time: behind one
+    /// name may be several nodes, or several ways to one. `cluster` is the cluster meant, 0 for any.
     ///
     /// # Errors
     /// Nothing was asked of the node then; the class is `Unauthorised` for a wrong token,
-    /// `Busy` when the node has no place for the connection, else `Unavailable`.
+    /// `Busy` when the node has no place for the connection, else `Unavailable`. Of several addresses
+    /// the error is one after which dialing again may help, if there is one.
     pub fn dial(
         address: &str,
         token: &[u8],
@@ -57,22 +60,29 @@ impl Connection {
     ) -> Result<Connection, Error> {
         let until = Instant::now() + wait;
         let failed = |doing, source| Error::io(Class::Unavailable, address, doing, source);
-        let resolved = address.to_socket_addrs().map_err(|e| failed("resolve", e))?;
-        let mut last = None;
-        let mut connected = None;
-        for addr in resolved {
-            match TcpStream::connect_timeout(&addr, remaining(until)) {
-                Ok(stream) => {
-                    connected = Some(stream);
-                    break;
-                }
-                Err(e) => last = Some(e),
-            }
-        }
-        let Some(stream) = connected else {
-            let none = || ErrorKind::AddrNotAvailable.into();
-            return Err(failed("connect", last.unwrap_or_else(none)));
-        };
+        let resolved = resolve(address, wait / 2).map_err(|e| failed("resolve", e))?;
+        let dialed = first_that(&resolved, until, |at, until| {
+            let stream = connect_one(at, until).map_err(|e| failed("connect", e))?;
+            Connection::begin(stream, address, token, cluster, until)
+        });
+        dialed.map_err(|errors| {
+            let mut errors: Vec<Error> = errors.into_iter().map(|(_, error)| error).collect();
+            let hopeful = errors.iter().position(|error| !error.bars_address());
+            let at = hopeful.unwrap_or(errors.len().saturating_sub(1));
+            let nowhere = || failed("connect", ErrorKind::AddrNotAvailable.into());
+            if at < errors.len() { errors.swap_remove(at) } else { nowhere() }
+        })
+    }
+
+    /// Shakes hands on a stream that was just connected.
+    fn begin(
+        stream: TcpStream,
+        address: &str,
+        token: &[u8],
+        cluster: u64,
+        until: Instant,
+    ) -> Result<Connection, Error> {
+        let failed = |doing, source| Error::io(Class::Unavailable, address, doing, source);
         // Small requests must not wait for acknowledgements of earlier ones.
         stream.set_nodelay(true).map_err(|e| failed("connect", e))?;
         let mut connection = Connection {

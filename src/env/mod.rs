@@ -2,12 +2,14 @@
 //!
 //! Components take these as traits, so that the same code runs on a real machine and in the
 //! simulator. Everything that differs between operating systems sits in [`real`]. Beside them lies
-//! the word for what looking through files finds ([`Finding`]), which all storage code shares.
-//! Left out on purpose: sockets and threads. Those belong to `server/` alone, because components
-//! exchange events, not bytes.
+//! the word for what looking through files finds ([`Finding`]), which all storage code shares, and
+//! [`resolve`], by which `client/` and `server/` come from a name to a connection in a bounded time.
+//! Left out on purpose: all other sockets and threads. Those belong to `client/` and `server/`, because
+//! components exchange events, not bytes.
 
 mod finding;
 pub mod real;
+pub mod resolve;
 
 pub use finding::{FINDINGS_MAX, Finding, Findings};
 

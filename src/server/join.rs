@@ -10,12 +10,12 @@ use super::native::read_one_frame;
 use super::pulse::handshake_reader;
 use super::{Shared, members};
 use crate::client::{Client, Connection, Options};
+use crate::env::resolve::connect;
 use crate::raft::NodeId;
 use crate::wire::client::{Class, Joined};
 use crate::wire::frame::PREAMBLE;
 use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, Reject, RejectCode, Role};
 use std::io::{self, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -135,8 +135,7 @@ pub(super) fn first_hello(
 }
 
 fn dial(address: &str, hello: &Hello) -> io::Result<Option<Reject>> {
-    let first = address.to_socket_addrs()?.next().ok_or(io::ErrorKind::NotFound)?;
-    let mut stream = TcpStream::connect_timeout(&first, LOOK_TIMEOUT)?;
+    let mut stream = connect(address, LOOK_TIMEOUT)?;
     stream.set_write_timeout(Some(LOOK_TIMEOUT))?;
     let mut out = PREAMBLE.to_vec();
     handshake::put_hello(&mut out, hello);

@@ -8,6 +8,7 @@ use super::logging::{debug, info, warning};
 use super::pulse::{Pulse, handshake_reader};
 use super::{ClientHandle, Shared, fatal, lock, members, native};
 use crate::env::real::WRITE_AT_ONCE;
+use crate::env::resolve::connect;
 use crate::kv::codec::put_outcome;
 use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
 use crate::raft::{Configuration, Index, LogRead, Member, Message, NodeId};
@@ -17,7 +18,7 @@ use crate::wire::handshake::{self, Reject, RejectCode, Role};
 use crate::wire::peer::{self, ForwardAnswer, ForwardResult, PeerFrame};
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -158,10 +159,7 @@ impl Link {
         self.attempts = self.attempts.wrapping_add(1);
         let member = whom.get(self.attempts as usize % whom.len().max(1));
         let member = member.ok_or_else(|| io::Error::other("it is not a member"))?;
-        let mut addresses = member.address.to_socket_addrs()?;
-        let address =
-            addresses.next().ok_or_else(|| io::Error::other("its address has no host"))?;
-        let mut stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+        let mut stream = connect(&member.address, CONNECT_TIMEOUT)?;
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
         if let Some(why) = self.shared.is_aside(self.peer, None) {

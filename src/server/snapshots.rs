@@ -12,6 +12,7 @@ use super::pulse::handshake_reader;
 use super::sockets::write_patiently;
 use super::{ApplyQueue, Shared, fatal, lock};
 use crate::env::is_out_of_space;
+use crate::env::resolve::connect;
 use crate::kv::{Piece, Reader as _, StoreError, View as _};
 use crate::node::{Ask, Fetch, Next, Request, Source, Told, Work};
 use crate::raft::{Index, NodeId, Offer};
@@ -20,7 +21,7 @@ use crate::wire::handshake::{self, Role};
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_frame};
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
-use std::net::{TcpStream, ToSocketAddrs as _};
+use std::net::TcpStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -298,9 +299,7 @@ fn dial(shared: &Shared, to: NodeId) -> io::Result<(TcpStream, FrameReader)> {
     let whom = shared.whom(to);
     let mut last = io::Error::other("there is no such member");
     let reached = whom.iter().find_map(|member| {
-        let first = member.address.to_socket_addrs().map(|mut all| all.next());
-        let address = first.and_then(|a| a.ok_or_else(|| io::ErrorKind::NotFound.into()));
-        let stream = address.and_then(|a| TcpStream::connect_timeout(&a, CONNECT_TIMEOUT));
+        let stream = connect(&member.address, CONNECT_TIMEOUT);
         stream.map_err(|e| last = e).ok().map(|stream| (member, stream))
     });
     let Some((member, mut stream)) = reached else { return Err(last) };
