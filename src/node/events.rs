@@ -4,8 +4,8 @@ use super::digests::Difference;
 use super::promises::Promise;
 use super::words::{Answer, Forward, ReplyTo, Request, Verdict};
 use crate::raft::{
-    Committed, Configuration, Index, LogRead, Message, NodeId, Offer, Persist, RoleName,
-    SnapshotMark, Term,
+    Committed, Configuration, EntriesRead, Index, LogRead, Message, NodeId, Offer, Persist,
+    RoleName, SnapshotMark, Term,
 };
 use std::sync::Arc;
 
@@ -68,6 +68,9 @@ pub enum Input<C> {
         /// The peer.
         node: NodeId,
     },
+    /// What became of an entry of [`Effects::from_log`]: [`super::read_entries`] says it. It comes
+    /// before the answer to what is sent.
+    EntriesRead(EntriesRead),
     /// The log writer has made everything up to this request durable.
     Persisted {
         /// Number of the request.
@@ -120,7 +123,7 @@ pub struct Effects<C> {
     pub persist: Option<Persist>,
     /// For the peers.
     pub messages: Vec<Message>,
-    /// For the peers, once read from the log file.
+    /// For the peers, once read from the log file: see [`super::read_entries`].
     pub from_log: Vec<LogRead>,
     /// For the applier.
     pub apply: Option<Apply<C>>,

@@ -1,50 +1,38 @@
 //! What goes to a peer from the log file: entries that the core does not have in memory any more.
 
-use crate::raft::{Body, LogRead, Message};
+use crate::raft::{Body, EntriesRead, Entry, LogRead, MESSAGE_OVERHEAD_BYTES, Message};
 use crate::wal::{LogReader, ReadError};
 
-/// Bytes of entries read from the log file for one message.
+/// Bytes of one message that is read from the log file, unless one entry alone is larger.
 pub const LOG_MESSAGE_BYTES: usize = 1 << 20;
 
-/// Turns one [`LogRead`] into as many messages as it needs, one at a time.
-#[derive(Debug)]
-pub struct LogMessages {
-    read: LogRead,
+/// Makes the message that the core wants sent, and says what the replica is to be told of it: before
+/// it leaves, or also when there is none. There is none when the log has changed since.
+///
+/// # Errors
+/// The entries cannot be read.
+pub fn read_entries(
+    read: &LogRead,
+    log: &LogReader,
+) -> (Result<Option<Message>, ReadError>, EntriesRead) {
+    let made = entries_of(read, log).map(|found| {
+        found.map(|found| {
+            let mut message = read.message.clone();
+            if let Body::AppendEntries { entries, .. } = &mut message.body {
+                *entries = found;
+            }
+            message
+        })
+    });
+    let told = EntriesRead::of(read, made.as_ref().ok().and_then(Option::as_ref));
+    (made, told)
 }
 
-impl LogMessages {
-    /// The messages for what the core wants sent.
-    pub fn new(read: LogRead) -> LogMessages {
-        LogMessages { read }
-    }
-
-    /// The next message, none when all are made, or when the log has changed since: then nothing
-    /// more must be sent, and the core will notice that no answer comes.
-    ///
-    /// # Errors
-    /// The entries cannot be read; nothing more is to be sent.
-    pub fn next(&mut self, log: &LogReader) -> Result<Option<Message>, ReadError> {
-        let LogRead { message, first, last, last_term } = &mut self.read;
-        if *first > *last {
-            return Ok(None);
-        }
-        let piece = log.read(*first, *last, LOG_MESSAGE_BYTES)?;
-        // Looked at after the piece: if the last entry is still the one that was meant, so was
-        // everything before it (Log Matching).
-        let meant = log.read(*last, *last, 0)?.first().is_some_and(|e| e.term == *last_term);
-        let Some(end) = piece.last().map(|e| (e.index, e.term)).filter(|_| meant) else {
-            *first = *last + 1;
-            return Ok(None);
-        };
-        let mut part = message.clone();
-        if let Body::AppendEntries { entries, .. } = &mut part.body {
-            *entries = piece;
-        }
-        // The next message continues where this one ends.
-        if let Body::AppendEntries { prev_index, prev_term, .. } = &mut message.body {
-            (*prev_index, *prev_term) = end;
-        }
-        *first = end.0 + 1;
-        Ok(Some(part))
-    }
+fn entries_of(read: &LogRead, log: &LogReader) -> Result<Option<Vec<Entry>>, ReadError> {
+    let entries = log.read(read.first, read.last, LOG_MESSAGE_BYTES - MESSAGE_OVERHEAD_BYTES)?;
+    // Looked at after the entries: if the last one is still the one that was meant, so was
+    // everything before it (Log Matching).
+    let last = log.read(read.last, read.last, 0)?;
+    let meant = last.first().is_some_and(|e| e.term == read.last_term);
+    Ok(meant.then_some(entries).filter(|entries| !entries.is_empty()))
 }

@@ -38,7 +38,7 @@ pub use applier::{Applied, Applier, ApplyError, Work, apply_entries, mark_of};
 pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};
-pub use link::{LOG_MESSAGE_BYTES, LogMessages};
+pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use membership::{Change, ChangeRefused, MEMBERS_MAX};
 pub use promises::Promise;
 pub use recover::{RecoverError, Rescued, recover};

@@ -126,7 +126,6 @@ pub const DEADLINE_US_MAX: u64 = 60_000_000;
 /// What a write costs beside its command: its places in queue, map and log. Without it a flood of
 /// the smallest writes would take many times the memory that the bound names.
 const WRITE_OVERHEAD_BYTES: usize = 128;
-
 const _: () = assert!(WRITE_OVERHEAD_BYTES >= crate::raft::ENTRY_OVERHEAD_BYTES);
 const _: () = assert!(EXPIRE_EVERY_US < DEADLINE_US && DEADLINE_US < DEADLINE_US_MAX);
 
@@ -255,6 +254,7 @@ impl<C: Clone> Replica<C> {
                 self.raft.peer_lost(node, now_us);
                 self.fail_forwarded(|leader| leader == node);
             }
+            Input::EntriesRead(read) => self.raft.entries_read(&read, now_us),
             Input::Persisted { seq, log_bytes } => {
                 self.compaction.log_bytes(log_bytes);
                 self.raft.persisted(seq, now_us);

@@ -40,7 +40,7 @@ pub(crate) struct Ages {
     pub(crate) leader_silent: bool,
     /// No follower was heard for an election timeout.
     pub(crate) followers_silent: bool,
-    /// What was sent was not answered for half an election timeout; a transfer has taken too long.
+    /// What was sent was not answered for as long as patience lasts; a transfer has taken too long.
     pub(crate) answers_late: bool,
     /// The log writer owes an answer for an election timeout.
     pub(crate) disk_stalls: bool,
@@ -115,6 +115,7 @@ impl Raft {
             }
             for (&id, progress) in &mut leader.progress {
                 progress.moved_us = since(ages.answers_late);
+                progress.asked = 0;
                 let last = u64::from(ages.heard_last == Some(id));
                 progress.contact_us = since(ages.followers_silent) + last;
             }
@@ -291,7 +292,9 @@ fn leader_words(leader: &Leader, names: Names<'_>, words: &mut Vec<u64>) {
             state,
             window,
             window_bytes: _,
+            reading,
             moved_us: _,
+            asked: _,
             contact_us: _,
             round,
             commit_told,
@@ -303,6 +306,7 @@ fn leader_words(leader: &Leader, names: Names<'_>, words: &mut Vec<u64>) {
         };
         let mut words = vec![names.of(id), *match_index, *next_index, *round, *commit_told];
         words.extend(state);
+        words.push(option(*reading));
         words.extend(window.iter().flat_map(|&(last, bytes)| [last, bytes as u64]));
         words
     };

@@ -351,7 +351,7 @@ impl Raft {
                 self.leader_heard_us = None;
                 self.reset_election_timer();
             }
-            Role::Leader(leader) => leader.peer_lost(peer),
+            Role::Leader(_) => self.peer_changed(peer),
             _ => {}
         }
     }
@@ -359,8 +359,8 @@ impl Raft {
     /// A connection to `peer` was made: whatever was sent before it may be lost.
     pub fn peer_connected(&mut self, peer: NodeId, now_us: u64) {
         self.now_us = self.now_us.max(now_us);
-        if let Role::Leader(leader) = &mut self.role {
-            leader.peer_lost(peer);
+        if let Role::Leader(_) = self.role {
+            self.peer_changed(peer);
             self.send_heartbeat(peer);
         }
     }

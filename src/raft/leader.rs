@@ -3,8 +3,11 @@
 use super::core::{Raft, Role};
 use super::progress::{Progress, ProgressState};
 use super::reads::{ReadRequest, Round};
-use super::types::{AppendResult, Body, Entry, Index, Message, NodeId, Payload};
-use super::{LogRead, NotProposed, PeerProgress};
+use super::types::{
+    AppendResult, Body, Entry, Index, MESSAGE_OVERHEAD_BYTES, Message, NodeId, Payload,
+    append_bytes,
+};
+use super::{EntriesRead, LogRead, NotProposed, PeerProgress};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -42,16 +45,6 @@ impl Leader {
             round: 0,
             in_flight: None,
             reads: Vec::new(),
-        }
-    }
-
-    /// Whatever was under way to `peer` is taken for lost.
-    pub(super) fn peer_lost(&mut self, peer: NodeId) {
-        // A snapshot has a connection of its own.
-        if let Some(p) = self.progress.get_mut(&peer)
-            && !matches!(p.state, ProgressState::Snapshot { .. })
-        {
-            p.lost();
         }
     }
 }
@@ -130,16 +123,46 @@ impl Raft {
         let Role::Leader(leader) = &mut self.role else { return };
         leader.heartbeat_at_us = self.now_us + self.options.heartbeat_us;
         let patience_us = self.options.election_timeout_us / 2;
-        for p in leader.progress.values_mut() {
-            // No answer for long: what was sent is taken for lost.
-            if p.is_waiting() && self.now_us >= p.moved_us + patience_us {
-                p.lost();
+        let late = |p: &Progress| p.is_late(self.now_us, patience_us);
+        let peers: Vec<(NodeId, bool)> =
+            leader.progress.iter().map(|(&peer, p)| (peer, late(p))).collect();
+        for (peer, late) in peers {
+            if late {
+                self.ask(peer);
             }
-        }
-        let peers: Vec<NodeId> = leader.progress.keys().copied().collect();
-        for peer in peers {
             self.send_heartbeat(peer);
         }
+    }
+
+    /// Asks a follower that gives no news what it has of all that was sent: with an AppendEntries
+    /// without entries, behind everything that is under way. An announced snapshot is announced again.
+    fn ask(&mut self, to: NodeId) {
+        let commit = self.commit;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let round = leader.round;
+        let Some(p) = leader.progress.get_mut(&to) else { return };
+        p.asks(self.now_us);
+        let prev_index = p.next_index - 1;
+        match self.log.term_at(prev_index) {
+            Some(prev_term) if !matches!(p.state, ProgressState::Snapshot { .. }) => {
+                let entries = Vec::new();
+                let body = Body::AppendEntries { prev_index, prev_term, commit, round, entries };
+                self.send(to, body);
+            }
+            // `replicate` announces it.
+            _ => p.probe_from(p.next_index),
+        }
+    }
+
+    /// A connection with `peer` broke, or was made anew: of what is under way everything or nothing
+    /// may have arrived, and the same is true of the answers.
+    pub(super) fn peer_changed(&mut self, peer: NodeId) {
+        let now_us = self.now_us;
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(p) = leader.progress.get_mut(&peer) else { return };
+        p.probe_from(p.next_index);
+        p.news(now_us);
+        self.ask(peer);
     }
 
     pub(super) fn send_heartbeat(&mut self, to: NodeId) {
@@ -175,7 +198,11 @@ impl Raft {
         let last = self.log.last_index();
         let Role::Leader(leader) = &mut self.role else { return false };
         let Some(p) = leader.progress.get_mut(&to) else { return false };
-        if p.next_index > last || !p.may_send(self.options.inflight_bytes_max) {
+        let probes = matches!(p.state, ProgressState::Probe { .. });
+        let bytes_max =
+            if probes { self.options.probe_bytes_max } else { self.options.append_bytes_max };
+        let Some(room) = p.room(bytes_max, self.options.inflight_bytes_max) else { return false };
+        if p.next_index > last {
             return false;
         }
         let prev_index = p.next_index - 1;
@@ -186,41 +213,58 @@ impl Raft {
             self.send(to, Body::InstallSnapshot { last_index, last_term, configuration });
             return false;
         };
-        let (bytes_max, read_max) = match p.state {
-            // One entry finds out as much as many.
-            ProgressState::Probe { .. } => (self.options.probe_bytes_max, 1),
-            _ => (self.options.append_bytes_max, self.options.replay_entries_max),
-        };
-        let first = p.next_index;
-        let round = leader.round;
-        let cached = self.log.cached(first, last, bytes_max);
-        let from_log = cached.is_none();
-        let entries = cached.unwrap_or_default();
-        let (sent_last, bytes) = match entries.last() {
-            Some(entry) => (entry.index, entries.iter().map(Entry::weight).sum()),
-            // How many fit is known only once they are read; a full message is charged. What is
-            // still in memory may not be in the file yet.
-            None => ((first + read_max).min(self.log.cache_first()) - 1, bytes_max),
-        };
-        p.sent(sent_last, bytes, self.now_us);
+        let (first, round) = (p.next_index, leader.round);
+        let cached = self.log.cached(first, last, room.saturating_sub(MESSAGE_OVERHEAD_BYTES));
+        let reads = cached.is_none() && !probes;
+        let mut entries = cached.unwrap_or_default();
+        let mut bytes = append_bytes(&entries);
+        // Where the logs part is found out with no entry as well as with a large one, and without
+        // reading any.
+        if probes && bytes > room {
+            entries.clear();
+            bytes = append_bytes(&entries);
+        }
+        // What is larger than the window is sent when nothing else is under way.
+        let fits = if reads { room == bytes_max } else { bytes <= room };
+        if !fits && !p.window.is_empty() {
+            return false;
+        }
+        let sent_last = entries.last().map_or(prev_index, |e| e.index);
         p.commit_told = p.commit_told.max(commit.min(sent_last));
         let body = Body::AppendEntries { prev_index, prev_term, commit, round, entries };
         let message = Message { from: self.options.id, to, term: self.hard.term, body };
-        if from_log {
-            let last_term = self.log.term_at(sent_last).unwrap_or(0);
-            let last = sent_last;
+        if reads {
+            p.reads(first);
+            // What is still in memory may not be in the file yet.
+            let end = first.saturating_add(self.options.replay_entries_max);
+            let last = end.min(self.log.cache_first()) - 1;
+            let last_term = self.log.term_at(last).unwrap_or(0);
             self.from_log.push(LogRead { message, first, last, last_term });
-        } else {
-            self.outbox.push(message);
+            return false;
         }
+        p.sent(sent_last, bytes, self.now_us);
+        self.outbox.push(message);
         sent_last < last
+    }
+
+    /// What became of a [`LogRead`].
+    pub fn entries_read(&mut self, read: &EntriesRead, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        let (term, last) = (self.hard.term, self.log.last_index());
+        let Role::Leader(leader) = &mut self.role else { return };
+        let Some(p) = leader.progress.get_mut(&read.to).filter(|_| read.term == term) else {
+            return;
+        };
+        let sent = read.sent.filter(|sent| (read.first..=last).contains(&sent.0));
+        p.read(read.first, sent, self.now_us);
     }
 
     pub(super) fn on_append_response(&mut self, from: NodeId, result: AppendResult, round: u64) {
         let (last, now_us) = (self.log.last_index(), self.now_us);
+        let timeout_us = self.options.election_timeout_us;
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(p) = leader.progress.get_mut(&from) else { return };
-        p.contact_us = now_us;
+        p.heard(now_us, timeout_us);
         p.round = p.round.max(round.min(leader.round));
         match result {
             AppendResult::Matched { index } => {
@@ -242,6 +286,7 @@ impl Raft {
                 if !stale {
                     let (agreed, _) = self.log.last_agreeing(hint_index, hint_term);
                     p.probe_from(agreed.min(hint_index) + 1);
+                    p.news(now_us);
                 }
             }
         }
@@ -249,19 +294,20 @@ impl Raft {
     }
 
     pub(super) fn on_heartbeat_response(&mut self, from: NodeId, round: u64) {
-        let now_us = self.now_us;
+        let (now_us, timeout_us) = (self.now_us, self.options.election_timeout_us);
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(p) = leader.progress.get_mut(&from) else { return };
-        p.contact_us = now_us;
+        p.heard(now_us, timeout_us);
         p.round = p.round.max(round.min(leader.round));
         self.confirm_read_round();
     }
 
     pub(super) fn on_snapshot_response(&mut self, from: NodeId, index: Index, installed: bool) {
         let (last, now_us) = (self.log.last_index(), self.now_us);
+        let timeout_us = self.options.election_timeout_us;
         let Role::Leader(leader) = &mut self.role else { return };
         let Some(p) = leader.progress.get_mut(&from) else { return };
-        p.contact_us = now_us;
+        p.heard(now_us, timeout_us);
         // Up to a snapshot's end everything is committed, and so equal here. One that is refused is
         // announced again with a heartbeat, not at once.
         if installed && index <= last && p.matched(index, now_us) {

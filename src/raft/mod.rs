@@ -76,7 +76,7 @@ pub struct Options {
     pub append_bytes_max: usize,
     /// Largest AppendEntries while it is not known where the logs part.
     pub probe_bytes_max: usize,
-    /// Unanswered AppendEntries per follower: sending stops at this many bytes.
+    /// Unanswered AppendEntries per follower, in bytes: no more is sent than this, or one message.
     pub inflight_bytes_max: usize,
     /// Entries kept in memory behind what must be.
     pub cache_bytes_max: usize,
@@ -118,7 +118,8 @@ pub struct Ready {
     pub persist: Option<Persist>,
     /// For the peers. Whatever they promise is durable.
     pub messages: Vec<Message>,
-    /// AppendEntries whose entries must be read from the log file first.
+    /// AppendEntries whose entries must be read from the log file first;
+    /// [`Raft::entries_read`] says what became of each.
     pub from_log: Vec<LogRead>,
     /// For the applier, which answers with [`Raft::applied`].
     pub committed: Option<Committed>,
@@ -144,17 +145,45 @@ impl Ready {
 ///
 /// The log may be truncated before they are read. The last one must then have `last_term`, or the
 /// message must not be sent; when it does, all before it are those that were meant (Log Matching).
-/// What does not fit one message is sent in several, each with its own `prev_index`.
+/// One message is sent, with as many entries from `first` on as fit one, and then, or when nothing was
+/// sent, [`Raft::entries_read`] is told: only that says how many bytes are under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogRead {
     /// The message, with no entries.
     pub message: Message,
     /// First index to read.
     pub first: Index,
-    /// Last index to read.
+    /// Last index to read, if so many fit.
     pub last: Index,
     /// Term that the log had at `last`.
     pub last_term: Term,
+}
+
+/// What became of a [`LogRead`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EntriesRead {
+    /// To whom the message goes.
+    pub to: NodeId,
+    /// Its term.
+    pub term: Term,
+    /// First index that was to be read.
+    pub first: Index,
+    /// Last index that is sent and what the message counts for in bytes; none when none is sent.
+    pub sent: Option<(Index, usize)>,
+}
+
+impl EntriesRead {
+    /// The message that was made of it is handed to the connection; or there is none.
+    pub fn of(read: &LogRead, message: Option<&Message>) -> EntriesRead {
+        let sent = message.and_then(|message| match &message.body {
+            Body::AppendEntries { entries, .. } => {
+                entries.last().map(|last| (last.index, types::append_bytes(entries)))
+            }
+            _ => None,
+        });
+        let Message { to, term, .. } = read.message;
+        EntriesRead { to, term, first: read.first, sent }
+    }
 }
 
 /// Committed entries, for the applier.

@@ -53,6 +53,14 @@ impl Entry {
 /// Bytes an entry counts for beside its payload: its header in a frame and in memory.
 pub const ENTRY_OVERHEAD_BYTES: usize = 48;
 
+/// Bytes an AppendEntries counts for beside its entries: its frame, its own numbers.
+pub const MESSAGE_OVERHEAD_BYTES: usize = 96;
+
+/// Bytes that an AppendEntries with these entries counts for.
+pub(super) fn append_bytes(entries: &[Entry]) -> usize {
+    MESSAGE_OVERHEAD_BYTES + entries.iter().map(Entry::weight).sum::<usize>()
+}
+
 /// What a node must never forget: the latest term it has seen and its vote in it (Figure 2).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HardState {
@@ -166,7 +174,7 @@ pub enum Body {
         /// Whether the vote was given.
         granted: bool,
     },
-    /// Figure 2, AppendEntries, with at least one entry or as a probe.
+    /// Figure 2, AppendEntries: with entries, or to find out what the receiver has.
     AppendEntries {
         /// Index of the entry before the first one here.
         prev_index: Index,

@@ -10,7 +10,7 @@ use super::{ClientHandle, Shared, fatal, lock, members, native};
 use crate::env::real::WRITE_AT_ONCE;
 use crate::env::resolve::connect;
 use crate::kv::codec::put_outcome;
-use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, LogMessages, Refusal, Verdict};
+use crate::node::{Forward, Input, LOG_MESSAGE_BYTES, Refusal, Verdict, read_entries};
 use crate::raft::{Configuration, Index, LogRead, Member, Message, NodeId};
 use crate::wire::client::Class;
 use crate::wire::frame::{PEER_FRAME_MAX, PREAMBLE};
@@ -227,9 +227,7 @@ impl Link {
                 if let Outgoing::Nudge = outgoing {
                     pulse.hasten(Instant::now());
                 }
-                if let Err(e) = self.encode(outgoing, &mut stream) {
-                    return Ok(e);
-                }
+                self.encode(outgoing);
                 next =
                     if self.buffer.len() < WRITE_BYTES { self.inbox.try_recv().ok() } else { None };
             }
@@ -248,12 +246,12 @@ impl Link {
         Ok(())
     }
 
-    fn encode(&mut self, outgoing: Outgoing, stream: &mut TcpStream) -> io::Result<()> {
+    fn encode(&mut self, outgoing: Outgoing) {
         match outgoing {
             Outgoing::Message(message) => {
                 peer::put_message(&mut self.buffer, &message);
             }
-            Outgoing::FromLog(read) => return self.send_from_log(read, stream),
+            Outgoing::FromLog(read) => self.send_from_log(&read),
             Outgoing::Forward(Forward { id, deadline_ms, command }) => {
                 let forward = peer::Forward { id, deadline_ms, command };
                 peer::put_forward(&mut self.buffer, &forward);
@@ -268,24 +266,18 @@ impl Link {
             }
             Outgoing::Nudge => {}
         }
-        Ok(())
     }
 
-    fn send_from_log(&mut self, read: LogRead, stream: &mut TcpStream) -> io::Result<()> {
-        let log = self.shared.log.clone();
-        let mut messages = LogMessages::new(read);
-        loop {
-            match messages.next(&log) {
-                Ok(Some(message)) => peer::put_message(&mut self.buffer, &message),
-                Ok(None) => return Ok(()),
-                Err(e) => {
-                    warning!("cannot read entries for peer={}: {e}", self.peer);
-                    return Ok(());
-                }
-            };
-            if self.buffer.len() >= WRITE_BYTES {
-                self.flush(stream)?;
+    fn send_from_log(&mut self, read: &LogRead) {
+        let (made, told) = read_entries(read, &self.shared.log);
+        // Before the peer can answer.
+        self.tell(Input::EntriesRead(told));
+        match made {
+            Ok(Some(message)) => {
+                peer::put_message(&mut self.buffer, &message);
             }
+            Ok(None) => {}
+            Err(e) => warning!("cannot read entries for peer={}: {e}", self.peer),
         }
     }
 }

@@ -16,9 +16,9 @@ use super::store::empty_model;
 use super::trace::{Step, Trace};
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
-    Answer, Applied, Effects, Input, LogMessages, Promise, Refusal, ReplyTo, Verdict, Work,
+    Answer, Applied, Effects, Input, Promise, Refusal, ReplyTo, Verdict, Work, read_entries,
 };
-use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
+use crate::raft::{Configuration, Index, LogRead, Member, NodeId, RoleName};
 use crate::wal::ReadError;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -41,7 +41,7 @@ pub(super) enum Event {
     Arrive { from: NodeId, life: u64, connection: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
-    ReadLog(Box<LogMessages>),
+    ReadLog(Box<LogRead>),
     ReadNow { client: ClientId, request: u64, key: Vec<u8> },
     ClientLost { client: ClientId, request: u64 },
     ClientActs { client: ClientId, turn: u64 },
@@ -286,8 +286,8 @@ impl World {
                 self.client_answered(node, client, request, *answer);
                 Ok(())
             }
-            Event::ReadLog(messages) => {
-                self.read_log(node, messages);
+            Event::ReadLog(read) => {
+                self.read_log(node, &read);
                 Ok(())
             }
             Event::ReadNow { client, request, key } => self.read_now(node, client, request, &key),
@@ -408,8 +408,7 @@ impl World {
         }
         for read in effects.from_log {
             let delay_us = self.hop_us();
-            let messages = Box::new(LogMessages::new(read));
-            self.schedule(delay_us, node, life, Event::ReadLog(messages));
+            self.schedule(delay_us, node, life, Event::ReadLog(Box::new(read)));
         }
         if let Some((index, digest)) = effects.digest {
             for to in self.peers_of(node) {
@@ -427,19 +426,16 @@ impl World {
     }
 
     /// The peer sender reads on its own, while the log may change.
-    fn read_log(&mut self, node: NodeId, mut messages: Box<LogMessages>) {
-        let Some(n) = self.nodes.get(&node) else { return };
-        let life = n.life;
-        let Some(up) = &n.up else { return };
-        match messages.next(&up.log) {
+    fn read_log(&mut self, node: NodeId, read: &LogRead) {
+        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return };
+        let (made, told) = read_entries(read, &up.log);
+        self.input(node, Input::EntriesRead(told));
+        match made {
             Ok(Some(message)) => {
                 self.count("messages read from the log file");
                 self.send(node, message.to, Packet::Message(message));
-                let delay_us = self.hop_us();
-                self.schedule(delay_us, node, life, Event::ReadLog(messages));
             }
             Ok(None) => {}
-            // It ends the stream, as in the peer sender: the core asks again.
             Err(ReadError::Io { .. }) => self.count("disk error in reading for a peer"),
             Err(_) => self.count("log changed in reading for a peer"),
         }

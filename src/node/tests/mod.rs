@@ -202,10 +202,12 @@ impl Cluster {
         node.persists.extend(effects.persist);
         node.applies.extend(effects.apply);
         node.configurations.extend(effects.configuration);
+        let mut told_of_reads = Vec::new();
         for read in effects.from_log {
             let to = read.message.to;
-            let mut messages = LogMessages::new(read);
-            while let Ok(Some(message)) = messages.next(&node.wal.reader()) {
+            let (made, told) = read_entries(&read, &node.wal.reader());
+            told_of_reads.push(told);
+            if let Ok(Some(message)) = made {
                 self.net.push_back((id, to, Packet::Message(message)));
             }
         }
@@ -216,6 +218,9 @@ impl Cluster {
             self.net.push_back((id, to, Packet::Forward(forward)));
         }
         self.answered(id, effects.answers);
+        for told in told_of_reads {
+            self.input(id, Input::EntriesRead(told));
+        }
     }
 
     fn answered(&mut self, id: NodeId, answers: Vec<(ReplyTo<Client>, Answer)>) {

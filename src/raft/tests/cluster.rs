@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// No cluster has this much to say without time passing: a loop of messages.
 const SETTLE_STEPS_MAX: usize = 200_000;
 /// Entries per message when the log file is read, so that one read becomes several messages.
-const LOG_READ_PIECE: usize = 3;
+const LOG_READ_PIECE: Index = 3;
 
 /// One node: a core, or none while it is down, and its surroundings.
 pub(super) struct Node {
@@ -217,27 +217,19 @@ impl Cluster {
         let Some(read) = self.node(id).log_reads.pop_front() else { return };
         let platter = &self.node(id).platter;
         // Another log by now, or one that has forgotten its front.
-        if platter.term_at(read.last) != Some(read.last_term) || read.first <= platter.base {
-            return;
-        }
-        let found = platter.read(read.first, read.last);
-        let pieces: Vec<Message> = found
-            .chunks(LOG_READ_PIECE)
-            .map(|piece| {
-                let mut message = read.message.clone();
-                if let Body::AppendEntries { prev_index, prev_term, entries, .. } =
-                    &mut message.body
-                {
-                    *prev_index = piece[0].index - 1;
-                    *prev_term = platter.term_at(*prev_index).expect("it is on the platter");
-                    *entries = piece.to_vec();
-                }
-                message
-            })
-            .collect();
-        for piece in pieces {
-            self.send(piece);
-        }
+        let changed =
+            platter.term_at(read.last) != Some(read.last_term) || read.first <= platter.base;
+        let message = (!changed).then(|| {
+            let last = read.last.min(read.first + LOG_READ_PIECE - 1);
+            let mut message = read.message.clone();
+            if let Body::AppendEntries { entries, .. } = &mut message.body {
+                *entries = platter.read(read.first, last);
+            }
+            message
+        });
+        let told = EntriesRead::of(&read, message.as_ref());
+        self.on(id, |raft, now| raft.entries_read(&told, now));
+        message.into_iter().for_each(|message| self.send(message));
     }
 
     /// Applies one batch.

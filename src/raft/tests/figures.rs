@@ -56,7 +56,9 @@ fn figure_8_c() -> Cluster {
         }
         let rafts = [2, 3].map(|id| (id, cluster.raft(id).last_index()));
         cluster.net.retain(|m| match &m.body {
-            Body::AppendEntries { entries, .. } if entries[0].index == 3 => {
+            Body::AppendEntries { entries, .. }
+                if entries.first().is_some_and(|e| e.index == 3) =>
+            {
                 rafts.contains(&(m.to, 1))
             }
             _ => true,

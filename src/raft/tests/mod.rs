@@ -5,7 +5,8 @@
 //! | `paper.rs`       | each rule of Figure 2 and section 5.4 on one core, citing the paper     |
 //! | `figures.rs`     | Figures 7 and 8 on a whole cluster                                      |
 //! | `elections.rs`   | PreVote, CheckQuorum, stickiness, transfer, partitions                  |
-//! | `replication.rs` | durability, the log writer's races, hints, windows, configurations      |
+//! | `replication.rs` | durability, the log writer's races, hints, configurations               |
+//! | `flow.rs`        | windows, breaks, patience with slow followers, reading the log file      |
 //! | `reads.rs`       | linearizable reads on leader and followers                              |
 //! | `snapshots.rs`   | logs that forget their front, offers, installs (paper section 7)        |
 //! | `membership.rs`  | learners, joint consensus, a leader that leaves (section 6, thesis 4)   |
@@ -18,6 +19,7 @@
 mod cluster;
 mod elections;
 mod figures;
+mod flow;
 mod hostile;
 mod membership;
 mod paper;

@@ -221,8 +221,15 @@ fn leaders_send_from_next_index() {
 fn leaders_move_next_index_by_the_answers() {
     let mut solo = Solo::leader_with(Platter::of_terms(voters(3), 1, &[1, 1, 1]), |_| {});
     let sent = solo.step(2, 2, conflict(3, 1, 1));
-    assert!(sent.is_empty(), "it must be read from the log file");
+    assert_eq!(
+        appends(&sent, 2),
+        [(1, vec![])],
+        "what is behind it must be read from the log file"
+    );
+    solo.step(2, 2, matched(1));
     assert_eq!(solo.from_log[0].first, 2);
+    let read = EntriesRead { to: 2, term: 2, first: 2, sent: Some((4, 300)) };
+    solo.event(|raft, now| raft.entries_read(&read, now));
     solo.step(2, 2, matched(4));
     let progress = solo.raft.progress()[0];
     assert_eq!((progress.match_index, progress.state), (4, ProgressState::Replicate));

@@ -1,5 +1,5 @@
 //! Replication: what must be durable before what, the races of asynchronous log writes, how fast
-//! logs meet, what a slow follower costs, and configurations in the log.
+//! logs meet, what a slow applier costs, and configurations in the log.
 
 use super::cluster::Cluster;
 use super::solo::*;
@@ -8,21 +8,21 @@ use std::sync::Arc;
 
 const YES: Body = Body::VoteResponse { granted: true };
 
-fn led(n: u64) -> Cluster {
+pub(super) fn led(n: u64) -> Cluster {
     let mut cluster = Cluster::new(n);
     cluster.elect(1);
     cluster.run(HEARTBEAT_US);
     cluster
 }
 
-fn propose(solo: &mut Solo, count: usize, bytes: usize) -> Vec<Message> {
+pub(super) fn propose(solo: &mut Solo, count: usize, bytes: usize) -> Vec<Message> {
     let command: Arc<[u8]> = vec![0; bytes].into();
     solo.event(|raft, _| raft.propose((0..count).map(|_| Arc::clone(&command)))).unwrap();
     solo.take()
 }
 
 /// Bytes of entries in messages to `to`.
-fn sent_bytes(messages: &[Message], to: NodeId) -> usize {
+pub(super) fn sent_bytes(messages: &[Message], to: NodeId) -> usize {
     let of = |m: &Message| match &m.body {
         Body::AppendEntries { entries, .. } if m.to == to => {
             entries.iter().map(Entry::weight).sum()
@@ -226,169 +226,7 @@ fn logs_meet_in_round_trips_bounded_by_terms() {
     assert_eq!(cluster.terms(3), cluster.terms(1));
 }
 
-/// Where the logs part is not known, and the entries to try are in the log file: one of them is
-/// enough to find out. More would be read, sent and refused for nothing, or sent twice.
-#[test]
-fn a_probe_reads_one_entry_of_the_log_file() {
-    let mut solo = Solo::leader(Platter::of_terms(voters(3), 1, &[1; 100]));
-    let refused = AppendResult::Conflict { prev_index: 100, hint_index: 40, hint_term: 1 };
-    solo.step(2, 2, Body::AppendResponse { result: refused, round: 0 });
-    let asked: Vec<_> = solo.from_log.drain(..).map(|r| (r.first, r.last, r.last_term)).collect();
-    assert_eq!(asked, [(41, 41, 1)]);
-    solo.step(2, 2, matched(41));
-    let asked: Vec<_> = solo.from_log.iter().map(|r| (r.first, r.last, r.last_term)).collect();
-    assert_eq!(asked, [(42, 100, 1)]);
-}
-
-/// A follower that lags is sent old entries from the log file while new ones arrive. The read ends
-/// where the leader's memory begins: the newest entries may not be in the file yet, and a read
-/// that included them would find nothing, every time, for as long as there are writes.
-#[test]
-fn only_what_is_not_in_memory_is_read_from_the_log_file() {
-    let mut solo = Solo::leader(Platter::of_terms(voters(3), 1, &[1; 100]));
-    solo.disk_is_fast = false;
-    propose(&mut solo, 10, 8);
-    let sent = solo.step(2, 2, matched(90));
-    assert_eq!(sent_bytes(&sent, 2), 11 * 48 + 80, "from memory");
-    assert_eq!((solo.from_log.len(), solo.from_log[0].first, solo.from_log[0].last), (1, 91, 100));
-}
-
-/// The first message of a new leader is lost, or the connection it went out on. The next one asks
-/// at the same place, not from the beginning of the log, which may not be there any more.
-#[test]
-fn a_lost_probe_is_repeated_where_it_was() {
-    let probes = |sent: Vec<Message>| -> Vec<Index> {
-        let of = |m: &Message| match m.body {
-            Body::AppendEntries { prev_index, .. } if m.to == 3 => Some(prev_index),
-            _ => None,
-        };
-        sent.iter().filter_map(of).collect()
-    };
-    let mut solo = Solo::leader(Platter::of_terms(voters(3), 1, &[1, 1, 1]));
-    solo.step(2, 2, matched(4));
-    let mut sent = Vec::new();
-    for _ in 0..5 {
-        solo.pass(HEARTBEAT_US);
-        sent.extend(solo.take());
-        sent.extend(solo.step(2, 2, Body::HeartbeatResponse { round: 0 }));
-    }
-    assert_eq!(probes(sent), [3], "once in half an election timeout");
-    solo.event(|raft, now| raft.peer_lost(3, now));
-    assert_eq!(probes(solo.take()), [3]);
-    assert!(solo.from_log.is_empty());
-}
-
-/// A follower that was away catches up from the log file, although nothing of what it lacks is in
-/// the leader's memory.
-#[test]
-fn a_follower_catches_up_from_the_log_file() {
-    let platters = (1..=3).map(|id| (id, Platter::new(voters(3))));
-    let mut cluster = Cluster::of(platters, 1, |o| {
-        o.cache_bytes_max = 0;
-        o.replay_entries_max = 10;
-    });
-    cluster.elect(1);
-    cluster.isolate(3);
-    for i in 0..100 {
-        cluster.propose(1, &format!("command {i}")).unwrap();
-        cluster.settle();
-    }
-    cluster.cuts.clear();
-    cluster.run(TIMEOUT_US);
-    assert_eq!(cluster.raft(3).applied_index(), 101);
-    assert_eq!(cluster.leader(), Some(1));
-}
-
-// ---- what a slow follower costs ----
-
-/// A follower that acknowledges nothing is sent a window's worth and then, once a while, one small
-/// probe; when it answers again, everything flows.
-#[test]
-fn a_dead_follower_costs_a_bounded_number_of_bytes() {
-    let mut solo = Solo::leader_with(Platter::new(voters(3)), |o| {
-        o.append_bytes_max = 1000;
-        o.probe_bytes_max = 200;
-        o.inflight_bytes_max = 4000;
-    });
-    solo.step(2, 1, matched(1));
-    solo.step(3, 1, matched(1));
-    let mut sent = Vec::new();
-    for _ in 0..1000 {
-        sent.extend(propose(&mut solo, 1, 52));
-        let last = solo.raft.last_index();
-        sent.extend(solo.step(2, 1, matched(last)));
-    }
-    assert_eq!(sent_bytes(&sent, 2), 100_000, "the healthy follower gets all of it");
-    let window = 4000 + 1000;
-    assert!((4000..window).contains(&sent_bytes(&sent, 3)), "{}", sent_bytes(&sent, 3));
-    let mut probes = 0;
-    for _ in 0..20 {
-        solo.pass(HEARTBEAT_US);
-        solo.step(2, 1, Body::HeartbeatResponse { round: 0 });
-        solo.step(3, 1, Body::HeartbeatResponse { round: 0 });
-        probes += sent_bytes(&solo.take(), 3);
-    }
-    assert!(probes <= 20 * 200, "{probes} bytes in two seconds");
-    // It is there again, and has what came first.
-    let mut had = 1;
-    let mut inbox = solo.step(3, 1, matched(had));
-    for _ in 0..1000 {
-        for m in std::mem::take(&mut inbox) {
-            if let (3, Body::AppendEntries { prev_index, entries, .. }) = (m.to, &m.body) {
-                assert!(*prev_index <= had, "no gap");
-                had = had.max(prev_index + entries.len() as Index);
-            }
-        }
-        inbox = solo.step(3, 1, matched(had));
-    }
-    assert_eq!(had, 1001);
-}
-
-/// Every message of a window is lost. The leader takes them for lost after a while, and the
-/// follower has everything soon after.
-#[test]
-fn a_window_recovers_from_loss() {
-    let mut cluster = led(3);
-    cluster.isolate(3);
-    for i in 0..50 {
-        cluster.propose(1, &format!("{i}")).unwrap();
-        cluster.settle();
-    }
-    cluster.cuts.clear();
-    cluster.run(TIMEOUT_US);
-    assert_eq!((cluster.raft(3).applied_index(), cluster.leader()), (51, Some(1)));
-    let three = cluster.raft(1).progress().into_iter().find(|p| p.id == 3).unwrap();
-    assert_eq!((three.match_index, three.state), (51, ProgressState::Replicate));
-    assert!(three.reachable);
-}
-
-/// A refusal arrives late, when the follower has long taken what was behind it: nothing is sent
-/// again because of it.
-#[test]
-fn a_late_refusal_is_ignored() {
-    let mut solo = Solo::leader(Platter::new(voters(3)));
-    solo.step(2, 1, matched(1));
-    propose(&mut solo, 3, 10);
-    solo.step(2, 1, matched(3));
-    for (prev_index, hint_index) in [(1, 0), (3, 2), (2, 2), (3, 9)] {
-        let result = AppendResult::Conflict { prev_index, hint_index, hint_term: 1 };
-        assert!(solo.step(2, 1, Body::AppendResponse { result, round: 0 }).is_empty());
-        assert_eq!(solo.raft.progress()[0].state, ProgressState::Replicate);
-    }
-}
-
-/// A connection that broke took its messages with it: the leader begins again at once, without
-/// waiting for an answer that cannot come.
-#[test]
-fn a_broken_connection_empties_the_window() {
-    let mut solo = Solo::leader(Platter::new(voters(3)));
-    solo.step(2, 1, matched(1));
-    assert!(sent_bytes(&propose(&mut solo, 3, 10), 2) > 0);
-    solo.event(|raft, now| raft.peer_lost(2, now));
-    let sent = solo.take();
-    assert!(matches!(&sent[0].body, Body::AppendEntries { prev_index: 1, entries, .. }
-        if entries.len() == 3));
-}
+// ---- what a slow applier costs ----
 
 /// The applier is slow: it owes at most so many bytes, and gets more when it has applied some.
 #[test]
@@ -446,37 +284,6 @@ fn a_slow_applier_does_not_fill_the_memory() {
     let in_memory: usize =
         batches.iter().filter(|b| b.first > stuck).map(|b| b.entries.len()).sum();
     assert!(in_memory <= 10, "{in_memory} entries of 50 bytes were kept in 500 bytes");
-}
-
-/// What a follower needs was compacted away. The leader says so once; whether the announcement is
-/// lost or refused, it says so again after a while, and not at once, in circles.
-#[test]
-fn a_snapshot_is_announced_now_and_then() {
-    let announced = |sent: Vec<Message>| {
-        let of = |m: &&Message| matches!(m.body, Body::InstallSnapshot { last_index: 10, .. });
-        sent.iter().filter(of).count()
-    };
-    let mut platter = Platter::new(voters(3));
-    (platter.base, platter.base_term, platter.hard.term) = (10, 1, 1);
-    let mut solo = Solo::leader(platter);
-    let refused = AppendResult::Conflict { prev_index: 10, hint_index: 3, hint_term: 1 };
-    let sent = solo.step(2, 2, Body::AppendResponse { result: refused, round: 0 });
-    assert_eq!(announced(sent), 1);
-    let refused = Body::SnapshotResponse { last_index: 10, installed: false };
-    assert!(solo.step(2, 2, refused.clone()).is_empty());
-    for answer in [Body::HeartbeatResponse { round: 0 }, refused] {
-        let mut sent = Vec::new();
-        for _ in 0..30 {
-            solo.pass(HEARTBEAT_US);
-            sent.extend(solo.take());
-            sent.extend(solo.step(2, 2, answer.clone()));
-        }
-        assert!((5..=12).contains(&announced(sent)), "in three seconds");
-    }
-    solo.step(2, 2, Body::SnapshotResponse { last_index: 10, installed: true });
-    assert_eq!(solo.raft.progress()[0].state, ProgressState::Replicate);
-    solo.step(2, 2, matched(11));
-    assert_eq!(solo.raft.commit_index(), 11);
 }
 
 // ---- configurations ----

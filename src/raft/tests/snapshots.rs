@@ -396,7 +396,8 @@ fn logs_that_part_at_the_leaders_base_take_a_snapshot() {
     // They agree at the base: entries do, from the log file.
     let mut solo = Solo::leader(compacted(10, 3, &[3]));
     let answers = solo.step(2, 4, conflict(11, 10, 3));
-    assert_eq!(told(&answers, 2), [] as [&Body; 0]);
+    assert_eq!(told(&answers, 2).into_iter().map(continues).collect::<Vec<_>>(), [Some(10)]);
+    assert_eq!(told(&solo.step(2, 4, matched(10)), 2), [] as [&Body; 0]);
     let read = solo.from_log.last().expect("a message from the log file");
     assert_eq!((read.message.to, read.first, continues(&read.message.body)), (2, 11, Some(10)));
 }

@@ -14,8 +14,8 @@ use super::voters::{Decision, Set, change_by_the_rules, configuration, is_plante
 use crate::raft::canonical::{Ages, Names, entry_words, hard_words, persist_words};
 use crate::raft::invariants::Watch;
 use crate::raft::{
-    AppendResult, Body, Configuration, Entry, HardState, Index, LogRead, Message, NodeId, Options,
-    Payload, Persist, Raft, ReadAnswer, Restored, RestoredLog, RoleName, Term,
+    AppendResult, Body, Configuration, EntriesRead, Entry, HardState, Index, LogRead, Message,
+    NodeId, Options, Payload, Persist, Raft, ReadAnswer, Restored, RestoredLog, RoleName, Term,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub(super) enum Act {
     Forget,
     /// A leader's heartbeat is due, or a follower asks for its read index again.
     Beat,
-    /// Answers do not come: what was sent is taken for lost, a transfer for failed.
+    /// Answers do not come: a leader asks what has arrived, a transfer is taken for failed.
     Late,
     /// A leader hears nobody for an election timeout.
     Silence,
@@ -407,7 +407,10 @@ impl Local {
             }
             sent.extend(ready.messages);
             for read in &ready.from_log {
-                sent.extend(self.read_log(read));
+                let message = self.read_log(read);
+                let done = EntriesRead::of(read, message.as_ref());
+                sent.extend(message);
+                self.raft.entries_read(&done, Raft::explored_now_us());
             }
             answers.extend(ready.reads);
             if let Some(batch) = ready.committed {

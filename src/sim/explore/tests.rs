@@ -67,7 +67,7 @@ fn two_nodes_with_an_entry_a_read_and_a_crash() {
         "something committed",
         "the first entry known to all",
     ];
-    exhausts(&bounds, (231_737, 33), &sights);
+    exhausts(&bounds, (310_619, 38), &sights);
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn two_nodes_with_a_transfer_a_stall_and_a_broken_connection() {
         .with(Allowance::Resends, 1)
         .with(Allowance::Beats, 1);
     let sights = ["transfers", "stalls", "breaks", "resends", "beats", "elections in two terms"];
-    exhausts(&bounds, (57_233, 27), &sights);
+    exhausts(&bounds, (148_926, 29), &sights);
 }
 
 #[test]
@@ -123,7 +123,11 @@ fn three_voters_change_and_one_crashes() {
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Crashes, 1)
         .with(Allowance::Changes, 1);
-    exhausts(&bounds, (863_358, 29), &[&CHANGED[..], &["crashes", "entries overwritten"]].concat());
+    exhausts(
+        &bounds,
+        (1_368_476, 34),
+        &[&CHANGED[..], &["crashes", "entries overwritten"]].concat(),
+    );
 }
 
 #[test]
