@@ -13,7 +13,7 @@
 //! | `wal`    | the durable Raft log and hard state                          | `raft`, `env`       |
 //! | `lsm`    | ordered storage engine for data larger than memory           | `env`               |
 //! | `kv`     | the replicated state machine: commands, sessions, store      | `lsm env`           |
-//! | `node`   | the components of one node as plain structs, no threads      | `raft wal kv env`   |
+//! | `node`   | the components of one node as plain structs, no threads      | `raft wal kv env wire` |
 //! | `wire`   | frames and codecs: peers, clients, text, HTTP                | `raft kv`           |
 //! | `client` | the client library: leader discovery, retry, sessions        | `env kv wire`       |
 //! | `server` | threads and sockets only                                     | all of the above    |

@@ -9,7 +9,7 @@ use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use crate::env::resolve::{connect_one, first_that, resolve};
 use crate::wire::client::{Class, Request, Response, put_request, take_response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{Hello, PROTOCOL_VERSIONS, Role, Welcome, put_hello, take_answer};
+use crate::wire::handshake::{Hello, Remembered, Welcome, put_hello, take_answer};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -100,22 +100,10 @@ impl Connection {
                 identity: 0,
                 leader: 0,
                 leader_address: String::new(),
+                remembered: Remembered::default(),
             },
         };
-        let hello = Hello {
-            version_min: PROTOCOL_VERSIONS.0,
-            version_max: PROTOCOL_VERSIONS.1,
-            role: Role::Client,
-            cluster,
-            from: 0,
-            to: 0,
-            identity: 0,
-            to_identity: 0,
-            address: String::new(),
-            token: token.to_vec(),
-            term: 0,
-            last_index: 0,
-        };
+        let hello = Hello::of_client(cluster, token);
         put_hello(&mut connection.out, &hello);
         connection.shake_hands(until).map_err(|e| Error { class: surely(e.class), ..e })?;
         Ok(connection)

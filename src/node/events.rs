@@ -1,7 +1,7 @@
 //! What goes into a replica and what comes out: inputs, effects, and what is worth waking for.
 
 use super::digests::Difference;
-use super::promises::Promise;
+use super::peers::PeerEvent;
 use super::words::{Answer, Forward, ReplyTo, Request, Verdict};
 use crate::raft::{
     Committed, Configuration, EntriesRead, Index, LogRead, Message, NodeId, Offer, Persist,
@@ -42,7 +42,17 @@ pub enum Input<C> {
         /// This node's number for it.
         id: u64,
     },
-    /// A connection to a peer was made and its identity is known.
+    /// Something happened on a connection with another node: for [`super::Peers`].
+    Link(PeerEvent),
+    /// A connection to a peer for small frames was made, and its identity is known.
+    PeerReached {
+        /// The peer.
+        node: NodeId,
+        /// Its identity.
+        identity: u64,
+    },
+    /// A connection to a peer for entries was made, and its identity is known: what was sent before may
+    /// be lost.
     PeerConnected {
         /// The peer.
         node: NodeId,
@@ -57,14 +67,18 @@ pub enum Input<C> {
         identity: u64,
         /// Where it says that it is reached.
         address: String,
-        /// How far it says it is: not behind anything it sent before.
-        promise: Promise,
     },
-    /// A connection with a peer was closed, whichever of the two. Answers to forwards come by the
-    /// peer's own connection: when that breaks they may be lost, and whoever waits is told that the
-    /// outcome is unknown. That is pessimistic for the few that the peer is yet to answer, but most
-    /// breaks are the end of the peer, and then waiting for the deadline would help nobody.
+    /// The peer has closed its last connection for small frames: most likely its process has ended.
+    /// Answers to forwards may be lost with it, and whoever waits is told that the outcome is unknown.
+    /// That is pessimistic for the few that the peer is yet to answer, but waiting for the deadline
+    /// would seldom help.
     PeerLost {
+        /// The peer.
+        node: NodeId,
+    },
+    /// A connection for entries and forwards has ended, whichever of the two: what was under way on it
+    /// may be lost.
+    FlowLost {
         /// The peer.
         node: NodeId,
     },
@@ -142,9 +156,6 @@ pub struct Effects<C> {
     pub digest: Option<(Index, u32)>,
     /// Replicas differ, which must never be: for a person to hear of.
     pub difference: Option<Difference>,
-    /// A peer has come back with less than it had promised, once told: with an old copy of its disk.
-    /// It gets nothing any more, and what it sends is dropped.
-    pub aside: Vec<(NodeId, Promise)>,
     /// For whoever waits.
     pub answers: Vec<(ReplyTo<C>, Answer)>,
     /// The configuration in force, when it changed.
@@ -167,7 +178,6 @@ impl<C> Default for Effects<C> {
             forwards: Vec::new(),
             digest: None,
             difference: None,
-            aside: Vec::new(),
             answers: Vec::new(),
             configuration: None,
             role: None,

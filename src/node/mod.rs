@@ -3,6 +3,8 @@
 //! | component   | owns                                              | production thread |
 //! |-------------|---------------------------------------------------|-------------------|
 //! | [`Replica`] | the consensus core, who waits for which log index | raft loop         |
+//! | [`Peers`]   | connections with other nodes: dialing, admission  | raft loop         |
+//! | [`Node`]    | the two above, and what one tells the other       | raft loop         |
 //! | [`Applier`] | the state machine                                 | applier           |
 //! | `wal::Wal`  | the log file                                      | log writer        |
 //!
@@ -23,11 +25,11 @@ mod events;
 mod flushes;
 mod link;
 mod membership;
-mod promises;
+mod peers;
+mod raft_loop;
 mod recover;
 mod replica;
 mod snapshot;
-mod standing;
 mod verify;
 mod words;
 
@@ -40,10 +42,14 @@ pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use membership::{Change, ChangeRefused, MEMBERS_MAX};
-pub use promises::Promise;
+pub use peers::{
+    ConfigurationHistory, ConnectionId, Due, HASTENED_PATIENCE_US, Keepalive, LogPosition,
+    PING_EVERY_US, PONG_PATIENCE_US, PeerEffect, PeerEvent, PeerStatus, Peers, PeersOptions,
+    SILENCE_MAX_US, Verdict as PeerVerdict,
+};
+pub use raft_loop::{Node, NodeEffects, Outgoing};
 pub use recover::{RecoverError, Rescued, recover};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
 pub use snapshot::{Ask, Fetch, Next, Source, Told};
-pub use standing::{Configurations, Standing};
 pub use verify::{Report, Totals, check_identity, verify};
 pub use words::*;

@@ -20,7 +20,6 @@ use super::digests::{Difference, Digests};
 use super::events::{Apply, Effects, Input, Wants};
 use super::flushes::{Flushes, Flushing};
 use super::membership::Membership;
-use super::promises::{Promise, Promises};
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
 use crate::kv::codec::CommandRef;
 use crate::raft::{
@@ -92,9 +91,6 @@ pub struct Replica<C> {
     /// Reads that wait until an index is applied.
     applying_reads: Vec<(Index, Reading<C>)>,
     membership: Membership<C>,
-    promises: Promises,
-    /// To be told with the next effects.
-    aside: Vec<(NodeId, Promise)>,
     told_configuration: Option<Arc<Configuration>>,
     told_role: Option<(Term, RoleName, Option<NodeId>)>,
     answers: Vec<(ReplyTo<C>, Answer)>,
@@ -157,8 +153,6 @@ impl<C: Clone> Replica<C> {
             next_read: 1,
             applying_reads: Vec::new(),
             membership,
-            promises: Promises::default(),
-            aside: Vec::new(),
             told_configuration: None,
             told_role: None,
             answers: Vec::new(),
@@ -226,11 +220,9 @@ impl<C: Clone> Replica<C> {
                     self.request(reply_to, deadline_us, what, now_us);
                 }
             }
-            Input::Peer(message) if self.promises.trusts(message.from) => {
-                self.promises.heard(&message);
-                self.raft.step(message, now_us);
-            }
-            Input::Peer(_) => {}
+            Input::Peer(message) => self.raft.step(message, now_us),
+            // The node's connections take these before they come here.
+            Input::Link(_) => {}
             Input::Forwarded { from, forward } => self.on_forwarded(from, forward, now_us),
             Input::ForwardAnswered { from, id, verdict } => {
                 if self.forwarded.get(&id).is_some_and(|(leader, _)| *leader == from) {
@@ -240,18 +232,23 @@ impl<C: Clone> Replica<C> {
             Input::ForwardUnsent { id } => {
                 self.on_forward_answered(id, Verdict::NotApplied(Refusal::NotLeader));
             }
+            Input::PeerReached { node, identity } => {
+                self.membership.met(node, identity, None);
+                self.raft.peer_reached(node, now_us);
+            }
             Input::PeerConnected { node, identity } => {
                 self.membership.met(node, identity, None);
                 self.raft.peer_connected(node, now_us);
             }
-            Input::PeerDialed { node, identity, address, promise } => {
-                match self.promises.met(node, identity, promise) {
-                    Some(remembered) => self.aside.push((node, remembered)),
-                    None => self.membership.met(node, identity, Some(address)),
-                }
+            Input::PeerDialed { node, identity, address } => {
+                self.membership.met(node, identity, Some(address));
             }
             Input::PeerLost { node } => {
                 self.raft.peer_lost(node, now_us);
+                self.fail_forwarded(|leader| leader == node);
+            }
+            Input::FlowLost { node } => {
+                self.raft.flow_lost(node, now_us);
                 self.fail_forwarded(|leader| leader == node);
             }
             Input::EntriesRead(read) => self.raft.entries_read(&read, now_us),
@@ -354,12 +351,9 @@ impl<C: Clone> Replica<C> {
         self.begin_reads();
         self.membership.turn(&mut self.raft, self.now_us, &mut self.answers);
         let ready = self.raft.ready();
-        self.promises.committed(&self.raft);
         effects.persist = ready.persist;
         effects.messages = ready.messages;
-        effects.messages.retain(|message| self.promises.trusts(message.to));
         effects.from_log = ready.from_log;
-        effects.from_log.retain(|read| self.promises.trusts(read.message.to));
         for answer in ready.reads {
             if let Some(reading) = self.reading.remove(&answer.id) {
                 match answer.index {
@@ -377,7 +371,6 @@ impl<C: Clone> Replica<C> {
         effects.offer = ready.offer;
         effects.digest = self.digest.take();
         effects.difference = self.difference.take();
-        effects.aside = std::mem::take(&mut self.aside);
         effects.repair = self.repairing.as_mut().is_some_and(std::mem::take);
         effects.flush = std::mem::take(&mut self.flush);
         effects.compact = self.serve_flushed();
@@ -675,11 +668,6 @@ impl<C: Clone> Replica<C> {
             configuration: Arc::clone(self.raft.configuration()),
             peers: self.raft.progress(),
         }
-    }
-
-    /// How far that node has shown to be, for whoever watches.
-    pub fn remembers(&self, node: NodeId) -> Promise {
-        self.promises.remembers(node)
     }
 
     fn tell_changes(&mut self, effects: &mut Effects<C>) {

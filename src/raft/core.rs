@@ -356,6 +356,20 @@ impl Raft {
         }
     }
 
+    /// What was under way to or from `peer` in bulk is lost.
+    pub fn flow_lost(&mut self, peer: NodeId, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        if let Role::Leader(_) = self.role {
+            self.peer_changed(peer);
+        }
+    }
+
+    /// `peer` can be reached by small messages, perhaps again: it hears from its leader at once.
+    pub fn peer_reached(&mut self, peer: NodeId, now_us: u64) {
+        self.now_us = self.now_us.max(now_us);
+        self.send_heartbeat(peer);
+    }
+
     /// A connection to `peer` was made: whatever was sent before it may be lost.
     pub fn peer_connected(&mut self, peer: NodeId, now_us: u64) {
         self.now_us = self.now_us.max(now_us);

@@ -1,10 +1,10 @@
 //! The applier's thread, and the way of an answer to whoever waits for it.
 
 use super::logging::info;
-use super::peers::Outgoing;
+use super::peer_out::Command;
 use super::{ApplyQueue, ClientHandle, Shared, fatal, lock, snapshots};
 use crate::kv::{LsmStore, Staged};
-use crate::node::{Answer, Applier, Input, ReplyTo, Work};
+use crate::node::{Answer, Applier, Input, Outgoing, ReplyTo, Work};
 use crate::raft::Configuration;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -82,9 +82,10 @@ pub(crate) fn deliver(shared: &Shared, answers: Vec<(ReplyTo<ClientHandle>, Answ
                 client.0.put(request, answer);
             }
             ReplyTo::Peer { node, id } => {
-                let links = shared.links.read().unwrap_or_else(PoisonError::into_inner);
-                if let (Some(link), Answer::Write(verdict)) = (links.get(&node), answer) {
-                    let _ = link.send(Outgoing::ForwardAnswer { id, verdict });
+                let senders = shared.bulk_senders.read().unwrap_or_else(PoisonError::into_inner);
+                if let (Some((_, sender)), Answer::Write(verdict)) = (senders.get(&node), answer) {
+                    let answer = Outgoing::ForwardAnswer { id, verdict };
+                    let _ = sender.send(Command::Send(answer));
                 }
             }
         }

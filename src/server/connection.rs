@@ -139,10 +139,7 @@ impl Shared {
             Refusal::DiskFull { .. } => Class::DiskFull,
             _ => Class::Unavailable,
         };
-        let leader = self.leader.load(Ordering::Relaxed);
-        let configuration = self.configuration();
-        let leader = configuration.member(leader).map(|m| (m.id, m.address.clone()));
-        Failure { class, message: refusal.to_string(), leader }
+        Failure { class, message: refusal.to_string(), leader: self.leader_hint() }
     }
 }
 

@@ -6,17 +6,14 @@
 //! identity, so that asking again, after a crash too, is the same question.
 
 use super::logging::{info, warning};
-use super::native::read_one_frame;
-use super::pulse::handshake_reader;
-use super::{Shared, members};
-use crate::client::{Client, Connection, Options};
+use super::native::{handshake_reader, read_one_frame};
+use crate::client::{Client, Options};
 use crate::env::resolve::connect;
 use crate::raft::NodeId;
 use crate::wire::client::{Class, Joined};
 use crate::wire::frame::PREAMBLE;
-use crate::wire::handshake::{self, Hello, PROTOCOL_VERSIONS, Reject, RejectCode, Role};
+use crate::wire::handshake::{self, Hello, Reject, RejectCode, Role};
 use std::io::{self, Write as _};
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,8 +21,6 @@ use std::time::{Duration, Instant};
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Between attempts that were refused: a person may have to do something first.
 const PAUSE: Duration = Duration::from_millis(500);
-/// Between attempts to find members that have moved: the others may start later.
-const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// How long a peer may take to say that it knows another directory.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -72,23 +67,6 @@ pub(super) fn cluster_at(addresses: &[String], token: &[u8]) -> Option<(String, 
     (cluster != 0).then_some((address, cluster))
 }
 
-/// A member was started with addresses where nodes run: looks who is there, in case that members have
-/// moved, until all have answered or there is a leader, who knows.
-pub(super) fn find_members(shared: &Arc<Shared>, mut addresses: Vec<String>) {
-    let mut pause = PAUSE;
-    while !addresses.is_empty() && shared.known_leader().0 == 0 {
-        addresses.retain(|address| {
-            let found = Connection::dial(address, &shared.token, shared.cluster, LOOK_TIMEOUT);
-            if let Ok(connection) = &found {
-                members::heard_of(shared, connection.welcome().node, address);
-            }
-            found.is_err()
-        });
-        thread::sleep(pause);
-        pause = (pause * 2).min(PAUSE_MAX);
-    }
-}
-
 /// Who knows the node of that hello by another identity, or has removed it: the address, and what it
 /// says. Asked of peers that run, before the very first start makes anything. A removal is said by who
 /// knows that it is committed; a peer that is a little behind still knows the identity of before, so
@@ -118,20 +96,8 @@ pub(super) fn first_hello(
     address: &str,
     token: &[u8],
 ) -> Hello {
-    Hello {
-        version_min: PROTOCOL_VERSIONS.0,
-        version_max: PROTOCOL_VERSIONS.1,
-        role: Role::Snapshot,
-        cluster,
-        from,
-        to: 0,
-        identity,
-        to_identity: 0,
-        address: address.to_string(),
-        token: token.to_vec(),
-        term: 0,
-        last_index: 0,
-    }
+    let (role, address) = (Role::Snapshot, address.to_string());
+    Hello { role, from, identity, address, ..Hello::of_client(cluster, token) }
 }
 
 fn dial(address: &str, hello: &Hello) -> io::Result<Option<Reject>> {

@@ -1,17 +1,18 @@
 //! Threads and sockets, and nothing else: every decision is made in `node/`, `raft/`, `wal/`, `kv/`.
 //!
-//! | thread        | body                    | inbox                                          |
-//! |---------------|-------------------------|------------------------------------------------|
-//! | listener      | `listener`              | the listening socket                           |
-//! | connection    | `native` `text` `http`  | its socket; then the answers to what it asked  |
-//! | peer reader   | `native`                | the socket of one inbound peer connection      |
-//! | raft loop     | `raft_loop` `inbox`     | `Input`                                        |
-//! | log writer    | `log_writer`            | `Persist` and finished spares                  |
-//! | spare maker   | `log_writer`            | spares to make                                 |
-//! | peer sender   | `peers`                 | what is to be sent                             |
-//! | applier       | `applier`               | `Apply`                                        |
-//! | snapshot      | `snapshots`             | a connection of its own, while one is fetched  |
-//! | store         | `lsm::Worker::run`      | a bell: something to flush or to compact       |
+//! | thread      | body                              | inbox                                                                 |
+//! |-------------|-----------------------------------|-----------------------------------------------------------------------|
+//! | listener    | `listener`                        | the listening socket                                                  |
+//! | connection  | `native` `text` `http`            | its socket; then the answers to what it asked                         |
+//! | peer reader | `peer_in`                         | the decision to let it in; then the socket of one accepted connection |
+//! | raft loop   | `raft_loop` `connections` `inbox` | `Input`                                                               |
+//! | log writer  | `log_writer`                      | `Persist` and finished spares                                         |
+//! | spare maker | `log_writer`                      | spares to make                                                        |
+//! | peer sender | `peer_out` `peer_pump`            | `Command`, of one dialed connection                                   |
+//! | probe       | `connections`                     | none: it asks who is at an address, and ends                          |
+//! | applier     | `applier`                         | `Apply`                                                               |
+//! | snapshot    | `snapshots`                       | a connection of its own, while one is fetched                         |
+//! | store       | `lsm::Worker::run`                | a bell: something to flush or to compact                              |
 //!
 //! A thread that cannot go on (a failed fsync, a damaged log) ends the process: the node is
 //! crash-only, and whoever was not answered was not promised anything.
@@ -19,6 +20,7 @@
 mod applier;
 mod backup;
 mod connection;
+mod connections;
 mod http;
 mod inbox;
 mod join;
@@ -29,8 +31,10 @@ mod mailbox;
 mod members;
 mod metrics;
 mod native;
-mod peers;
-mod pulse;
+mod peer_frames;
+mod peer_in;
+mod peer_out;
+mod peer_pump;
 mod raft_loop;
 mod snapshots;
 mod sockets;
@@ -38,21 +42,19 @@ mod start;
 #[cfg(test)]
 mod tests;
 mod text;
+mod view;
 
 pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::{Configurations, Promise, Work};
-use crate::raft::{Configuration, Member, NodeId};
+use crate::node::Work;
+use crate::raft::{Member, NodeId};
 use crate::wal::LogReader;
-use crate::wire::handshake::{Hello, PROTOCOL_VERSIONS, Role};
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// A client as the components see it: where its answers go.
 #[derive(Clone, Debug)]
@@ -74,25 +76,11 @@ pub(crate) struct Shared {
     pub(crate) reader: LsmReader,
     pub(crate) log: LogReader,
     pub(crate) raft: inbox::RaftInbox,
-    /// Those that the raft loop goes by.
-    pub(crate) configurations: RwLock<Configurations>,
-    pub(crate) links: RwLock<BTreeMap<NodeId, Sender<peers::Outgoing>>>,
-    /// The latest open inbound connection of each peer and disk: two may come under one id, and as long
-    /// as nobody knows whose it is, either may have to be closed.
-    pub(crate) inbound: Mutex<BTreeMap<(NodeId, u64), Inbound>>,
-    /// How many there have been.
-    pub(crate) inbound_so_far: AtomicU64,
-    pub(crate) leader: AtomicU64,
-    /// Term and last index of the log: never behind what this node has promised.
-    pub(crate) promise: (AtomicU64, AtomicU64),
-    /// Where nodes are reached that have dialed, by their own word, or that were heard of: members, which
-    /// may have moved, and newcomers that this node did not know, of which there may be as many as members.
-    pub(crate) dialed_from: Mutex<BTreeMap<NodeId, String>>,
-    /// How far this node was when the process started, and which peers have heard that.
-    pub(crate) began_at: Promise,
-    pub(crate) greeted: Mutex<BTreeSet<NodeId>>,
-    /// Peers with old copies of their disks: their identity, and what they are told.
-    pub(crate) aside: Mutex<BTreeMap<NodeId, (u64, String)>>,
+    /// What the raft loop knows of the cluster.
+    pub(crate) view: RwLock<Arc<view::ClusterView>>,
+    /// The connections that other nodes have made.
+    pub(crate) accepted: connections::AcceptedConnections,
+    pub(crate) bulk_senders: connections::BulkSenders,
     pub(crate) connections: AtomicUsize,
     pub(crate) log_bytes: AtomicU64,
     pub(crate) disk: Arc<dyn Disk>,
@@ -107,101 +95,6 @@ pub(crate) struct Shared {
     pub(crate) partial: sockets::PartialBytes,
     pub(crate) refusals: logging::Rate,
     pub(crate) _lock: DirLock,
-}
-
-/// An open inbound connection of a peer.
-#[derive(Debug)]
-pub(crate) struct Inbound {
-    /// Only the end of the latest one means anything.
-    pub(crate) number: u64,
-    /// Where the peer is reached, by its own word.
-    pub(crate) address: String,
-    /// To close it by.
-    pub(crate) stream: TcpStream,
-}
-
-impl Inbound {
-    pub(crate) fn close(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
-    }
-}
-
-impl Shared {
-    /// The configuration in force.
-    pub(crate) fn configuration(&self) -> Arc<Configuration> {
-        Arc::clone(self.configurations().in_force())
-    }
-
-    /// Who leads, and where that is; 0 and empty when either is not known.
-    pub(crate) fn known_leader(&self) -> (NodeId, String) {
-        let leader = self.leader.load(Ordering::Relaxed);
-        let configuration = self.configuration();
-        let member = configuration.member(leader);
-        member.map_or_else(Default::default, |m| (leader, m.address.clone()))
-    }
-
-    /// The configurations that this node goes by or may go by.
-    pub(crate) fn configurations(&self) -> RwLockReadGuard<'_, Configurations> {
-        self.configurations.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where to dial a node, a member or a newcomer: where the configuration says, and where it has
-    /// said itself that it is reached, or somebody else. Both may be out of date.
-    pub(crate) fn whom(&self, id: NodeId) -> Vec<Member> {
-        let (identity, configured) = {
-            let all = self.configurations();
-            (all.identity_of(id), all.in_force().member(id).map(|m| m.address.clone()))
-        };
-        let said = lock(&self.dialed_from).get(&id).cloned();
-        let said = said.filter(|at| Some(at) != configured.as_ref());
-        let addresses = configured.into_iter().chain(said);
-        addresses.map(|address| Member { id, identity, address }).collect()
-    }
-
-    /// Members and newcomers beside this node.
-    pub(crate) fn others(&self) -> BTreeSet<NodeId> {
-        let mut ids: BTreeSet<NodeId> = lock(&self.dialed_from).keys().copied().collect();
-        ids.extend(self.configuration().members.iter().map(|m| m.id));
-        ids.remove(&self.id);
-        ids
-    }
-
-    /// How this node dials another one.
-    pub(crate) fn hello(&self, role: Role, to: &Member, promise: Promise) -> Hello {
-        Hello {
-            version_min: PROTOCOL_VERSIONS.0,
-            version_max: PROTOCOL_VERSIONS.1,
-            role,
-            cluster: self.cluster,
-            from: self.id,
-            to: to.id,
-            identity: self.identity,
-            to_identity: to.identity,
-            address: self.address.clone(),
-            token: self.token.clone(),
-            term: promise.term,
-            last_index: promise.index,
-        }
-    }
-
-    /// What the next Hello to a peer says. The first one of a process speaks of its start: an old copy
-    /// of a disk may have learned a newer term from others since, and must not hide behind it.
-    pub(crate) fn shown_to(&self, peer: NodeId) -> Promise {
-        if lock(&self.greeted).contains(&peer) { self.promise() } else { self.began_at }
-    }
-
-    /// How far this node is.
-    pub(crate) fn promise(&self) -> Promise {
-        let (term, index) = &self.promise;
-        Promise { term: term.load(Ordering::Acquire), index: index.load(Ordering::Acquire) }
-    }
-
-    /// Why a peer (of that identity, if it is known) is set aside, if it is.
-    pub(crate) fn is_aside(&self, peer: NodeId, identity: Option<u64>) -> Option<String> {
-        let aside = lock(&self.aside);
-        let (of, why) = aside.get(&peer)?;
-        identity.is_none_or(|identity| identity == *of).then(|| why.clone())
-    }
 }
 
 /// The applier's inbox.

@@ -1,30 +1,24 @@
-//! Connections that speak the native protocol: clients, and the inbound half of a peer link.
+//! Connections that speak the native protocol: the handshake, and what clients ask. Nodes go on in
+//! [`super::peer_in`].
 
 use super::backup::Backups;
 use super::connection::{OUT_BYTES_MAX, Session, command_request, failure};
-use super::logging::{debug, info, warning};
-use super::peers::Outgoing;
-use super::pulse::SILENCE_MAX;
-use super::sockets::{ClientInput, NO_ROOM, is_timeout, read, read_by, write_patiently};
-use super::{ClientHandle, Inbound, Shared, lock, members, snapshots};
-use crate::kv::bytes::Input as KvInput;
-use crate::kv::codec::take_outcome;
-use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
+use super::logging::{info, warning};
+use super::sockets::{ClientInput, NO_ROOM, read_by, write_patiently};
+use super::{Shared, lock, members, peer_in, snapshots};
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::kv::{Command, Op, Outcome, Piece, Query};
-use crate::node::{Answer, Forward, Input, Promise, Refusal, Request, Standing, Status, Verdict};
-use crate::raft::{Member, NodeId, NotProposed, RoleName};
+use crate::node::{Answer, Request, Status, Verdict};
+use crate::raft::{NodeId, NotProposed, RoleName};
 use crate::wire::client::{
     self, Answer as Reply, Call, Class, Consistency, Failure, MemberInfo, MemberRole, Members,
     NO_REQUEST, NodeStatus, PeerStatus, Response,
 };
-use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PEER_FRAME_MAX};
-use crate::wire::handshake::{self, Hello, Local, Reject, RejectCode, Role, Welcome};
-use crate::wire::peer::{ForwardResult, PeerFrame, put_peer_frame, take_peer_frame};
+use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
+use crate::wire::handshake::{self, Hello, Local, Reject, RejectCode, Remembered, Role, Welcome};
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -37,8 +31,10 @@ const TOGETHER_MAX: usize = 1024;
 const READING_WRITES_MAX: usize = 4;
 
 const _: () = assert!(READING_WRITES_MAX * RESULT_BYTES_MAX <= CLIENT_FRAME_MAX);
-/// A forwarded write is of a client, in the form of the log, which a segment must hold.
-const FORWARD_BYTES_MAX: usize = 2 * MAX_BATCH_BYTES_CEILING;
+/// The reader of a handshake.
+pub(crate) fn handshake_reader() -> FrameReader {
+    FrameReader::new(HANDSHAKE_FRAME_MAX)
+}
 
 /// Reads exactly one frame, as the dialing side of a handshake does.
 pub(crate) fn read_one_frame(
@@ -64,7 +60,7 @@ pub(crate) fn serve(
     shared: &Arc<Shared>,
     over_cap: bool,
 ) -> io::Result<()> {
-    let mut reader = FrameReader::new(HANDSHAKE_FRAME_MAX);
+    let mut reader = handshake_reader();
     reader.feed(first);
     let until = Instant::now() + HANDSHAKE_TIMEOUT;
     let hello = match read_hello(stream, &mut reader, until)? {
@@ -74,6 +70,9 @@ pub(crate) fn serve(
             return send_reject(stream, &reject);
         }
     };
+    if hello.role.is_node() {
+        return peer_in::serve(stream, reader, &hello, until, shared);
+    }
     let local = Local {
         cluster: shared.cluster,
         node: shared.id,
@@ -83,23 +82,12 @@ pub(crate) fn serve(
     let version = match handshake::admit(&hello, &local) {
         Ok(version) => version,
         Err(reject) => {
-            // The node that it looks for may have been replaced at its address, and so may all others
-            // that it knows: whoever is there must be the one to tell it what it is.
-            let sought_another = hello.role.is_node() && reject.code == RejectCode::WrongNode;
-            let told = sought_another.then(|| not_let_in(shared, &hello)).flatten();
-            let reject = told.unwrap_or(reject);
             log_refused(shared, stream, Some(&hello), &reject.message);
             return send_reject(stream, &reject);
         }
     };
-    if hello.role == Role::Client && over_cap {
+    if over_cap {
         let reject = Reject { code: RejectCode::TooManyConnections, message: shared.full() };
-        return send_reject(stream, &reject);
-    }
-    if hello.role.is_node()
-        && let Some(reject) = not_let_in(shared, &hello)
-    {
-        log_refused(shared, stream, Some(&hello), &reject.message);
         return send_reject(stream, &reject);
     }
     let (leader, leader_address) = shared.known_leader();
@@ -110,63 +98,17 @@ pub(crate) fn serve(
         identity: shared.identity,
         leader,
         leader_address,
+        remembered: Remembered::default(),
     };
     let mut out = Vec::new();
     handshake::put_welcome(&mut out, &welcome);
     write_patiently(stream, &out)?;
-    match hello.role {
-        Role::Client => {
-            reader.set_limit(CLIENT_FRAME_MAX);
-            serve_client(stream, reader, shared)
-        }
-        Role::Snapshot => snapshots::serve(stream, reader, hello.from, shared),
-        Role::Peer => {
-            stream.set_read_timeout(Some(SILENCE_MAX))?;
-            reader.set_limit(PEER_FRAME_MAX);
-            serve_peer(stream, reader, &hello, shared)
-        }
-    }
-}
-
-/// Why a node that dials is not let in, whatever its handshake says.
-fn not_let_in(shared: &Shared, hello: &Hello) -> Option<Reject> {
-    let id = hello.from;
-    let standing = shared.configurations().standing(id, hello.identity);
-    let (code, message) = match standing {
-        Standing::Member => match shared.is_aside(id, Some(hello.identity)) {
-            Some(why) => (RejectCode::OldCopy, why),
-            None => (RejectCode::WrongNode, twin_of(shared, hello)?),
-        },
-        // One that was taken in later than anything this node has heard of may even lead: a node
-        // that joins begins with the members of long ago (paper section 6, thesis 4.1).
-        Standing::Newer => return None,
-        Standing::Foreign => {
-            let message = format!("the dialer is not the node {id} of the configuration");
-            (RejectCode::WrongIdentity, message)
-        }
-        Standing::Removed => {
-            (RejectCode::Removed, format!("node {id} was removed from the cluster"))
-        }
-    };
-    Some(Reject { code, message })
-}
-
-/// Whether a peer with the same directory is connected that is reached elsewhere: then one of the two has
-/// a copy, and each of them could give the vote that they have together.
-fn twin_of(shared: &Shared, hello: &Hello) -> Option<String> {
-    let inbound = lock(&shared.inbound);
-    let twin = inbound.get(&(hello.from, hello.identity))?;
-    (twin.address != hello.address).then(|| {
-        format!(
-            "node {} with this very data directory runs at {}: one of the two has a copy, and has to be \
-             stopped",
-            hello.from, twin.address
-        )
-    })
+    reader.set_limit(CLIENT_FRAME_MAX);
+    serve_client(stream, reader, shared)
 }
 
 /// Says who was refused and why, seldom: whoever dials again and again must not fill the disk.
-fn log_refused(shared: &Shared, stream: &TcpStream, hello: Option<&Hello>, why: &str) {
+pub(super) fn log_refused(shared: &Shared, stream: &TcpStream, hello: Option<&Hello>, why: &str) {
     let Some(held_back) = shared.refusals.pass(Instant::now()) else { return };
     let who = match hello {
         Some(Hello { role: Role::Peer | Role::Snapshot, from, .. }) => format!("node={from}"),
@@ -215,158 +157,10 @@ fn read_hello(
     }
 }
 
-fn send_reject(stream: &TcpStream, reject: &Reject) -> io::Result<()> {
+pub(super) fn send_reject(stream: &TcpStream, reject: &Reject) -> io::Result<()> {
     let mut out = Vec::new();
     handshake::put_reject(&mut out, reject);
     write_patiently(stream, &out)
-}
-
-// ---- peers ----
-
-fn serve_peer(
-    stream: &TcpStream,
-    mut reader: FrameReader,
-    hello: &Hello,
-    shared: &Arc<Shared>,
-) -> io::Result<()> {
-    let from = hello.from;
-    let disk = (from, hello.identity);
-    let number = {
-        let number = shared.inbound_so_far.fetch_add(1, Ordering::Relaxed);
-        let (address, stream) = (hello.address.clone(), stream.try_clone()?);
-        lock(&shared.inbound).insert(disk, Inbound { number, address, stream });
-        number
-    };
-    // The members may have changed since it was let in, and nobody knew of this connection then.
-    let ended = match not_let_in(shared, hello) {
-        Some(reject) => Err(io::Error::other(reject.message)),
-        None => listen_to(stream, &mut reader, hello, shared),
-    };
-    if let Err(e) = &ended {
-        warning!("connection from peer={from} ended: {e}");
-    }
-    // A newer connection from the same peer makes the end of this one meaningless. It cannot come
-    // before all is said of this one: a newcomer would be forgotten that is there.
-    let mut all = lock(&shared.inbound);
-    if all.get(&disk).is_some_and(|inbound| inbound.number == number) {
-        all.remove(&disk);
-        members::forget_newcomer(shared, from);
-        let _ = shared.raft.send(Input::PeerLost { node: from });
-    }
-    drop(all);
-    ended
-}
-
-/// Tells who has dialed, and takes what it sends until the connection ends.
-fn listen_to(
-    stream: &TcpStream,
-    reader: &mut FrameReader,
-    hello: &Hello,
-    shared: &Arc<Shared>,
-) -> io::Result<()> {
-    let from = hello.from;
-    let promise = Promise { term: hello.term, index: hello.last_index };
-    let (node, identity, address) = (from, hello.identity, hello.address.clone());
-    let _ = shared.raft.send(Input::PeerDialed { node, identity, address, promise });
-    debug!("peer={from} connected");
-    members::answer(shared, from, &hello.address);
-    let configuration = shared.configuration();
-    let of_other = |m: &&Member| m.id != from && m.address == hello.address;
-    if let Some(other) = configuration.members.iter().find(of_other)
-        && configuration.member(from).is_some_and(|m| m.address != hello.address)
-    {
-        warning!(
-            "peer={from} says that it is reached at {}, which is the address of member {}: it has to be \
-             started with an --advertise of its own",
-            hello.address,
-            other.id
-        );
-    }
-    if let Some(link) = shared.links.read().unwrap_or_else(PoisonError::into_inner).get(&from) {
-        let _ = link.send(Outgoing::Nudge);
-    }
-    read_peer(stream, reader, from, shared)
-}
-
-fn read_peer(
-    stream: &TcpStream,
-    reader: &mut FrameReader,
-    from: NodeId,
-    shared: &Arc<Shared>,
-) -> io::Result<()> {
-    let mut pong = Vec::new();
-    loop {
-        while let Some(body) = reader.next_frame().map_err(io::Error::other)? {
-            let input: Input<ClientHandle> = match take_peer_frame(body)
-                .map_err(io::Error::other)?
-            {
-                PeerFrame::Message(message) => {
-                    if message.from != from || message.to != shared.id {
-                        let text = "a message that is not between the two ends of the connection";
-                        return Err(io::Error::other(text));
-                    }
-                    Input::Peer(message)
-                }
-                PeerFrame::Forward(forward) => {
-                    let (id, command) = (forward.id, forward.command);
-                    if command.len() > FORWARD_BYTES_MAX {
-                        return Err(io::Error::other("a forwarded write no client can have made"));
-                    }
-                    let forward = Forward { id, deadline_ms: forward.deadline_ms, command };
-                    Input::Forwarded { from, forward }
-                }
-                PeerFrame::ForwardAnswer(answer) => {
-                    let verdict = verdict_of(from, answer.result).map_err(io::Error::other)?;
-                    Input::ForwardAnswered { from, id: answer.id, verdict }
-                }
-                PeerFrame::Digest { index, digest } => Input::Digest { node: from, index, digest },
-                PeerFrame::Ping => {
-                    let (leader, address) = shared.known_leader();
-                    pong.clear();
-                    put_peer_frame(&mut pong, &PeerFrame::Pong { leader, address });
-                    write_patiently(stream, &pong)?;
-                    continue;
-                }
-                PeerFrame::Pong { .. } => {
-                    return Err(io::Error::other("a pong that nobody asked for"));
-                }
-            };
-            if shared.raft.send(input).is_err() {
-                return Ok(());
-            }
-        }
-        let n = match read(stream, reader.space()) {
-            Err(e) if is_timeout(&e) => {
-                let text = format!("silent for {} s", SILENCE_MAX.as_secs());
-                return Err(io::Error::new(e.kind(), text));
-            }
-            read => read?,
-        };
-        if n == 0 {
-            return reader.finish().map_err(io::Error::other);
-        }
-        reader.filled(n);
-    }
-}
-
-fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malformed> {
-    Ok(match result {
-        ForwardResult::Applied(bytes) => {
-            let mut input = KvInput(&bytes);
-            let outcome = take_outcome(&mut input)?;
-            Verdict::Applied(outcome)
-        }
-        ForwardResult::Refused { class: Class::Busy, .. } => {
-            Verdict::NotApplied(Refusal::LeaderBusy)
-        }
-        ForwardResult::Refused { class: Class::DiskFull, .. } => {
-            Verdict::NotApplied(Refusal::DiskFull { node: from })
-        }
-        ForwardResult::Refused { class: Class::Unknown, .. } => {
-            Verdict::Unknown("the leader does not know what became of it")
-        }
-        ForwardResult::Refused { .. } => Verdict::NotApplied(Refusal::NotLeader),
-    })
 }
 
 // ---- clients ----

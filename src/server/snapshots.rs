@@ -7,8 +7,7 @@
 
 use super::connection::Session;
 use super::logging::{info, warning};
-use super::native::read_one_frame;
-use super::pulse::handshake_reader;
+use super::native::{handshake_reader, read_one_frame};
 use super::sockets::write_patiently;
 use super::{ApplyQueue, Shared, fatal, lock};
 use crate::env::is_out_of_space;
@@ -17,7 +16,7 @@ use crate::kv::{Piece, Reader as _, StoreError, View as _};
 use crate::node::{Ask, Fetch, Next, Request, Source, Told, Work};
 use crate::raft::{Index, NodeId, Offer};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{self, Role};
+use crate::wire::handshake;
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_frame};
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -296,18 +295,18 @@ fn ask_for(stream: &mut TcpStream, reader: &mut FrameReader, ask: Ask) -> io::Re
 }
 
 fn dial(shared: &Shared, to: NodeId) -> io::Result<(TcpStream, FrameReader)> {
-    let whom = shared.whom(to);
+    let view = shared.view();
     let mut last = io::Error::other("there is no such member");
-    let reached = whom.iter().find_map(|member| {
-        let stream = connect(&member.address, CONNECT_TIMEOUT);
-        stream.map_err(|e| last = e).ok().map(|stream| (member, stream))
+    let Some(other) = view.others.get(&to) else { return Err(last) };
+    let reached = other.addresses.iter().find_map(|address| {
+        let stream = connect(address, CONNECT_TIMEOUT);
+        stream.map_err(|e| last = e).ok()
     });
-    let Some((member, mut stream)) = reached else { return Err(last) };
+    let Some(mut stream) = reached else { return Err(last) };
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    let hello = shared.hello(Role::Snapshot, member, shared.promise());
     let mut out = PREAMBLE.to_vec();
-    handshake::put_hello(&mut out, &hello);
+    handshake::put_hello(&mut out, &other.hello);
     stream.write_all(&out)?;
     let mut reader = handshake_reader();
     let answer = read_one_frame(&stream, &mut reader, Instant::now() + ANSWER_TIMEOUT)?;

@@ -2,23 +2,24 @@
 //!
 //! What is on disk is read and, at the very first start, made by `node::open`.
 
+use super::connections::{AcceptedConnections, BulkSenders};
 use super::inbox::raft_inbox;
 use super::logging::{self, Level, Rate, info, warning};
 use super::sockets::PartialBytes;
-use super::{ClientHandle, Shared, applier, fatal, join, listener, log_writer, raft_loop};
+use super::view::ClusterView;
+use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop};
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
-    Applier, BootError, Configurations, Input, Opened, Part, Plan, Promise, Replica,
-    ReplicaOptions, first_configuration, open, restored,
+    Applier, BootError, Input, Node, Opened, Part, PeersOptions, Plan, Replica, ReplicaOptions,
+    first_configuration, open, restored,
 };
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
 use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
 use crate::wire::handshake::{Reject, RejectCode};
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
@@ -564,6 +565,14 @@ fn run(
     let members: Vec<String> =
         raft.configuration().members.iter().map(|m| format!("{}@{}", m.id, m.address)).collect();
     info!("members={}", members.join(","));
+    let peers_options = PeersOptions {
+        identity: identity.identity,
+        address: options.advertise.clone(),
+        token: options.token.clone(),
+        seeds: options.join,
+    };
+    let replica = Replica::new(raft, replica_options);
+    let node = Node::new(replica, peers_options, clock.now_us());
     let shared = Arc::new(Shared {
         id: identity.node,
         first: identity.members.clone(),
@@ -577,16 +586,9 @@ fn run(
         reader: machine.reader(),
         log: wal.reader(),
         raft: raft_inbox,
-        configurations: RwLock::new(Configurations::of(&raft)),
-        links: RwLock::new(BTreeMap::new()),
-        inbound: Mutex::new(BTreeMap::new()),
-        inbound_so_far: AtomicU64::new(0),
-        leader: AtomicU64::new(0),
-        promise: (AtomicU64::new(raft.term()), AtomicU64::new(raft.last_index())),
-        dialed_from: Mutex::new(BTreeMap::new()),
-        began_at: Promise::of(&raft),
-        greeted: Mutex::new(BTreeSet::new()),
-        aside: Mutex::new(BTreeMap::new()),
+        view: RwLock::new(Arc::new(ClusterView::of(&node))),
+        accepted: AcceptedConnections::default(),
+        bulk_senders: BulkSenders::default(),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),
         disk,
@@ -598,7 +600,6 @@ fn run(
         refusals: Rate::default(),
         _lock: lock,
     });
-    let replica: Replica<ClientHandle> = Replica::new(raft, replica_options);
     let work = Applier::new(machine, wal.reader());
     let first = first_configuration(identity);
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
@@ -633,11 +634,7 @@ fn run(
     let to_self = apply_inbox.clone();
     spawn("applier", Box::new(move || applier::run(work, &apply_work, &to_self, &first, &theirs)))?;
     let theirs = Arc::clone(&shared);
-    let body = move || raft_loop::run(replica, raft_events, &log_inbox, &apply_inbox, &theirs);
+    let body = move || raft_loop::run(node, raft_events, &log_inbox, &apply_inbox, &theirs);
     spawn("raft", Box::new(body))?;
-    if !options.join.is_empty() {
-        let theirs = Arc::clone(&shared);
-        spawn("finder", Box::new(move || join::find_members(&theirs, options.join)))?;
-    }
     spawn("listener", Box::new(move || listener::run(&listener, &shared)))
 }

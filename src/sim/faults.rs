@@ -78,6 +78,24 @@ pub enum Fault {
         /// The other side.
         to: NodeId,
     },
+    /// A firewall forgets all connections between two nodes: they go silent, new ones pass.
+    Forget {
+        /// One of them.
+        from: NodeId,
+        /// The other.
+        to: NodeId,
+    },
+    /// A line gets that bandwidth.
+    Slow {
+        /// Sender.
+        from: NodeId,
+        /// Receiver.
+        to: NodeId,
+        /// Bytes a second; 0 for no bound.
+        bandwidth: u64,
+    },
+    /// All connections between nodes break at once, and everybody dials anew.
+    DialStorm,
     /// All lines are good again.
     Heal,
     /// Nothing is cut any more; bad lines stay bad.
@@ -203,6 +221,10 @@ impl Fault {
             Fault::Isolate { .. } => "isolation",
             Fault::Bad { .. } => "bad line",
             Fault::Reset { .. } => "connection reset",
+            Fault::Forget { .. } => "forgotten connections",
+            Fault::Slow { bandwidth: 0, .. } => "line is fast again",
+            Fault::Slow { .. } => "slow line",
+            Fault::DialStorm => "dial storm",
             Fault::Heal => "heal",
             Fault::Reconnect => "reconnect",
             Fault::DiskTrouble { trouble: Trouble::Read, .. } => "read error armed",
@@ -262,12 +284,16 @@ impl Fault {
             | Fault::OldCopy { node }
             | Fault::Compact { node }
             | Fault::Transfer { node, .. } => (Some(node), None),
-            Fault::Cut { from, to } | Fault::Bad { from, to, .. } | Fault::Reset { from, to } => {
-                (Some(from), Some(to))
-            }
-            Fault::Heal | Fault::Reconnect | Fault::Rush { .. } | Fault::Operate { .. } => {
-                (None, None)
-            }
+            Fault::Cut { from, to }
+            | Fault::Bad { from, to, .. }
+            | Fault::Reset { from, to }
+            | Fault::Forget { from, to }
+            | Fault::Slow { from, to, .. } => (Some(from), Some(to)),
+            Fault::DialStorm
+            | Fault::Heal
+            | Fault::Reconnect
+            | Fault::Rush { .. }
+            | Fault::Operate { .. } => (None, None),
         }
     }
 
@@ -300,7 +326,10 @@ impl Fault {
             Fault::Kill { down_us, .. } | Fault::PowerLoss { down_us, .. } => [down_us, 0, 0, 0],
             Fault::TornWrite { changes, .. } => [changes, 0, 0, 0],
             Fault::Pause { for_us, .. } => [for_us, 0, 0, 0],
-            Fault::Cut { to, .. } | Fault::Reset { to, .. } => [to, 0, 0, 0],
+            Fault::Cut { to, .. } | Fault::Reset { to, .. } | Fault::Forget { to, .. } => {
+                [to, 0, 0, 0]
+            }
+            Fault::Slow { to, bandwidth, .. } => [to, bandwidth, 0, 0],
             Fault::Bad { to, loss, duplication, delay_us, .. } => [to, loss, duplication, delay_us],
             Fault::SlowDisk { sync_us_max, .. } => [sync_us_max, 0, 0, 0],
             Fault::BitFlip { at, .. } | Fault::FlipStore { at, .. } => [at, 0, 0, 0],
@@ -316,6 +345,7 @@ impl Fault {
             | Fault::CopyDisk { .. }
             | Fault::OldCopy { .. }
             | Fault::EmptyDisk { .. }
+            | Fault::DialStorm
             | Fault::Heal
             | Fault::Reconnect
             | Fault::Compact { .. }
@@ -353,7 +383,16 @@ impl Fault {
                 line.duplication = duplication;
                 line.delay_us.1 = delay_us;
             }
-            Fault::Reset { from, to } => world.break_connection(from, to),
+            Fault::Reset { from, to } => world.break_connections(from, to),
+            Fault::Forget { from, to } => world.network.forget(from, to),
+            Fault::Slow { from, to, bandwidth } => {
+                world.network.line(from, to).bandwidth = bandwidth;
+            }
+            Fault::DialStorm => {
+                for flow in world.network.all_flows() {
+                    world.reset(flow, None);
+                }
+            }
             Fault::Heal => world.network.heal(),
             Fault::Reconnect => world.network.reconnect(),
             Fault::DiskTrouble { node, trouble } => world.nodes[&node].disk.trouble(Some(trouble)),

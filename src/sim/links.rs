@@ -1,183 +1,618 @@
-//! Connections between nodes: who dials whom, who is let in, and what those are told who are not.
+//! Connections between nodes: what `server/` does with sockets, on simulated flows.
 //!
-//! A connection goes in one direction, as between servers, and belongs to one life at each end.
-//! Nothing is sent without one; its first word is the handshake, so that a peer has heard what a
-//! process promises before anything else of it. What the handshake decides is `server/native.rs` in
-//! short; what a node is to another one is decided by `node/standing.rs` in both.
-//!
-//! Messages under way when a connection breaks arrive nevertheless, in a later life of the receiver,
-//! too: the core must stand more than TCP does to it.
+//! Everything that is decided is decided by [`crate::node::Peers`] and [`Keepalive`]. Here frames are
+//! carried: a dialed connection has a queue, from which one packet after the other is written when the
+//! flow has room, and an accepted one is read as it arrives.
 
 use super::checks::{Violation, violated};
-use super::network::QUIET_DELAY_US;
-use super::node::SimNode;
-use super::world::{Event, World};
-use crate::node::{Configurations, Input, Promise, Standing};
-use crate::raft::{Configuration, Member, NodeId};
+use super::network::{Arrival, End, Packet};
+use super::world::{ANY_LIFE, Event, World};
+use crate::node::{
+    ConfigurationHistory, ConnectionId, Due, Input, Keepalive, Outgoing, PeerEffect, PeerEvent,
+    SILENCE_MAX_US, read_entries,
+};
+use crate::raft::{LogRead, Message, NodeId};
+use crate::wal::ReadError;
+use crate::wire::handshake::{self, Hello, Lane};
+use std::collections::VecDeque;
 
-/// Why a handshake is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reject {
-    /// One of the two has another identity than the other one has recorded.
-    Identity,
-    /// The dialer's disk is an old copy.
-    OldCopy,
-    /// The dialer was removed for ever.
-    Removed,
-    /// One of the two does not run any more.
-    Down,
+/// A dialed connection.
+#[derive(Debug)]
+pub(super) struct Dialed {
+    /// None until the other side's machine has answered.
+    flow: Option<u64>,
+    hello: Option<Box<Hello>>,
+    /// It is in use.
+    keepalive: Option<Keepalive>,
+    queue: VecDeque<Job>,
+    /// A look at the queue is scheduled.
+    pumped: bool,
+    /// When its keepalive is looked at next.
+    beats_at_us: u64,
 }
 
-/// Time between two pings, in microseconds.
-const PING_EVERY_US: u64 = 1_000_000;
-/// Pauses between attempts to connect, in microseconds.
-const PAUSE_US: (u64, u64) = (20_000, 1_000_000);
+/// What is to be written.
+#[derive(Debug)]
+enum Job {
+    Packet(Packet),
+    Log(Box<LogRead>),
+}
+
+/// An accepted connection.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    from: NodeId,
+    /// It was let in.
+    welcome: bool,
+    heard_us: u64,
+    /// When the dialer was last told that bytes arrive.
+    pong_us: u64,
+}
+
+/// Something happens to a connection.
+#[derive(Debug)]
+pub(super) enum LinkEvent {
+    /// The first packet of a dialer reaches the machine at an address.
+    Knock { dialer: NodeId, life: u64, connection: ConnectionId },
+    /// The dialer hears that nobody is there.
+    Refused { connection: ConnectionId },
+    /// The whole handshake takes no longer.
+    Timeout { connection: ConnectionId },
+    /// Something may have arrived at that end of a flow.
+    Arrive { flow: u64, end: End },
+    /// A dialed connection goes on writing.
+    Pump { connection: ConnectionId },
+    /// A dialed connection's keepalive is due.
+    Beat { connection: ConnectionId },
+    /// An accepted connection may have been silent for too long.
+    Silence { flow: u64 },
+    /// An end of a flow that is gone finds out.
+    Lost { end: End, connection: ConnectionId, flow: u64 },
+    /// A message that keeps to no flow.
+    Stray { from: NodeId, life: u64, message: Box<Message> },
+}
+
+/// The whole handshake takes no longer, connecting included, in microseconds.
+const HANDSHAKE_US: u64 = 3_000_000;
 
 impl World {
-    /// Whether there is a connection from one to the other between their present lives.
-    pub(super) fn is_connected(&mut self, from: NodeId, to: NodeId) -> bool {
-        let (Some(one), Some(other)) = (self.nodes.get(&from), self.nodes.get(&to)) else {
-            return false;
-        };
-        from == to || self.network.line(from, to).up == Some((one.life, other.life))
+    // ---- what others may know ----
+
+    /// Whether a node has a connection in use to another one.
+    pub(super) fn is_connected(&self, from: NodeId, to: NodeId) -> bool {
+        let up = self.nodes.get(&from).and_then(|n| n.up.as_ref());
+        from == to || up.is_some_and(|up| up.node.peers().connection(to, Lane::Control).is_some())
     }
 
     /// The other members of the configuration that a node has in force.
     pub(super) fn peers_of(&self, node: NodeId) -> Vec<NodeId> {
         let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return Vec::new() };
-        let configuration = up.replica.raft().configuration();
+        let configuration = up.node.replica().raft().configuration();
         configuration.members.iter().map(|m| m.id).filter(|&id| id != node).collect()
     }
 
-    /// A node dials another one then, and again until it is let in.
-    pub(super) fn dial_in(&mut self, delay_us: u64, from: NodeId, to: NodeId) {
-        let Some(n) = self.nodes.get(&from).filter(|n| n.up.is_some()) else { return };
-        let life = n.life;
-        let line = self.network.line(from, to);
-        line.turn += 1;
-        let turn = line.turn;
-        self.schedule(delay_us, from, life, Event::Dial { to, turn });
+    fn dialed(&mut self, node: NodeId, connection: ConnectionId) -> Option<&mut Dialed> {
+        self.nodes.get_mut(&node)?.up.as_mut()?.dialed.get_mut(&connection)
     }
 
-    pub(super) fn dial(&mut self, from: NodeId, to: NodeId, turn: u64) {
-        if self.is_connected(from, to) || self.network.line(from, to).turn != turn {
-            return;
-        }
-        let Some(n) = self.nodes.get(&from) else { return };
-        let Some(up) = &n.up else { return };
-        let raft = up.replica.raft();
-        let greeted = up.greeted.contains(&to);
-        let (life, promise) = (n.life, if greeted { Promise::of(raft) } else { up.began });
-        let recorded = raft.configuration().member(to).map(|m| &m.address);
-        let addresses: Vec<String> = recorded.into_iter().chain(up.met.get(&to)).cloned().collect();
-        if addresses.is_empty() {
-            return;
-        }
-        let aside = up.aside.contains_key(&to);
-        let pause_us = self.dice.log_between(PAUSE_US.0, PAUSE_US.1);
-        self.schedule(pause_us, from, life, Event::Dial { to, turn });
-        let Some(other) = self.nodes.get(&to).filter(|n| n.up.is_some()) else { return };
-        let their_life = other.life;
-        if !addresses.contains(&other.address) {
-            self.count("dialed where nobody is any more");
-            return;
-        }
-        if aside || self.network.is_cut(from, to) {
-            return;
-        }
-        let delay_us = self.dice.log_between(QUIET_DELAY_US.0, QUIET_DELAY_US.1);
-        self.schedule(delay_us, to, their_life, Event::Dialed { from, life, promise });
+    fn accepted(&mut self, node: NodeId, flow: u64) -> Option<&mut Accepted> {
+        self.nodes.get_mut(&node)?.up.as_mut()?.accepted.get_mut(&flow)
     }
 
-    /// A handshake arrives, with what the dialer said of itself.
-    pub(super) fn dialed(
+    fn link(&mut self, delay_us: u64, node: NodeId, event: LinkEvent) {
+        let life = self.nodes.get(&node).map_or(0, |n| n.life);
+        self.schedule(delay_us, node, life, Event::Link(event));
+    }
+
+    /// Tells a node's raft loop.
+    fn report(&mut self, node: NodeId, event: PeerEvent) {
+        self.input(node, Input::Link(event));
+    }
+
+    // ---- effects ----
+
+    /// Does what a node's connections want done.
+    pub(super) fn act_on_links(
         &mut self,
-        to: NodeId,
-        (from, life): (NodeId, u64),
-        promise: Promise,
+        node: NodeId,
+        effects: Vec<PeerEffect>,
     ) -> Result<(), Violation> {
-        let Some(dialer) = self.nodes.get(&from) else { return Ok(()) };
-        if dialer.life != life || dialer.up.is_none() || self.is_connected(from, to) {
-            return Ok(());
-        }
-        let delay_us = self.dice.log_between(QUIET_DELAY_US.0, QUIET_DELAY_US.1);
-        if let Err(why) = self.admits(to, from) {
-            self.schedule(delay_us, from, life, Event::Rejected { by: to, why });
-            return Ok(());
-        }
-        let (dialer, other) = (&self.nodes[&from], &self.nodes[&to]);
-        if dialer.known_to.contains(&to) && !(other.wiped || other.old_copy) {
-            let detail = format!("node {from} is let in by node {to}");
-            return violated("a wiped disk is not let in where the one before is known", detail);
-        }
-        let (identity, address) = (dialer.identity, dialer.address.clone());
-        let theirs = address.clone();
-        self.note(to, "let in", [from, promise.term, promise.index, 0]);
-        self.input(to, Input::PeerDialed { node: from, identity, address, promise });
-        let Some(n) = self.nodes.get_mut(&to) else { return Ok(()) };
-        let (own, own_life) = (n.identity, n.life);
-        if let Some(up) = &mut n.up {
-            up.met.insert(from, theirs);
-            if up.replica.raft().configuration().member(from).is_none() {
-                self.count("newer members let in");
+        for effect in effects {
+            match effect {
+                PeerEffect::Dial { connection, address, hello, .. } => {
+                    self.dial(node, connection, &address, hello);
+                }
+                PeerEffect::Open { connection, .. } => {
+                    let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
+                    let Some(dialed) = self.dialed(node, connection) else { continue };
+                    dialed.keepalive = Some(Keepalive::new(local_us));
+                    self.beat_in(node, connection, 1);
+                    self.pump_in(node, connection, 1);
+                }
+                PeerEffect::Close { connection } => {
+                    let up = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut());
+                    let dialed = up.and_then(|up| up.dialed.remove(&connection));
+                    if let Some(flow) = dialed.and_then(|d| d.flow) {
+                        self.count("connections abandoned");
+                        self.close(flow, End::Dialer);
+                    }
+                }
+                PeerEffect::Hasten { connection } => {
+                    let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
+                    if let Some(dialed) = self.dialed(node, connection)
+                        && let Some(keepalive) = &mut dialed.keepalive
+                    {
+                        keepalive.hasten(local_us);
+                        self.count("signs of life asked for at once");
+                        self.beat_in(node, connection, 1);
+                    }
+                }
+                PeerEffect::Welcome { connection: flow, welcome } => {
+                    let Some(accepted) = self.accepted(node, flow) else { continue };
+                    accepted.welcome = true;
+                    let from = accepted.from;
+                    self.let_in(node, from)?;
+                    self.put(flow, End::Acceptor, Packet::Answer(Box::new(Ok(welcome))));
+                }
+                PeerEffect::Reject { connection: flow, reject } => {
+                    self.check_reject(node, flow, reject.code)?;
+                    self.put(flow, End::Acceptor, Packet::Answer(Box::new(Err(reject))));
+                    self.end_accepted(node, flow, false);
+                }
+                PeerEffect::Part { connection: flow } => {
+                    if self.accepted(node, flow).is_some() {
+                        self.count("strangers parted with");
+                        self.end_accepted(node, flow, true);
+                    }
+                }
+                PeerEffect::Probe { .. } => {}
+                PeerEffect::Say { .. } => {}
+                PeerEffect::Stop { verdict, .. } => self.stopped_by(node, verdict)?,
             }
-        }
-        let line = self.network.line(from, to);
-        line.up = Some((life, own_life));
-        let pong = Event::Pong { by: to, turn: line.turn };
-        self.schedule(PING_EVERY_US, from, life, pong);
-        if let Some(up) = self.nodes.get_mut(&from).and_then(|n| n.up.as_mut()) {
-            up.greeted.insert(to);
-        }
-        let connected = Input::PeerConnected { node: to, identity: own };
-        self.schedule(delay_us, from, life, Event::Input(connected));
-        if !self.is_connected(to, from) {
-            let delay_us = self.dice.log_between(100, 20_000);
-            self.dial_in(delay_us, to, from);
         }
         Ok(())
     }
 
-    /// A peer answers a ping and says who leads, as long as the connection of those attempts is one:
-    /// a leader that was not known, or not there, is dialed (`server/members.rs`).
-    pub(super) fn pong(&mut self, node: NodeId, by: NodeId, turn: u64) {
-        if !self.is_connected(node, by) || self.network.line(node, by).turn != turn {
+    fn dial(&mut self, node: NodeId, connection: ConnectionId, address: &str, hello: Box<Hello>) {
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let life = n.life;
+        let Some(up) = &mut n.up else { return };
+        let hello = Some(hello);
+        let (flow, keepalive, queue) = (None, None, VecDeque::new());
+        let dialed = Dialed { flow, hello, keepalive, queue, pumped: false, beats_at_us: 0 };
+        up.dialed.insert(connection, dialed);
+        self.link(HANDSHAKE_US, node, LinkEvent::Timeout { connection });
+        // Who is there now; a machine that is taken off by then answers nothing.
+        let there = self.nodes.values().find(|n| n.address == address && !n.gone).map(|n| n.id);
+        let Some(target) = there else {
+            self.count("dialed where nobody is any more");
+            let delay_us = self.dice.log_between(100, 1_000_000);
+            return self.link(delay_us, node, LinkEvent::Refused { connection });
+        };
+        if self.network.is_cut(node, target) {
             return;
         }
-        let life = self.nodes[&node].life;
-        self.schedule(PING_EVERY_US, node, life, Event::Pong { by, turn });
-        let Some(theirs) = self.nodes[&by].up.as_ref() else { return };
-        let theirs = theirs.replica.raft();
-        let leader = theirs.leader().and_then(|id| theirs.configuration().member(id)).cloned();
-        let Some(Member { id, address, .. }) = leader else { return };
-        let cut = self.network.is_cut(node, by) || self.network.is_cut(by, node);
-        if !cut && self.heard_of(node, id, address) {
-            self.count("leaders heard of");
+        let delay_us = self.network.delay_us(node, target);
+        let knock = LinkEvent::Knock { dialer: node, life, connection };
+        self.schedule(delay_us, target, ANY_LIFE, Event::Link(knock));
+    }
+
+    // ---- events ----
+
+    pub(super) fn on_link(&mut self, node: NodeId, event: LinkEvent) -> Result<(), Violation> {
+        match event {
+            LinkEvent::Knock { dialer, life, connection } => {
+                self.knocked(node, (dialer, life), connection);
+            }
+            LinkEvent::Refused { connection } => self.dial_ended(node, connection, "refused"),
+            LinkEvent::Timeout { connection } => {
+                if self.dialed(node, connection).is_some_and(|d| d.keepalive.is_none()) {
+                    self.count("handshakes given up");
+                    self.dial_ended(node, connection, "no answer");
+                }
+            }
+            LinkEvent::Arrive { flow, end } => return self.arrive(node, flow, end),
+            LinkEvent::Pump { connection } => self.pump(node, connection),
+            LinkEvent::Beat { connection } => self.beat(node, connection),
+            LinkEvent::Silence { flow } => self.silence(node, flow),
+            LinkEvent::Lost { end: End::Dialer, connection, .. } => {
+                self.dial_ended(node, connection, "reset");
+            }
+            LinkEvent::Lost { end: End::Acceptor, flow, .. } => self.end_accepted(node, flow, true),
+            LinkEvent::Stray { from, life, message } => {
+                let forgotten = self.nodes.get(&from).is_none_or(|n| life < n.speaks_since);
+                if !forgotten {
+                    let message = self.over_the_wire(*message);
+                    self.input(node, Input::Peer(message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A dialer's first packet: the machine accepts, if the process listens.
+    fn knocked(&mut self, node: NodeId, dialer: (NodeId, u64), connection: ConnectionId) {
+        let alive = |n: &super::node::SimNode| n.life == dialer.1 && n.up.is_some();
+        if !self.nodes.get(&dialer.0).is_some_and(alive) {
+            return;
+        }
+        let Some(n) = self.nodes.get(&node) else { return };
+        let (life, up) = (n.life, n.up.is_some());
+        if self.network.is_cut(node, dialer.0) {
+            return;
+        }
+        let delay_us = self.network.delay_us(node, dialer.0);
+        if !up {
+            return self.link(delay_us, dialer.0, LinkEvent::Refused { connection });
+        }
+        let Some(dialed) = self.dialed(dialer.0, connection) else { return };
+        let hello = dialed.hello.take();
+        let flow = self.network.open(dialer, (node, life), connection);
+        let now_us = self.now_us;
+        if let Some(dialed) = self.dialed(dialer.0, connection) {
+            dialed.flow = Some(flow);
+        }
+        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+            let (from, welcome) = (dialer.0, false);
+            let accepted = Accepted { from, welcome, heard_us: now_us, pong_us: now_us };
+            up.accepted.insert(flow, accepted);
+        }
+        self.link(SILENCE_MAX_US, node, LinkEvent::Silence { flow });
+        if let Some(hello) = hello {
+            self.put(flow, End::Dialer, Packet::Hello(hello));
         }
     }
 
-    /// A node hears where another one is, from a third one or from a person; gives whether that is
-    /// news.
-    fn heard_of(&mut self, node: NodeId, other: NodeId, address: String) -> bool {
-        if other == node || self.is_connected(other, node) {
-            return false;
-        }
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return false };
-        if !Configurations::of(up.replica.raft()).is_news(other, &address)
-            || up.met.get(&other).is_some_and(|known| *known == address)
-        {
-            return false;
-        }
-        up.met.insert(other, address);
-        self.dial_in(0, node, other);
-        true
+    /// Writes at an end of a flow.
+    fn put(&mut self, flow: u64, from: End, packet: Packet) {
+        let due = self.network.write(self.now_us, flow, from, packet);
+        self.await_arrival(flow, from.other(), due);
     }
+
+    fn await_arrival(&mut self, flow: u64, end: End, due: Option<u64>) {
+        let Some(delay_us) = due else { return };
+        let Some(node) = self.network.flow(flow).map(|f| f.place(end).0) else { return };
+        self.schedule(delay_us, node, ANY_LIFE, Event::Link(LinkEvent::Arrive { flow, end }));
+    }
+
+    /// One end closes.
+    fn close(&mut self, flow: u64, end: End) {
+        let due = self.network.close(self.now_us, flow, end);
+        self.await_arrival(flow, end.other(), due);
+    }
+
+    fn arrive(&mut self, node: NodeId, flow: u64, end: End) -> Result<(), Violation> {
+        let Some(place) = self.network.flow(flow).map(|f| f.place(end)) else { return Ok(()) };
+        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
+        let again = Event::Link(LinkEvent::Arrive { flow, end });
+        if n.up.is_some() && n.life == place.1 && n.paused_until_us > self.now_us {
+            let delay_us = n.paused_until_us - self.now_us + 1;
+            self.schedule(delay_us, node, ANY_LIFE, again);
+            return Ok(());
+        }
+        if n.up.is_some() && n.life != place.1 {
+            // The machine is back, and knows nothing of it.
+            self.reset(flow, Some(end.other()));
+            return Ok(());
+        }
+        let packet = match self.network.arrive(self.now_us, flow, end) {
+            Arrival::Nothing => return Ok(()),
+            Arrival::Later(delay_us) => {
+                self.schedule(delay_us, node, ANY_LIFE, again);
+                return Ok(());
+            }
+            Arrival::Packet(packet) => packet,
+        };
+        self.schedule(1, node, ANY_LIFE, again);
+        // Whoever writes there has room again.
+        if end == End::Acceptor
+            && let Some(f) = self.network.flow(flow)
+        {
+            let (dialer, connection) = (f.dialer.0, f.connection);
+            self.pump_in(dialer, connection, 1);
+        }
+        match end {
+            End::Acceptor => self.arrived_accepted(node, flow, packet),
+            End::Dialer => self.arrived_dialed(node, flow, packet),
+        }
+    }
+
+    // ---- the accepting side ----
+
+    fn arrived_accepted(
+        &mut self,
+        node: NodeId,
+        flow: u64,
+        packet: Packet,
+    ) -> Result<(), Violation> {
+        let now_us = self.now_us;
+        let Some((dialer, dialer_life)) = self.network.flow(flow).map(|f| f.dialer) else {
+            return Ok(());
+        };
+        let Some(accepted) = self.accepted(node, flow) else { return Ok(()) };
+        accepted.heard_us = now_us;
+        let welcome = accepted.welcome;
+        if now_us >= accepted.pong_us + crate::node::PING_EVERY_US && welcome {
+            accepted.pong_us = now_us;
+            self.pong(node, flow);
+        }
+        // What a disk that is lost has promised is under way no longer: whoever takes its place could
+        // not keep it.
+        let forgotten = self.nodes.get(&dialer).is_none_or(|n| dialer_life < n.speaks_since);
+        let input = match packet {
+            _ if forgotten => return Ok(()),
+            Packet::Hello(hello) => {
+                let hello = self.hello_over_the_wire(*hello);
+                match handshake::authenticate(&hello, b"") {
+                    Ok(version) => {
+                        let hello = Box::new(hello);
+                        Input::Link(PeerEvent::Accepted { connection: flow, hello, version })
+                    }
+                    Err(reject) => return violated("a node is authentic", reject.message),
+                }
+            }
+            _ if !welcome => return Ok(()),
+            Packet::Message(message) => Input::Peer(self.over_the_wire(message)),
+            Packet::Forward(forward) => Input::Forwarded { from: dialer, forward },
+            Packet::ForwardAnswer { id, verdict } => {
+                Input::ForwardAnswered { from: dialer, id, verdict }
+            }
+            Packet::Digest { index, digest } => {
+                self.count("digests compared");
+                Input::Digest { node: dialer, index, digest }
+            }
+            Packet::Ping => {
+                self.pong(node, flow);
+                return Ok(());
+            }
+            Packet::Fin => {
+                self.end_accepted(node, flow, true);
+                return Ok(());
+            }
+            Packet::Ask(_) | Packet::Told(_) | Packet::Answer(_) | Packet::Pong { .. } => {
+                return Ok(());
+            }
+        };
+        self.input(node, input);
+        Ok(())
+    }
+
+    fn pong(&mut self, node: NodeId, flow: u64) {
+        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return };
+        let raft = up.node.replica().raft();
+        let leader = raft.leader().and_then(|id| raft.configuration().member(id));
+        let (leader, address) = leader.map_or_else(Default::default, |m| (m.id, m.address.clone()));
+        self.put(flow, End::Acceptor, Packet::Pong { leader, address });
+    }
+
+    /// An accepted connection is over at this end.
+    fn end_accepted(&mut self, node: NodeId, flow: u64, told: bool) {
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
+        if up.accepted.remove(&flow).is_none() {
+            return;
+        }
+        self.close(flow, End::Acceptor);
+        if told {
+            self.report(node, PeerEvent::AcceptedClosed { connection: flow });
+        }
+    }
+
+    fn silence(&mut self, node: NodeId, flow: u64) {
+        let now_us = self.now_us;
+        let Some(accepted) = self.accepted(node, flow) else { return };
+        let until_us = accepted.heard_us + SILENCE_MAX_US;
+        if now_us < until_us {
+            return self.link(until_us - now_us, node, LinkEvent::Silence { flow });
+        }
+        self.count("accepted connections silent for too long");
+        self.end_accepted(node, flow, true);
+    }
+
+    // ---- the dialing side ----
+
+    fn arrived_dialed(&mut self, node: NodeId, flow: u64, packet: Packet) -> Result<(), Violation> {
+        let Some(connection) = self.network.flow(flow).map(|f| f.connection) else { return Ok(()) };
+        let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
+        let Some(dialed) = self.dialed(node, connection) else { return Ok(()) };
+        if let Some(keepalive) = &mut dialed.keepalive {
+            keepalive.heard(matches!(packet, Packet::Pong { .. }), local_us);
+        }
+        match packet {
+            Packet::Answer(answer) => {
+                if let Err(reject) = &*answer {
+                    self.note(node, "rejected", [reject.code.number().into(), 0, 0, 0]);
+                }
+                self.report(node, PeerEvent::Answered { connection, answer: *answer });
+            }
+            Packet::Pong { leader, address } if leader != 0 => {
+                let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
+                let news = |h: &ConfigurationHistory| h.is_news(leader, &address);
+                if up.is_some_and(|up| news(up.node.peers().history())) {
+                    self.count("leaders heard of");
+                }
+                self.report(node, PeerEvent::LeaderNamed { leader, address });
+            }
+            Packet::Fin => self.dial_ended(node, connection, "closed"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A dialed connection has ended, or was not made.
+    fn dial_ended(&mut self, node: NodeId, connection: ConnectionId, why: &str) {
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
+        let Some(dialed) = up.dialed.remove(&connection) else { return };
+        if let Some(flow) = dialed.flow {
+            self.close(flow, End::Dialer);
+        }
+        // What has not been written surely never left.
+        for job in dialed.queue {
+            if let Job::Packet(Packet::Forward(forward)) = job {
+                self.count("forwards given back");
+                self.input(node, Input::ForwardUnsent { id: forward.id });
+            }
+        }
+        self.report(node, PeerEvent::Closed { connection, why: why.to_string() });
+    }
+
+    fn beat(&mut self, node: NodeId, connection: ConnectionId) {
+        let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
+        let now_us = self.now_us;
+        let Some(dialed) = self.dialed(node, connection) else { return };
+        if now_us < dialed.beats_at_us {
+            return;
+        }
+        let Some(keepalive) = &mut dialed.keepalive else { return };
+        let (due, next_us) = (keepalive.poll(local_us), keepalive.next_us());
+        match due {
+            Due::Nothing => {}
+            // Between two frames, before what waits.
+            Due::Ping => dialed.queue.push_front(Job::Packet(Packet::Ping)),
+            Due::Silent => {
+                self.count("connections in doubt");
+                self.report(node, PeerEvent::Silent { connection });
+            }
+            Due::Dead(_) => {
+                self.count("dialed connections silent for too long");
+                return self.dial_ended(node, connection, "no sign of life");
+            }
+        }
+        self.pump_in(node, connection, 1);
+        let next_us = self.nodes.get(&node).map_or(0, |n| n.global_us(next_us));
+        let delay_us = next_us.saturating_sub(self.now_us).max(1);
+        self.beat_in(node, connection, delay_us);
+    }
+
+    fn beat_in(&mut self, node: NodeId, connection: ConnectionId, delay_us: u64) {
+        let at_us = self.now_us + delay_us;
+        if let Some(dialed) = self.dialed(node, connection) {
+            dialed.beats_at_us = at_us;
+            self.link(delay_us, node, LinkEvent::Beat { connection });
+        }
+    }
+
+    fn pump_in(&mut self, node: NodeId, connection: ConnectionId, delay_us: u64) {
+        let Some(dialed) = self.dialed(node, connection) else { return };
+        let due = !dialed.queue.is_empty() && dialed.keepalive.is_some();
+        if due && !std::mem::replace(&mut dialed.pumped, true) {
+            self.link(delay_us, node, LinkEvent::Pump { connection });
+        }
+    }
+
+    /// The sender's thread writes one packet, if there is room.
+    fn pump(&mut self, node: NodeId, connection: ConnectionId) {
+        let Some(dialed) = self.dialed(node, connection) else { return };
+        dialed.pumped = false;
+        let Some(flow) = dialed.flow else { return };
+        if !self.network.has_room(flow, End::Dialer) {
+            return;
+        }
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
+        let Some(dialed) = up.dialed.get_mut(&connection) else { return };
+        let packet = match dialed.queue.pop_front() {
+            None => return,
+            Some(Job::Packet(packet)) => packet,
+            // The log may have changed meanwhile.
+            Some(Job::Log(read)) => {
+                let (made, told) = read_entries(&read, &up.log);
+                self.input(node, Input::EntriesRead(told));
+                match made {
+                    Ok(Some(message)) => {
+                        self.count("messages read from the log file");
+                        Packet::Message(message)
+                    }
+                    Ok(None) => return self.pump_in(node, connection, 1),
+                    Err(e) => {
+                        self.count(match e {
+                            ReadError::Io { .. } => "disk error in reading for a peer",
+                            _ => "log changed in reading for a peer",
+                        });
+                        return self.pump_in(node, connection, 1);
+                    }
+                }
+            }
+        };
+        match packet {
+            Packet::Message(message) if self.network.harsh => self.stray(node, &message),
+            packet => self.put(flow, End::Dialer, packet),
+        }
+        self.pump_in(node, connection, 2);
+    }
+
+    /// A message that keeps to no flow.
+    fn stray(&mut self, from: NodeId, message: &Message) {
+        let life = self.nodes.get(&from).map_or(0, |n| n.life);
+        let to = message.to;
+        for delay_us in self.network.copies(from, to) {
+            let message = Box::new(message.clone());
+            let stray = LinkEvent::Stray { from, life, message };
+            self.schedule(delay_us, to, ANY_LIFE, Event::Link(stray));
+        }
+    }
+
+    /// The raft loop, or the applier, has something for a dialed connection.
+    pub(super) fn send_on(&mut self, node: NodeId, connection: ConnectionId, outgoing: Outgoing) {
+        let hop_us = self.hop_us();
+        if let Outgoing::Forward(_) = outgoing {
+            self.count("writes forwarded");
+        }
+        let Some(dialed) = self.dialed(node, connection) else { return };
+        dialed.queue.push_back(match outgoing {
+            Outgoing::Message(message) => Job::Packet(Packet::Message(message)),
+            Outgoing::FromLog(read) => Job::Log(Box::new(read)),
+            Outgoing::Forward(forward) => Job::Packet(Packet::Forward(forward)),
+            Outgoing::ForwardAnswer { id, verdict } => {
+                Job::Packet(Packet::ForwardAnswer { id, verdict })
+            }
+            Outgoing::Digest { index, digest } => Job::Packet(Packet::Digest { index, digest }),
+        });
+        self.pump_in(node, connection, hop_us);
+    }
+
+    // ---- ends ----
+
+    /// A flow is gone; whoever is at these ends finds out: one, or both.
+    pub(super) fn reset(&mut self, flow: u64, only: Option<End>) {
+        let Some(gone) = self.network.reset(flow) else { return };
+        for end in [End::Dialer, End::Acceptor] {
+            if only.is_some_and(|only| only != end) {
+                continue;
+            }
+            let (node, life) = gone.place(end);
+            let delay_us = self.dice.log_between(50, 20_000);
+            let lost = LinkEvent::Lost { end, connection: gone.connection, flow };
+            self.schedule(delay_us, node, life, Event::Link(lost));
+        }
+    }
+
+    /// Connections between two nodes break, in one direction of dialing.
+    pub(super) fn break_connections(&mut self, from: NodeId, to: NodeId) {
+        for (flow, end) in self.network.flows_of(from) {
+            let other = self.network.flow(flow).map(|f| f.acceptor.0);
+            if end == End::Dialer && other == Some(to) {
+                self.reset(flow, None);
+            }
+        }
+    }
+
+    /// A process is gone, or the whole machine.
+    pub(super) fn end_flows(&mut self, node: NodeId, power_lost: bool) {
+        for (flow, end) in self.network.flows_of(node) {
+            if power_lost {
+                self.network.lose_power(flow, end);
+            } else {
+                self.close(flow, end);
+            }
+        }
+    }
+
+    // ---- people ----
 
     /// Members of which nobody runs any more that they know, and whom nobody finds because they have
     /// moved, are told by a person (`--join`) where the others are.
     pub(super) fn help_the_lost(&mut self) {
         let Some(configuration) = self.cluster.configuration().cloned() else { return };
-        let runs = |n: &&SimNode| self.counts(n);
+        let runs = |n: &&super::node::SimNode| self.counts(n);
         let running: Vec<NodeId> = self.nodes.values().filter(runs).map(|n| n.id).collect();
         for &node in &running {
             let knows = self.peers_of(node);
@@ -188,140 +623,9 @@ impl World {
             }
             for other in running.iter().filter(|&&id| id != node) {
                 let address = self.nodes[other].address.clone();
-                if self.heard_of(node, *other, address) {
-                    self.count("members helped by a person");
-                }
+                self.count("members helped by a person");
+                self.report(node, PeerEvent::Probed { address, node: Some(*other) });
             }
-        }
-    }
-
-    fn admits(&self, at: NodeId, dialer: NodeId) -> Result<(), Reject> {
-        let (n, other) = (&self.nodes[&at], &self.nodes[&dialer]);
-        let (Some(up), Some(theirs)) = (&n.up, &other.up) else { return Err(Reject::Down) };
-        let raft = up.replica.raft();
-        // Whom it wants to reach, it says.
-        let wanted = Configurations::of(theirs.replica.raft()).identity_of(at);
-        if wanted != 0 && wanted != n.identity {
-            return Err(Reject::Identity);
-        }
-        match Configurations::of(raft).standing(dialer, other.identity) {
-            Standing::Foreign => Err(Reject::Identity),
-            Standing::Member if up.aside.get(&dialer) == Some(&other.identity) => {
-                Err(Reject::OldCopy)
-            }
-            Standing::Member | Standing::Newer => Ok(()),
-            Standing::Removed => Err(Reject::Removed),
-        }
-    }
-
-    /// A handshake was refused: what that means to the dialer (`server/peers.rs`).
-    pub(super) fn rejected(
-        &mut self,
-        node: NodeId,
-        by: NodeId,
-        why: Reject,
-    ) -> Result<(), Violation> {
-        self.note(node, "rejected", [by, why as u64, 0, 0]);
-        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
-        let Some(up) = &n.up else { return Ok(()) };
-        let configuration = up.replica.raft().configuration();
-        let identity = |id| configuration.member(id).map_or(0, |m| m.identity);
-        let detail = format!("node {node}, by node {by}");
-        match why {
-            Reject::Down => return Ok(()),
-            Reject::Identity
-                if identity(node) == n.identity || identity(node) == 0 && identity(by) != 0 =>
-            {
-                self.count("foreign directories turned away");
-                return Ok(());
-            }
-            Reject::Identity if !n.wiped => {
-                return violated("only a wiped node is stopped", detail);
-            }
-            Reject::Identity => self.count("wiped nodes stopped"),
-            Reject::OldCopy if !n.old_copy => {
-                return violated("only an old copy is stopped", detail);
-            }
-            Reject::OldCopy => self.count("old copies noticed"),
-            Reject::Removed
-                if self.cluster.configuration().is_none_or(|c| c.member(node).is_some()) =>
-            {
-                return violated("a removal is told once it is committed", detail);
-            }
-            Reject::Removed => self.count("removed nodes told"),
-        }
-        if let Some(n) = self.nodes.get_mut(&node) {
-            n.over = true;
-        }
-        self.stop(node, false);
-        Ok(())
-    }
-
-    /// Both ends of a connection notice, sooner or later, that it is gone.
-    pub(super) fn break_connection(&mut self, from: NodeId, to: NodeId) {
-        let line = self.network.line(from, to);
-        line.connection += 1;
-        line.up = None;
-        for (at, other) in [(from, to), (to, from)] {
-            let delay_us = self.dice.log_between(50, 20_000);
-            let life = self.nodes.get(&at).map_or(0, |n| n.life);
-            let lost = Event::Input(Input::PeerLost { node: other });
-            self.schedule(delay_us, at, life, lost);
-        }
-        let delay_us = self.dice.log_between(20_000, 500_000);
-        self.dial_in(delay_us, from, to);
-    }
-
-    /// A peer came back with an old copy of its disk: it is told when it dials again.
-    pub(super) fn set_aside(&mut self, node: NodeId, peer: NodeId) {
-        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-            let identity = up.replica.raft().configuration().member(peer).map_or(0, |m| m.identity);
-            up.aside.insert(peer, identity);
-            self.break_connection(node, peer);
-            self.break_connection(peer, node);
-        }
-    }
-
-    /// Whoever turns out to have another disk than the member of its id is let in no more.
-    fn part_with_strangers(&mut self, node: NodeId) {
-        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return };
-        let all = Configurations::of(up.replica.raft());
-        let foreign = |n: &&SimNode| all.standing(n.id, n.identity) == Standing::Foreign;
-        let foreign: Vec<NodeId> = self.nodes.values().filter(foreign).map(|n| n.id).collect();
-        for other in foreign {
-            if self.is_connected(other, node) {
-                self.count("strangers parted with");
-                self.break_connection(other, node);
-            }
-        }
-    }
-
-    /// A node has another configuration in force: it parts with strangers and dials new members.
-    pub(super) fn reconfigured(&mut self, node: NodeId, configuration: &Configuration) {
-        self.part_with_strangers(node);
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
-        up.met.retain(|&id, _| configuration.member(id).is_some() || id > configuration.last_id);
-        let met: Vec<NodeId> = up.met.keys().copied().collect();
-        // A machine that is about to begin is dialed, too.
-        let mut others: Vec<NodeId> = self.nodes.keys().copied().collect();
-        others.extend(configuration.members.iter().map(|m| m.id));
-        others.sort_unstable();
-        others.dedup();
-        for id in others.into_iter().filter(|&id| id != node) {
-            let member = configuration.member(id).is_some();
-            if member && !self.is_connected(node, id) {
-                let delay_us = self.dice.log_between(100, 20_000);
-                self.dial_in(delay_us, node, id);
-            } else if !member && !met.contains(&id) {
-                for (from, to) in [(node, id), (id, node)] {
-                    if self.is_connected(from, to) {
-                        self.break_connection(from, to);
-                    }
-                }
-            }
-        }
-        if !self.is_old_copy(node) {
-            self.switch_off_old_copies();
         }
     }
 }

@@ -6,82 +6,36 @@ use super::network::Packet;
 use super::node::Start;
 use super::world::{ANY_LIFE, Event, World};
 use crate::kv::{Reader as _, View as _};
-use crate::node::{Input, Promise};
-use crate::raft::{Message, NodeId};
+use crate::node::{Input, LogPosition, PeerEvent};
+use crate::raft::NodeId;
 
 impl World {
+    /// Sends what belongs to a snapshot, between the present lives of two nodes. It has a connection of
+    /// its own, which is not modelled: what is cut off is lost, and the rest arrives in order.
     pub(super) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
-        if !self.is_connected(from, to) {
+        if !self.is_connected(from, to) && !self.is_connected(to, from) {
             return;
         }
         let own = self.nodes.get(&from).map_or(0, |n| n.life);
-        let (connection, arrivals) = self.network.arrivals(self.now_us, from, to, &packet);
         let Some(life) = self.nodes.get(&to).map(|n| n.life) else { return };
-        // To a process that is down, or to one that is not the one it was sent to: messages of the
-        // core may arrive in the next life, forwards are bound to their connection.
-        let life = if matches!(packet, Packet::Message(_)) { ANY_LIFE } else { life };
-        let mut copies = vec![packet; arrivals.len()];
-        for at_us in arrivals {
-            let Some(packet) = copies.pop().map(Box::new) else { return };
-            let delay_us = at_us - self.now_us;
-            let arrive = Event::Arrive { from, life: own, connection, packet };
-            self.schedule(delay_us, to, life, arrive);
-        }
+        let Some(delay_us) = self.network.pass(self.now_us, from, to, &packet) else { return };
+        let passed = Event::Snapshot { from, life: own, packet: Box::new(packet) };
+        self.schedule(delay_us, to, life, passed);
     }
 
-    pub(super) fn arrive(
+    pub(super) fn passed(
         &mut self,
         node: NodeId,
         (from, life): (NodeId, u64),
-        connection: u64,
         packet: Packet,
     ) -> Result<(), Violation> {
-        let now = self.network.line(from, node).connection;
-        // What a disk that is lost has promised is under way no longer: whoever takes its place
-        // could not keep it.
-        let forgotten = self.nodes.get(&from).is_none_or(|n| life < n.speaks_since);
-        if forgotten || self.nodes.get(&node).is_none_or(|n| n.up.is_none()) {
+        if self.nodes.get(&from).is_none_or(|n| n.life != life) {
             return Ok(());
         }
-        let input = match packet {
-            Packet::Message(message) => Input::Peer(self.over_the_wire(message)),
-            Packet::Forward(_)
-            | Packet::ForwardAnswer { .. }
-            | Packet::Ask(_)
-            | Packet::Told(_)
-            | Packet::Digest { .. }
-                if now != connection =>
-            {
-                return Ok(());
-            }
-            Packet::Ask(ask) => return self.asked(node, from, ask),
-            Packet::Told(told) => return self.told(node, from, told),
-            Packet::Digest { index, digest } => {
-                self.count("digests compared");
-                Input::Digest { node: from, index, digest }
-            }
-            Packet::Forward(forward) => Input::Forwarded { from, forward },
-            Packet::ForwardAnswer { id, verdict } => Input::ForwardAnswered { from, id, verdict },
-        };
-        self.input(node, input);
-        Ok(())
-    }
-
-    /// Now and then a message takes the way through its byte form.
-    fn over_the_wire(&mut self, message: Message) -> Message {
-        use crate::wire::frame::FrameReader;
-        use crate::wire::peer::{PeerFrame, put_message, take_peer_frame};
-        if !self.dice.chance(1, 32) {
-            return message;
-        }
-        let mut bytes = Vec::new();
-        put_message(&mut bytes, &message);
-        let mut reader = FrameReader::new(bytes.len());
-        reader.feed(&bytes);
-        match reader.next_frame().ok().flatten().map(take_peer_frame) {
-            Some(Ok(PeerFrame::Message(decoded))) => decoded,
-            // Shows as a lost message at best; the wire's own tests say more.
-            _ => message,
+        match packet {
+            Packet::Ask(ask) => self.asked(node, from, ask),
+            Packet::Told(told) => self.told(node, from, told),
+            _ => Ok(()),
         }
     }
 
@@ -94,7 +48,7 @@ impl World {
         configuration.members.len() > 1
             && others.into_iter().all(|id| {
                 self.nodes.get(&id).and_then(|n| n.up.as_ref()).is_some_and(|up| {
-                    let raft = up.replica.raft();
+                    let raft = up.node.replica().raft();
                     let settled = raft.commit_index() == raft.last_index()
                         && raft.durable_index() == raft.last_index();
                     let member = raft.configuration().member(node);
@@ -161,10 +115,6 @@ impl World {
                 }
                 self.start_storing(node);
                 self.wake_at(node, life, now_us + 1);
-                for other in self.peers_of(node) {
-                    let delay_us = self.dice.log_between(100, 100_000);
-                    self.dial_in(delay_us, node, other);
-                }
             }
             Start::Refused => {
                 self.note(node, "refused", [0; 4]);
@@ -189,21 +139,8 @@ impl World {
         let (was_up, old_copy) = (n.up.is_some(), n.old_copy);
         n.stop(power_lost);
         self.note(node, "stopped", [u64::from(power_lost), 0, 0, 0]);
-        let others: Vec<NodeId> = self.nodes.keys().copied().filter(|&id| id != node).collect();
-        for other in others {
-            let met = self.is_connected(node, other) || self.is_connected(other, node);
-            for (from, to) in [(node, other), (other, node)] {
-                let line = self.network.line(from, to);
-                line.connection += 1;
-                line.up = None;
-            }
-            if met && !power_lost && !self.network.line(node, other).cut {
-                let delay_us = self.dice.log_between(50, 5_000);
-                let life = self.nodes[&other].life;
-                self.schedule(delay_us, other, life, Event::Input(Input::PeerLost { node }));
-            }
-            let delay_us = self.dice.log_between(20_000, 500_000);
-            self.dial_in(delay_us, other, node);
+        if was_up {
+            self.end_flows(node, power_lost);
         }
         // What it remembers of an old copy goes with it.
         if was_up && !old_copy {
@@ -233,7 +170,7 @@ impl World {
     /// Ends a node and starts it with the copy of its disk, if all others remember more of it: only
     /// then is it sure to be noticed (docs/architecture.md).
     pub(super) fn old_copy(&mut self, node: NodeId) -> Result<(), Violation> {
-        let quiet = self.all_remember(node, Promise { term: 0, index: 0 });
+        let quiet = self.all_remember(node, LogPosition::default());
         let Some(n) = self.nodes.get(&node) else { return Ok(()) };
         let fit = n.up.is_some() && !n.has_damage() && !n.wiped && !n.old_copy;
         if n.copy.is_none() || !fit || !quiet || !self.can_lose(node) {
@@ -249,8 +186,8 @@ impl World {
         let before = platter.clone();
         n.old_copy = true;
         let started = n.start(now_us, platter, self.cluster.committed_terms())?;
-        let raft = n.up.as_ref().map(|up| up.replica.raft());
-        let promise = raft.map(Promise::of);
+        let raft = n.up.as_ref().map(|up| up.node.replica().raft());
+        let promise = raft.map(LogPosition::of);
         // Who was alone when the copy was made leads before anybody can say a word.
         let alone = raft.is_some_and(|raft| {
             let now = raft.configuration();
@@ -275,15 +212,11 @@ impl World {
         self.note(node, "old copy", [life, 0, 0, 0]);
         self.start_storing(node);
         self.wake_at(node, life, now_us + 1);
-        for other in self.peers_of(node) {
-            let delay_us = self.dice.log_between(100, 100_000);
-            self.dial_in(delay_us, node, other);
-        }
         Ok(())
     }
 
     /// Whether all other members run, have nothing open, and remember more of the node than that.
-    fn all_remember(&self, node: NodeId, promise: Promise) -> bool {
+    fn all_remember(&self, node: NodeId, promise: LogPosition) -> bool {
         let configuration = self.cluster.configuration();
         let Some(configuration) = configuration.filter(|c| c.learners.is_empty()) else {
             return false;
@@ -294,8 +227,8 @@ impl World {
                 return false;
             };
             n.up.as_ref().is_some_and(|up| {
-                let raft = up.replica.raft();
-                let (known, last) = (up.replica.remembers(node), raft.last_index());
+                let raft = up.node.replica().raft();
+                let (known, last) = (up.node.peers().remembers(node), raft.last_index());
                 raft.is_settled()
                     && **raft.configuration() == **configuration
                     && (raft.commit_index(), raft.durable_index()) == (last, last)
@@ -303,7 +236,7 @@ impl World {
                     && (known.term > promise.term || known.index > promise.index)
                     && !up.inbox.iter().any(|i| match i {
                         Input::Peer(message) => message.from == node,
-                        Input::PeerDialed { node: from, .. } => *from == node,
+                        Input::Link(PeerEvent::Accepted { hello, .. }) => hello.from == node,
                         _ => false,
                     })
             })

@@ -1,17 +1,34 @@
-//! The simulated network: what happens to a message on its way.
+//! The simulated network: lines between machines, and flows on them that behave like TCP.
 //!
-//! Messages of the consensus core may be lost, duplicated, delayed and overtaken: the protocol must
-//! stand more than TCP does to it. Forwarded writes and their answers travel as on a connection: in
-//! order, once, and lost together when the connection breaks.
+//! A *line* is one direction between two machines. It may be cut, slow, lossy and late. A *flow* is a
+//! connection: two ordered byte streams, each with a buffer. What was written arrives in order, once,
+//! or the flow ends:
+//! - a line has a bandwidth that all its flows share; a large packet holds up what is behind it;
+//! - a writer that is ahead of the line by a buffer has to wait;
+//! - on a cut line everything stalls and goes on when that is mended, as a sender repeats segments;
+//! - loss on a line is delay of a flow, since segments are repeated;
+//! - a firewall may forget a flow: it goes silent, while new ones pass;
+//! - the end of a process closes its flows behind what it has written. The end of a machine closes
+//!   nothing; the other side finds out by silence, or when the machine is back and knows nothing of it;
+//! - each flow has delays of its own. So flows are accepted in another order than they were dialed, and
+//!   what an abandoned one carried may arrive after what its successor carries.
+//!
+//! In *harsh* runs messages of the consensus core do not keep to flows: each may be lost, doubled and
+//! overtaken, and may arrive in a later life of the receiver. The core stands more than TCP does to it.
 
 use super::dice::Dice;
-use crate::node::{Ask, Forward, Told, Verdict};
-use crate::raft::{Index, Message, NodeId};
-use std::collections::BTreeMap;
+use crate::node::{Ask, ConnectionId, Forward, Told, Verdict};
+use crate::raft::{Body, Entry, Index, Message, NodeId};
+use crate::wire::handshake::{Hello, Reject, Welcome};
+use std::collections::{BTreeMap, VecDeque};
 
 /// What travels.
 #[derive(Clone, Debug)]
 pub enum Packet {
+    /// The first words of a dialer.
+    Hello(Box<Hello>),
+    /// The answer to them.
+    Answer(Box<Result<Welcome, Reject>>),
     /// For the consensus core.
     Message(Message),
     /// A client's write for the leader.
@@ -34,31 +51,59 @@ pub enum Packet {
         /// The digest.
         digest: u32,
     },
+    /// Is somebody there?
+    Ping,
+    /// Yes; and who leads, and where that is.
+    Pong {
+        /// The leader, 0 for unknown.
+        leader: NodeId,
+        /// Its address.
+        address: String,
+    },
+    /// The sender writes no more.
+    Fin,
 }
 
-/// One direction between two nodes.
+/// What a packet counts for beside the bytes it carries.
+const PACKET_BYTES: usize = 64;
+
+impl Packet {
+    fn bytes(&self) -> usize {
+        PACKET_BYTES
+            + match self {
+                Packet::Message(Message { body: Body::AppendEntries { entries, .. }, .. }) => {
+                    entries.iter().map(Entry::weight).sum()
+                }
+                Packet::Forward(forward) => forward.command.len(),
+                Packet::Told(Told::Piece { bytes, .. }) => bytes.len(),
+                _ => 0,
+            }
+    }
+}
+
+/// One direction between two machines.
 #[derive(Clone, Debug)]
 pub struct Line {
     /// Nothing passes, and nobody is told.
     pub cut: bool,
-    /// Of 1000 messages so many are lost.
+    /// Of 1000 messages so many are lost, or segments repeated.
     pub loss: u64,
-    /// Of 1000 messages so many arrive twice.
+    /// Of 1000 messages so many arrive twice; harsh runs only.
     pub duplication: u64,
     /// Smallest and largest delay, in microseconds.
     pub delay_us: (u64, u64),
-    /// Number of the present connection; what was sent on an earlier one does not arrive.
-    pub connection: u64,
-    /// Lives of sender and receiver between which there is a connection: only then is anything sent.
-    pub up: Option<(u64, u64)>,
-    /// Number of the sender's present attempts to connect; those with an earlier one are over.
-    pub turn: u64,
-    /// When the last packet of the connection arrives: later ones do not overtake it.
-    ordered_until_us: u64,
+    /// Bytes a second; 0 for no bound.
+    pub bandwidth: u64,
+    /// When everything that was written until now has left.
+    free_us: u64,
 }
 
 /// Delays on a quiet local network, in microseconds.
 pub const QUIET_DELAY_US: (u64, u64) = (80, 1_500);
+/// Bytes that a writer may be ahead of what has arrived.
+const BUFFER_BYTES: usize = 16 << 10;
+/// First and longest time after which a segment is repeated, in microseconds.
+const REPEAT_US: (u64, u64) = (200_000, 1_600_000);
 
 impl Default for Line {
     fn default() -> Line {
@@ -67,33 +112,117 @@ impl Default for Line {
             loss: 0,
             duplication: 0,
             delay_us: QUIET_DELAY_US,
-            connection: 1,
-            up: None,
-            turn: 0,
-            ordered_until_us: 0,
+            bandwidth: 0,
+            free_us: 0,
         }
     }
 }
 
-/// All directions.
+/// An end of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The one that has dialed.
+    Dialer,
+    /// The one that was dialed.
+    Acceptor,
+}
+
+impl End {
+    pub(super) fn other(self) -> End {
+        match self {
+            End::Dialer => End::Acceptor,
+            End::Acceptor => End::Dialer,
+        }
+    }
+}
+
+/// A node in one of its lives.
+pub(super) type Place = (NodeId, u64);
+
+#[derive(Debug)]
+struct Segment {
+    packet: Packet,
+    bytes: usize,
+    due_us: u64,
+}
+
+/// One direction of a flow.
+#[derive(Debug, Default)]
+struct Stream {
+    under_way: VecDeque<Segment>,
+    bytes: usize,
+    last_due_us: u64,
+    repeats: u32,
+    /// An arrival is scheduled.
+    awaited: bool,
+    /// The writer has said that it writes no more.
+    finished: bool,
+    /// The reader reads no more.
+    deaf: bool,
+}
+
+/// A connection; see the module.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) dialer: Place,
+    pub(super) acceptor: Place,
+    /// The dialer's number for it.
+    pub(super) connection: ConnectionId,
+    forgotten: bool,
+    streams: [Stream; 2],
+}
+
+impl Flow {
+    pub(super) fn place(&self, end: End) -> Place {
+        match end {
+            End::Dialer => self.dialer,
+            End::Acceptor => self.acceptor,
+        }
+    }
+
+    /// What arrives at that end.
+    fn stream(&mut self, to: End) -> &mut Stream {
+        &mut self.streams[usize::from(to == End::Dialer)]
+    }
+}
+
+/// What an arrival brings.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// Nothing more.
+    Nothing,
+    /// Nothing yet: again after so long.
+    Later(u64),
+    /// This, and whether there is room now that was none.
+    Packet(Packet),
+}
+
+/// All lines and flows.
 #[derive(Debug)]
 pub struct Network {
     lines: BTreeMap<(NodeId, NodeId), Line>,
+    flows: BTreeMap<u64, Flow>,
+    next_flow: u64,
     dice: Dice,
-    /// Messages lost, duplicated, and stopped at a cut.
-    pub lost: u64,
-    /// Messages that arrived twice.
-    pub duplicated: u64,
-    /// Messages stopped at a cut.
-    pub stopped: u64,
+    /// Messages of the core do not keep to flows.
+    pub(super) harsh: bool,
+    /// How often each thing happened.
+    pub(super) counters: BTreeMap<&'static str, u64>,
 }
 
 impl Network {
     /// A quiet network.
-    pub fn new(dice: Dice) -> Network {
-        let lines = BTreeMap::new();
-        Network { lines, dice, lost: 0, duplicated: 0, stopped: 0 }
+    pub fn new(mut dice: Dice) -> Network {
+        let harsh = dice.chance(1, 3);
+        let (lines, flows, counters) = Default::default();
+        Network { lines, flows, next_flow: 1, dice, harsh, counters }
     }
+
+    fn count(&mut self, what: &'static str) {
+        *self.counters.entry(what).or_default() += 1;
+    }
+
+    // ---- lines ----
 
     /// The line between two nodes.
     pub fn line(&mut self, from: NodeId, to: NodeId) -> &mut Line {
@@ -105,11 +234,11 @@ impl Network {
         self.line(one, other).cut || self.line(other, one).cut
     }
 
-    /// Makes every line quiet again; connections stay.
+    /// Makes every line quiet again. Slow ones stay slow, flows stay, and forgotten ones stay forgotten.
     pub fn heal(&mut self) {
         for line in self.lines.values_mut() {
-            let Line { connection, up, turn, ordered_until_us, .. } = *line;
-            *line = Line { connection, up, turn, ordered_until_us, ..Line::default() };
+            let Line { bandwidth, free_us, .. } = *line;
+            *line = Line { bandwidth, free_us, ..Line::default() };
         }
     }
 
@@ -118,43 +247,192 @@ impl Network {
         self.lines.values_mut().for_each(|line| line.cut = false);
     }
 
-    /// When copies of a packet sent now arrive, and on which connection.
-    pub fn arrivals(
+    /// Time that one packet takes to the other end of a line of which nothing is known but its delays.
+    pub(super) fn delay_us(&mut self, from: NodeId, to: NodeId) -> u64 {
+        let (least, most) = self.line(from, to).delay_us;
+        self.dice.log_between(least, most)
+    }
+
+    /// Delays of the copies of a message that keeps to no flow; harsh runs only.
+    pub(super) fn copies(&mut self, from: NodeId, to: NodeId) -> Vec<u64> {
+        let line = self.lines.entry((from, to)).or_default().clone();
+        if line.cut {
+            self.count("messages stopped at a cut");
+            return Vec::new();
+        }
+        let mut delays = vec![self.dice.log_between(line.delay_us.0, line.delay_us.1)];
+        if line.duplication > 0 && self.dice.chance(line.duplication, 1000) {
+            self.count("messages doubled");
+            delays.push(self.dice.log_between(line.delay_us.0, 8 * line.delay_us.1));
+        }
+        if line.loss > 0 && self.dice.chance(line.loss, 1000) {
+            self.count("messages lost");
+            delays.pop();
+        }
+        delays
+    }
+
+    /// Delay of what has a connection of its own; none when it is lost.
+    pub(super) fn pass(
         &mut self,
         now_us: u64,
         from: NodeId,
         to: NodeId,
         packet: &Packet,
-    ) -> (u64, Vec<u64>) {
+    ) -> Option<u64> {
         let line = self.lines.entry((from, to)).or_default();
-        let dice = &mut self.dice;
-        let mut delay = || now_us + dice.log_between(line.delay_us.0, line.delay_us.1);
         if line.cut {
-            self.stopped += 1;
-            return (line.connection, Vec::new());
+            return None;
         }
-        let first = delay();
-        match packet {
-            Packet::Message(_) => {
-                let mut arrivals = vec![first];
-                if line.duplication > 0 && dice.chance(line.duplication, 1000) {
-                    self.duplicated += 1;
-                    arrivals.push(now_us + dice.log_between(line.delay_us.0, 8 * line.delay_us.1));
-                }
-                if line.loss > 0 && dice.chance(line.loss, 1000) {
-                    self.lost += 1;
-                    arrivals.pop();
-                }
-                (line.connection, arrivals)
-            }
-            Packet::Forward(_)
-            | Packet::ForwardAnswer { .. }
-            | Packet::Ask(_)
-            | Packet::Told(_)
-            | Packet::Digest { .. } => {
-                line.ordered_until_us = first.max(line.ordered_until_us + 1);
-                (line.connection, vec![line.ordered_until_us])
+        let takes_us = (packet.bytes() as u64 * 1_000_000).checked_div(line.bandwidth).unwrap_or(0);
+        line.free_us = line.free_us.max(now_us) + takes_us;
+        let delay_us = self.dice.log_between(line.delay_us.0, line.delay_us.1);
+        Some(line.free_us - now_us + delay_us)
+    }
+
+    // ---- flows ----
+
+    /// A connection is made.
+    pub(super) fn open(&mut self, dialer: Place, acceptor: Place, connection: ConnectionId) -> u64 {
+        let id = self.next_flow;
+        self.next_flow += 1;
+        let (forgotten, streams) = Default::default();
+        self.flows.insert(id, Flow { dialer, acceptor, connection, forgotten, streams });
+        id
+    }
+
+    pub(super) fn flow(&self, id: u64) -> Option<&Flow> {
+        self.flows.get(&id)
+    }
+
+    /// Flows with an end at that node.
+    pub(super) fn flows_of(&self, node: NodeId) -> Vec<(u64, End)> {
+        let ends = |(&id, flow): (&u64, &Flow)| {
+            [End::Dialer, End::Acceptor]
+                .into_iter()
+                .filter(|end| flow.place(*end).0 == node)
+                .map(|end| (id, end))
+                .collect::<Vec<_>>()
+        };
+        self.flows.iter().flat_map(ends).collect()
+    }
+
+    /// Whether a writer at that end need not wait.
+    pub(super) fn has_room(&mut self, id: u64, from: End) -> bool {
+        let Some(flow) = self.flows.get_mut(&id) else { return true };
+        let stream = flow.stream(from.other());
+        let room = stream.bytes < BUFFER_BYTES;
+        if !room {
+            self.count("writes that had to wait");
+        }
+        room
+    }
+
+    /// Writes at one end. Gives when an arrival at the other end is to be looked at, if none is
+    /// awaited yet.
+    pub(super) fn write(&mut self, now_us: u64, id: u64, from: End, packet: Packet) -> Option<u64> {
+        let flow = self.flows.get_mut(&id)?;
+        let (source, target) = (flow.place(from).0, flow.place(from.other()).0);
+        let line = self.lines.entry((source, target)).or_default();
+        let bytes = packet.bytes();
+        let takes_us = (bytes as u64 * 1_000_000).checked_div(line.bandwidth).unwrap_or(0);
+        line.free_us = line.free_us.max(now_us) + takes_us;
+        let mut due_us = line.free_us + self.dice.log_between(line.delay_us.0, line.delay_us.1);
+        let repeated = line.loss > 0 && self.dice.chance(line.loss, 1000);
+        if repeated {
+            due_us += REPEAT_US.0;
+        }
+        let stream = flow.stream(from.other());
+        if stream.finished {
+            return None;
+        }
+        stream.finished = matches!(packet, Packet::Fin);
+        due_us = due_us.max(stream.last_due_us + 1);
+        stream.last_due_us = due_us;
+        stream.bytes += bytes;
+        stream.under_way.push_back(Segment { packet, bytes, due_us });
+        let first = !std::mem::replace(&mut stream.awaited, true);
+        if repeated {
+            self.count("segments repeated");
+        }
+        first.then(|| due_us - now_us)
+    }
+
+    /// Takes what has arrived at that end, one packet at a time.
+    pub(super) fn arrive(&mut self, now_us: u64, id: u64, to: End) -> Arrival {
+        let Some(flow) = self.flows.get_mut(&id) else { return Arrival::Nothing };
+        let (source, target) = (flow.place(to.other()).0, flow.place(to).0);
+        let forgotten = flow.forgotten;
+        let cut = self.lines.get(&(source, target)).is_some_and(|line| line.cut);
+        let stream = flow.stream(to);
+        let Some(front) = stream.under_way.front() else {
+            stream.awaited = false;
+            return Arrival::Nothing;
+        };
+        if cut || forgotten {
+            let wait_us = (REPEAT_US.0 << stream.repeats.min(4)).min(REPEAT_US.1);
+            stream.repeats += 1;
+            self.count(if cut {
+                "flows stalled at a cut"
+            } else {
+                "flows forgotten and written to"
+            });
+            return Arrival::Later(wait_us);
+        }
+        if front.due_us > now_us {
+            return Arrival::Later(front.due_us - now_us);
+        }
+        stream.repeats = 0;
+        let Some(segment) = stream.under_way.pop_front() else { return Arrival::Nothing };
+        stream.bytes -= segment.bytes;
+        if stream.deaf {
+            return Arrival::Later(1);
+        }
+        Arrival::Packet(segment.packet)
+    }
+
+    /// One end reads no more, and writes no more behind what it has written. Gives when an arrival at
+    /// the other end is to be looked at, if none is awaited yet.
+    pub(super) fn close(&mut self, now_us: u64, id: u64, end: End) -> Option<u64> {
+        let due_us = self.write(now_us, id, end, Packet::Fin);
+        if let Some(flow) = self.flows.get_mut(&id) {
+            flow.stream(end).deaf = true;
+            let done = |s: &Stream| s.deaf && s.finished;
+            if flow.streams.iter().all(done) {
+                self.flows.remove(&id);
             }
         }
+        due_us
+    }
+
+    /// The machine at one end has lost its power: part of what it has written has left it, and nothing
+    /// says that it is gone.
+    pub(super) fn lose_power(&mut self, id: u64, end: End) {
+        let Some(flow) = self.flows.get_mut(&id) else { return };
+        flow.stream(end).deaf = true;
+        let left = flow.stream(end.other()).under_way.len() as u64;
+        let keep = self.dice.below(left + 1) as usize;
+        let stream = flow.stream(end.other());
+        stream.under_way.truncate(keep);
+        stream.bytes = stream.under_way.iter().map(|s| s.bytes).sum();
+        stream.finished = true;
+    }
+
+    /// The flow is gone at once, with everything under way.
+    pub(super) fn reset(&mut self, id: u64) -> Option<Flow> {
+        self.flows.remove(&id)
+    }
+
+    /// A firewall forgets the flows between two nodes, both ways.
+    pub(super) fn forget(&mut self, one: NodeId, other: NodeId) {
+        for flow in self.flows.values_mut() {
+            let ends = (flow.dialer.0, flow.acceptor.0);
+            flow.forgotten |= ends == (one, other) || ends == (other, one);
+        }
+    }
+
+    /// All flows there are.
+    pub(super) fn all_flows(&self) -> Vec<u64> {
+        self.flows.keys().copied().collect()
     }
 }

@@ -3,12 +3,13 @@
 use super::checks::{Platter, Violation, violated};
 use super::dice::Dice;
 use super::disk::SimDisk;
+use super::links::{Accepted, Dialed};
 use super::store::store_options;
 use crate::env::Disk;
 use crate::kv::{LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, Apply, BootError, Fetch, Input, Opened, Plan, Promise, Replica, ReplicaOptions,
-    Source, Work, first_configuration, open, restored, verify,
+    Applier, Apply, BootError, ConnectionId, Fetch, Input, Node, Opened, PeersOptions, Plan,
+    Replica, ReplicaOptions, Source, Work, first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
 use crate::raft::{self, Configuration, Index, Member, NodeId, Persist, Raft, Restored, Term};
@@ -91,7 +92,11 @@ pub(super) struct SimNode {
 #[derive(Debug)]
 pub(super) struct Up {
     /// The raft loop's component.
-    pub(super) replica: Replica<ClientId>,
+    pub(super) node: Node<ClientId>,
+    /// Connections that it has dialed, by its own numbers.
+    pub(super) dialed: BTreeMap<ConnectionId, Dialed>,
+    /// Connections that it has accepted, by the number of their flow.
+    pub(super) accepted: BTreeMap<u64, Accepted>,
     /// Its inbox.
     pub(super) inbox: VecDeque<Input<ClientId>>,
     /// When it is next woken.
@@ -134,15 +139,6 @@ pub(super) struct Up {
     pub(super) fetching: Option<Fetching>,
     /// What others fetch here.
     pub(super) sources: BTreeMap<NodeId, Source>,
-    /// Peers with old copies of their disks, by their identities.
-    pub(super) aside: BTreeMap<NodeId, u64>,
-    /// How far it was when it started, and who was told so. Later it may have been told of a term that it
-    /// had promised something in, and forgot.
-    pub(super) began: Promise,
-    pub(super) greeted: BTreeSet<NodeId>,
-    /// Who dialed in this life, and where they said that they are reached: whoever is behind has not
-    /// heard of them in its log yet, or not of their new addresses.
-    pub(super) met: BTreeMap<NodeId, String>,
     /// The configuration the cluster began with.
     pub(super) first: Configuration,
 }
@@ -319,9 +315,17 @@ impl SimNode {
             ..raft::Options::new(self.id, self.dice.roll())
         };
         let raft = Raft::new(core, restored, self.local_us(now_us));
-        let began = Promise::of(&raft);
+        let peers = PeersOptions {
+            identity: identity.identity,
+            address: self.address.clone(),
+            token: Vec::new(),
+            seeds: Vec::new(),
+        };
+        let replica = Replica::new(raft, options);
         self.up = Some(Up {
-            replica: Replica::new(raft, options),
+            node: Node::new(replica, peers, self.local_us(now_us)),
+            dialed: BTreeMap::new(),
+            accepted: BTreeMap::new(),
             inbox: VecDeque::new(),
             wakes_at_us: None,
             watch: Watch::default(),
@@ -338,10 +342,6 @@ impl SimNode {
             to_compact: None,
             fetching: None,
             sources: BTreeMap::new(),
-            aside: BTreeMap::new(),
-            began,
-            greeted: BTreeSet::new(),
-            met: BTreeMap::new(),
             first: first_configuration(&identity),
             applier: Applier::new(machine, wal.reader()),
             wal,

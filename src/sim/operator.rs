@@ -280,7 +280,7 @@ impl World {
 
     fn knows_members(&self, id: NodeId) -> bool {
         let up = self.nodes.get(&id).and_then(|n| n.up.as_ref());
-        let own = up.map(|up| up.replica.raft().configuration());
+        let own = up.map(|up| up.node.replica().raft().configuration());
         own.is_some_and(|own| self.cluster.configuration().is_some_and(|c| **c == **own))
     }
 
@@ -479,8 +479,9 @@ impl World {
 
     /// A node is about to stop.
     pub(super) fn count_open_change(&mut self, node: NodeId) {
-        let open =
-            |n: &SimNode| n.up.as_ref().is_some_and(|up| up.led && !up.replica.raft().is_settled());
+        let open = |n: &SimNode| {
+            n.up.as_ref().is_some_and(|up| up.led && !up.node.replica().raft().is_settled())
+        };
         if self.nodes.get(&node).is_some_and(open) {
             self.count("changes open at a crash of the leader");
         }
@@ -519,7 +520,7 @@ impl World {
         let configuration = self.cluster.configuration()?;
         let settles = self.nodes.values().filter(|n| self.counts(n)).all(|n| {
             n.up.as_ref().is_none_or(|up| {
-                let raft = up.replica.raft();
+                let raft = up.node.replica().raft();
                 raft.is_settled() && **raft.configuration() == **configuration
             })
         });

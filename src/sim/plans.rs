@@ -73,6 +73,11 @@ fn is_spent(world: &World) -> bool {
     world.nodes.values().any(|n| (n.has_damage() || n.wiped || n.old_copy) && !n.gone && !n.over)
 }
 
+/// A bandwidth that carries what clients ask here, and more or less than that is under way.
+pub(super) fn bandwidth(dice: &mut Dice) -> u64 {
+    dice.log_between(30_000, 2_000_000)
+}
+
 /// Anything at any time.
 #[derive(Debug)]
 pub struct Random {
@@ -107,7 +112,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(45) {
+        Some(match dice.below(50) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5..8 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -137,6 +142,10 @@ impl Random {
             39..41 => Fault::EmptyDisk { node: from },
             41..43 => Fault::CopyDisk { node },
             43 => Fault::OldCopy { node },
+            44..46 if from != to => Fault::Forget { from, to },
+            46 if from != to => Fault::Slow { from, to, bandwidth: bandwidth(dice) },
+            47 if from != to => Fault::Slow { from, to, bandwidth: 0 },
+            48 => Fault::DialStorm,
             _ => {
                 // Damage for good: one node, so that a majority stays.
                 let spent = is_spent(world) || !world.can_lose(down.unwrap_or(node));

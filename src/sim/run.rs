@@ -4,6 +4,7 @@ use super::checks::{Violation, violated};
 use super::dice::Dice;
 use super::linearizability::{self, Call};
 use super::plans::{Adversary, Plan, Random};
+use super::slow::Slow;
 use super::trace::Step;
 use super::world::World;
 use std::any::Any;
@@ -67,7 +68,9 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failed>> {
     let (clients, keys) = (dice.between(2, 5), dice.between(1, 4));
     let plan_dice = dice.split();
     let adversary = dice.chance(1, 2);
-    let mut plan: Box<dyn Plan> = if adversary && nodes > 1 {
+    let mut plan: Box<dyn Plan> = if nodes > 1 && dice.chance(1, 5) {
+        Box::new(Slow::new(plan_dice))
+    } else if adversary && nodes > 1 {
         Box::new(Adversary::new(plan_dice))
     } else {
         Box::new(Random::new(plan_dice))
@@ -98,9 +101,9 @@ fn report(world: &World) -> Report {
     let mut counters = world.counters.clone();
     counters.insert("elections", world.cluster.elections());
     counters.insert("entries committed", world.cluster.committed());
-    counters.insert("messages lost", world.network.lost);
-    counters.insert("messages doubled", world.network.duplicated);
-    counters.insert("messages stopped at a cut", world.network.stopped);
+    for (&name, &times) in &world.network.counters {
+        *counters.entry(name).or_default() += times;
+    }
     for node in world.nodes.values() {
         for (trouble, times) in node.disk.struck() {
             let name = match trouble {

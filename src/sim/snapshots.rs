@@ -52,8 +52,8 @@ impl World {
     fn another(&self, node: NodeId, behind: NodeId) -> NodeId {
         let mut all = self.peers_of(node);
         // All whom it knows in its log may be gone meanwhile.
-        let met = self.nodes.get(&node).and_then(|n| n.up.as_ref()).map(|up| &up.met);
-        all.extend(met.into_iter().flat_map(|met| met.keys()));
+        let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
+        all.extend(up.into_iter().flat_map(|up| up.node.peers().others()));
         all.retain(|id| *id != node);
         all.sort_unstable();
         all.dedup();

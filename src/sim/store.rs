@@ -314,7 +314,7 @@ impl World {
             let up = self.nodes.get(id).and_then(|n| n.up.as_ref());
             let repairs =
                 |up: &super::node::Up| up.applier.is_holding() || up.reader.damage().is_some();
-            up.is_some_and(|up| up.replica.raft().applied_index() < committed || repairs(up))
+            up.is_some_and(|up| up.node.replica().raft().applied_index() < committed || repairs(up))
         };
         if ids.iter().any(behind) {
             return Ok(false);

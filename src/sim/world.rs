@@ -8,7 +8,7 @@ use super::checks::{Cluster, Platter, Violation, violated};
 use super::clients::SimClient;
 use super::dice::Dice;
 use super::faults::Fault;
-use super::links::Reject;
+use super::links::LinkEvent;
 use super::network::{Network, Packet};
 use super::node::{ClientId, SimNode};
 use super::operator::{Changing, OPERATOR, Operator};
@@ -16,10 +16,10 @@ use super::store::empty_model;
 use super::trace::{Step, Trace};
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
-    Answer, Applied, Effects, Input, Promise, Refusal, ReplyTo, Verdict, Work, read_entries,
+    Answer, Applied, Input, NodeEffects, Outgoing, PeerEvent, Refusal, ReplyTo, Verdict, Work,
 };
-use crate::raft::{Configuration, Index, LogRead, Member, NodeId, RoleName};
-use crate::wal::ReadError;
+use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
+use crate::wire::handshake::Lane;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -34,14 +34,10 @@ pub(super) enum Event {
     Applied(Applied<ClientId>),
     Store,
     Fetch { turn: u64 },
-    Dial { to: NodeId, turn: u64 },
-    Dialed { from: NodeId, life: u64, promise: Promise },
-    Rejected { by: NodeId, why: Reject },
-    Pong { by: NodeId, turn: u64 },
-    Arrive { from: NodeId, life: u64, connection: u64, packet: Box<Packet> },
+    Link(LinkEvent),
+    Snapshot { from: NodeId, life: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
-    ReadLog(Box<LogRead>),
     ReadNow { client: ClientId, request: u64, key: Vec<u8> },
     ClientLost { client: ClientId, request: u64 },
     ClientActs { client: ClientId, turn: u64 },
@@ -257,19 +253,8 @@ impl World {
                 Ok(())
             }
             Event::Store => self.store(node),
-            Event::Arrive { from, life, connection, packet } => {
-                self.arrive(node, (from, life), connection, *packet)
-            }
-            Event::Dial { to, turn } => {
-                self.dial(node, to, turn);
-                Ok(())
-            }
-            Event::Dialed { from, life, promise } => self.dialed(node, (from, life), promise),
-            Event::Rejected { by, why } => self.rejected(node, by, why),
-            Event::Pong { by, turn } => {
-                self.pong(node, by, turn);
-                Ok(())
-            }
+            Event::Link(event) => self.on_link(node, event),
+            Event::Snapshot { from, life, packet } => self.passed(node, (from, life), *packet),
             Event::Changing(changing) => {
                 self.changing(changing);
                 Ok(())
@@ -284,10 +269,6 @@ impl World {
             }
             Event::Answer { client, request, answer } => {
                 self.client_answered(node, client, request, *answer);
-                Ok(())
-            }
-            Event::ReadLog(read) => {
-                self.read_log(node, &read);
                 Ok(())
             }
             Event::ReadNow { client, request, key } => self.read_now(node, client, request, &key),
@@ -322,17 +303,20 @@ impl World {
         let all = up.inbox.len();
         let take =
             if self.dice.chance(1, 8) { self.dice.below(all as u64 + 1) as usize } else { all };
-        let mut dialers: Vec<NodeId> = Vec::new();
+        // Who has welcomed this process just now.
+        let mut welcomed_by: Vec<NodeId> = Vec::new();
         for input in up.inbox.drain(..take) {
-            if let Input::PeerDialed { node, .. } = &input {
-                dialers.push(*node);
+            if let Input::Link(PeerEvent::Answered { connection, answer: Ok(welcome) }) = &input
+                && up.dialed.contains_key(connection)
+            {
+                welcomed_by.push(welcome.node);
             }
-            up.replica.handle(input, local_us);
+            up.node.handle(input, local_us);
         }
         let more = !up.inbox.is_empty();
-        up.replica.tick(local_us);
-        let effects = up.replica.effects();
-        let raft = up.replica.raft();
+        up.node.tick(local_us);
+        let effects = up.node.effects(local_us);
+        let raft = up.node.replica().raft();
         let seen = [raft.term(), raft.commit_index(), raft.last_index(), take as u64];
         if let Err(detail) = up.watch.observe(raft) {
             return violated("core invariant", detail);
@@ -344,33 +328,25 @@ impl World {
             self.cluster.elected(raft, &self.platters)?;
         }
         up.led = leads;
-        if let Some(persist) = &effects.persist {
+        if let Some(persist) = &effects.replica.persist {
             self.cluster.persists(raft, persist, &self.platters[&node])?;
         }
         self.cluster.configured(raft)?;
         let platter = &self.platters[&node];
-        for message in &effects.messages {
-            self.cluster.leaves(raft, message, platter)?;
+        for (_, outgoing) in &effects.sends {
+            if let Outgoing::Message(message) = outgoing {
+                self.cluster.leaves(raft, message, platter)?;
+            }
         }
-        if let Some(difference) = &effects.difference {
+        if let Some(difference) = &effects.replica.difference {
             return violated("replicas have equal digests", format!("{difference:?}"));
         }
-        dialers.retain(|id| !up.aside.contains_key(id));
-        dialers.retain(|id| !effects.aside.iter().any(|(aside, _)| aside == id));
         let joint = raft.configuration().is_joint();
         let leaves = joint && !raft.configuration().voters.contains(&node);
-        if let Some((peer, promise)) = effects.aside.iter().find(|(id, _)| !self.is_old_copy(*id)) {
-            let detail = format!("node {node} sets {peer} aside: {promise:?}");
-            return violated("only old copies are set aside", detail);
-        }
-        // Who was removed meanwhile, and not told yet, need not remember anything.
-        let votes = self.cluster.configuration().is_some_and(|c| c.is_voter(node));
-        if let Some(peer) = dialers.into_iter().find(|id| votes && self.is_old_copy(*id)) {
-            return violated("old copies are noticed", format!("node {node} trusts {peer}"));
-        }
+        self.check_old_copy(node, &welcomed_by)?;
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(up) = &mut n.up else { return Ok(()) };
-        let next_local_us = up.replica.next_tick_us();
+        let next_local_us = up.node.next_tick_us();
         let next_us = n.global_us(next_local_us).max(now_us + 1);
         self.note(node, "raft", seen);
         if elected && joint {
@@ -382,20 +358,18 @@ impl World {
         self.count_changes()?;
         let next_us = if more { now_us + 20 } else { next_us };
         self.wake_at(node, life, next_us);
-        self.act(node, effects);
-        Ok(())
+        self.act(node, effects)
     }
 
-    fn act(&mut self, node: NodeId, effects: Effects<ClientId>) {
-        for (peer, _) in &effects.aside {
-            self.set_aside(node, *peer);
+    fn act(&mut self, node: NodeId, effects: NodeEffects<ClientId>) -> Result<(), Violation> {
+        let NodeEffects { links, replica: effects, sends } = effects;
+        self.act_on_links(node, links)?;
+        if effects.configuration.is_some() && !self.is_old_copy(node) {
+            self.switch_off_old_copies();
         }
-        if let Some(configuration) = &effects.configuration {
-            self.reconfigured(node, configuration);
-        }
-        let Some(n) = self.nodes.get_mut(&node) else { return };
-        let life = n.life;
-        let Some(up) = &mut n.up else { return };
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
+            return Ok(());
+        };
         up.to_write.extend(effects.persist);
         up.to_apply.extend(effects.repair.then_some(Work::Hold));
         up.to_apply.extend(effects.flush.then_some(Work::Flush));
@@ -403,42 +377,14 @@ impl World {
         up.to_compact = effects.compact.or(up.to_compact);
         self.start_writing(node);
         self.start_applying(node, 0);
-        for message in effects.messages {
-            self.send(node, message.to, Packet::Message(message));
-        }
-        for read in effects.from_log {
-            let delay_us = self.hop_us();
-            self.schedule(delay_us, node, life, Event::ReadLog(Box::new(read)));
-        }
-        if let Some((index, digest)) = effects.digest {
-            for to in self.peers_of(node) {
-                self.send(node, to, Packet::Digest { index, digest });
-            }
-        }
-        for (to, forward) in effects.forwards {
-            self.count("writes forwarded");
-            self.send(node, to, Packet::Forward(forward));
+        for (connection, outgoing) in sends {
+            self.send_on(node, connection, outgoing);
         }
         self.deliver(node, effects.answers);
         if let Some(offer) = effects.offer {
             self.offered(node, offer);
         }
-    }
-
-    /// The peer sender reads on its own, while the log may change.
-    fn read_log(&mut self, node: NodeId, read: &LogRead) {
-        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return };
-        let (made, told) = read_entries(read, &up.log);
-        self.input(node, Input::EntriesRead(told));
-        match made {
-            Ok(Some(message)) => {
-                self.count("messages read from the log file");
-                self.send(node, message.to, Packet::Message(message));
-            }
-            Ok(None) => {}
-            Err(ReadError::Io { .. }) => self.count("disk error in reading for a peer"),
-            Err(_) => self.count("log changed in reading for a peer"),
-        }
+        Ok(())
     }
 
     pub(super) fn deliver(&mut self, node: NodeId, answers: Vec<(ReplyTo<ClientId>, Answer)>) {
@@ -454,8 +400,10 @@ impl World {
                     self.schedule(delay_us, node, life, Event::Answer { client, request, answer });
                 }
                 ReplyTo::Peer { node: to, id } => {
-                    if let Answer::Write(verdict) = answer {
-                        self.send(node, to, Packet::ForwardAnswer { id, verdict });
+                    let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
+                    let connection = up.and_then(|up| up.node.peers().connection(to, Lane::Bulk));
+                    if let (Answer::Write(verdict), Some(connection)) = (answer, connection) {
+                        self.send_on(node, connection, Outgoing::ForwardAnswer { id, verdict });
                     }
                 }
             }
@@ -612,8 +560,9 @@ impl World {
 
     /// Whether some running node leads and knows what is committed.
     pub(super) fn leader(&self) -> Option<NodeId> {
-        let knows =
-            |n: &SimNode| n.up.as_ref().is_some_and(|up| up.replica.raft().leads_and_knows());
+        let knows = |n: &SimNode| {
+            n.up.as_ref().is_some_and(|up| up.node.replica().raft().leads_and_knows())
+        };
         let leads = |n: &&SimNode| !n.wiped && !n.old_copy && knows(n);
         self.nodes.values().find(leads).map(|n| n.id)
     }
@@ -621,7 +570,7 @@ impl World {
     /// The running node that leads the latest term.
     pub(super) fn newest_leader(&self) -> Option<NodeId> {
         let term = |n: &SimNode| {
-            let raft = n.up.as_ref()?.replica.raft();
+            let raft = n.up.as_ref()?.node.replica().raft();
             (raft.role() == RoleName::Leader).then_some((raft.term(), n.id))
         };
         self.nodes.values().filter_map(term).max().map(|(_, id)| id)

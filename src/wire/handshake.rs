@@ -14,9 +14,17 @@ use std::fmt;
 
 /// The versions of everything inside frames that this build speaks: the lowest and the highest. Two
 /// neighbours in a rolling upgrade speak the highest that both know.
-pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 1);
+pub const PROTOCOL_VERSIONS: (u16, u16) = (1, 2);
+
+/// The lowest version between nodes: in it each says what it remembers of the other. Clients may speak
+/// an earlier one.
+pub const NODE_VERSION_MIN: u16 = 2;
+
+/// From this version on Hello names a lane, and Hello and Welcome carry a [`Remembered`].
+const REMEMBERED_SINCE: u16 = 2;
 
 const _: () = assert!(0 < PROTOCOL_VERSIONS.0 && PROTOCOL_VERSIONS.0 <= PROTOCOL_VERSIONS.1);
+const _: () = assert!(NODE_VERSION_MIN <= PROTOCOL_VERSIONS.1);
 
 /// The highest version in both ranges; else which side is to be upgraded, in words.
 fn common_version(ours: (u16, u16), theirs: (u16, u16)) -> Result<u16, String> {
@@ -40,7 +48,7 @@ fn common_version(ours: (u16, u16), theirs: (u16, u16)) -> Result<u16, String> {
 /// Longest token: a few hundred random bytes are more than enough.
 pub const TOKEN_BYTES_MAX: usize = 1024;
 
-const HELLO_FIXED_BYTES: usize = 1 + 2 + 2 + 1 + 5 * 8 + 4 + 4 + 2 * 8;
+const HELLO_FIXED_BYTES: usize = 1 + 2 + 2 + 1 + 5 * 8 + 4 + 4 + 2 * 8 + 1 + 3 * 8;
 const _: () =
     assert!(HELLO_FIXED_BYTES + ADDRESS_BYTES_MAX + TOKEN_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
 const _: () = assert!(1 + 1 + 4 + MESSAGE_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
@@ -61,6 +69,29 @@ impl Role {
     pub fn is_node(self) -> bool {
         self != Role::Client
     }
+}
+
+/// What a connection between nodes is for. Each carries frames from the dialer, in order; so a frame
+/// never waits for one of the other lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Small frames that must be on time: heartbeats, votes, acknowledgements, read indexes.
+    Control,
+    /// Entries, forwarded writes and the answers to these, of any size.
+    Bulk,
+}
+
+/// What a node remembers of the one that it talks to, for that one to compare with itself: the
+/// greatest term and log index that it was shown to have durably, under an identity. All zero when
+/// it remembers nothing. Said too late it says too little, which harms nobody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Remembered {
+    /// Identity of the data directory that it is about; 0 when nothing is remembered.
+    pub identity: u64,
+    /// The greatest term that it showed.
+    pub term: Term,
+    /// The greatest committed index that it acknowledged.
+    pub index: Index,
 }
 
 /// The dialer's first frame.
@@ -86,10 +117,30 @@ pub struct Hello {
     pub address: String,
     /// The shared secret; empty when there is none.
     pub token: Vec<u8>,
-    /// The dialer's term; 0 for a client.
-    pub term: Term,
-    /// Last index of the dialer's log; 0 for a client.
-    pub last_index: Index,
+    /// What a peer's connection is for; [`Lane::Control`] for others.
+    pub lane: Lane,
+    /// What the dialer remembers of the other side.
+    pub remembered: Remembered,
+}
+
+impl Hello {
+    /// That of a client which demands nothing of the node.
+    pub fn of_client(cluster: u64, token: &[u8]) -> Hello {
+        Hello {
+            version_min: PROTOCOL_VERSIONS.0,
+            version_max: PROTOCOL_VERSIONS.1,
+            role: Role::Client,
+            cluster,
+            from: 0,
+            to: 0,
+            identity: 0,
+            to_identity: 0,
+            address: String::new(),
+            token: token.to_vec(),
+            lane: Lane::Control,
+            remembered: Remembered::default(),
+        }
+    }
 }
 
 /// The token never reaches a log.
@@ -106,8 +157,8 @@ impl fmt::Debug for Hello {
             .field("to_identity", &self.to_identity)
             .field("address", &self.address)
             .field("token_bytes", &self.token.len())
-            .field("term", &self.term)
-            .field("last_index", &self.last_index)
+            .field("lane", &self.lane)
+            .field("remembered", &self.remembered)
             .finish()
     }
 }
@@ -127,6 +178,8 @@ pub struct Welcome {
     pub leader: NodeId,
     /// Where the leader can be reached; empty is unknown.
     pub leader_address: String,
+    /// What the node remembers of the dialer; nothing of a client.
+    pub remembered: Remembered,
 }
 
 /// The answer that closes the connection.
@@ -167,8 +220,6 @@ pub enum RejectCode {
     Malformed,
     /// The dialer was a member, and was removed for ever.
     Removed,
-    /// The dialer's disk is behind what it has promised: an old copy.
-    OldCopy,
     /// A code from a later version; never one of the above.
     Other(u8),
 }
@@ -186,7 +237,6 @@ impl RejectCode {
             RejectCode::NotFormed => 7,
             RejectCode::Malformed => 8,
             RejectCode::Removed => 9,
-            RejectCode::OldCopy => 10,
             RejectCode::Other(number) => number,
         }
     }
@@ -202,7 +252,6 @@ impl RejectCode {
             7 => RejectCode::NotFormed,
             8 => RejectCode::Malformed,
             9 => RejectCode::Removed,
-            10 => RejectCode::OldCopy,
             other => RejectCode::Other(other),
         }
     }
@@ -229,9 +278,27 @@ pub fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
         }
         put_text(out, &hello.address, ADDRESS_BYTES_MAX);
         put_blob(out, &hello.token);
-        out.extend_from_slice(&hello.term.to_le_bytes());
-        out.extend_from_slice(&hello.last_index.to_le_bytes());
+        // Term and last index of the dialer, which version 1 judged by.
+        out.extend_from_slice(&[0; 16]);
+        if hello.version_max >= REMEMBERED_SINCE {
+            out.push(match hello.lane {
+                Lane::Control => 1,
+                Lane::Bulk => 2,
+            });
+            put_remembered(out, &hello.remembered);
+        }
     });
+}
+
+fn put_remembered(out: &mut Vec<u8>, remembered: &Remembered) {
+    for field in [remembered.identity, remembered.term, remembered.index] {
+        out.extend_from_slice(&field.to_le_bytes());
+    }
+}
+
+fn take_remembered(input: &mut Input<'_>) -> Result<Remembered, Malformed> {
+    let mut number = || input.u64("what is remembered");
+    Ok(Remembered { identity: number()?, term: number()?, index: number()? })
 }
 
 /// Reads a hello from a frame's body.
@@ -252,7 +319,7 @@ pub fn take_hello(body: &[u8]) -> Result<Hello, Malformed> {
         _ => return Err(Malformed("role")),
     };
     let mut number = |what| input.u64(what);
-    let hello = Hello {
+    let mut hello = Hello {
         version_min,
         version_max,
         role,
@@ -263,11 +330,20 @@ pub fn take_hello(body: &[u8]) -> Result<Hello, Malformed> {
         to_identity: number("receiver identity")?,
         address: take_text(&mut input, ADDRESS_BYTES_MAX, "address")?,
         token: input.blob("token")?.to_vec(),
-        term: input.u64("sender term")?,
-        last_index: input.u64("sender last index")?,
+        lane: Lane::Control,
+        remembered: Remembered::default(),
     };
     if hello.token.len() > TOKEN_BYTES_MAX {
         return Err(Malformed("token"));
+    }
+    let _ = (input.u64("sender term")?, input.u64("sender last index")?);
+    if version_max >= REMEMBERED_SINCE {
+        hello.lane = match input.u8("lane")? {
+            1 => Lane::Control,
+            2 => Lane::Bulk,
+            _ => return Err(Malformed("lane")),
+        };
+        hello.remembered = take_remembered(&mut input)?;
     }
     // A later version may append fields; an earlier one must still be able to answer.
     if version_max <= PROTOCOL_VERSIONS.1 {
@@ -285,6 +361,9 @@ pub fn put_welcome(out: &mut Vec<u8>, welcome: &Welcome) {
             out.extend_from_slice(&field.to_le_bytes());
         }
         put_text(out, &welcome.leader_address, ADDRESS_BYTES_MAX);
+        if welcome.version >= REMEMBERED_SINCE {
+            put_remembered(out, &welcome.remembered);
+        }
     });
 }
 
@@ -311,6 +390,10 @@ pub fn take_answer(body: &[u8]) -> Result<Result<Welcome, Reject>, Malformed> {
                 identity: number("identity")?,
                 leader: number("leader id")?,
                 leader_address: take_text(&mut input, ADDRESS_BYTES_MAX, "leader address")?,
+                remembered: match version >= REMEMBERED_SINCE {
+                    true => take_remembered(&mut input)?,
+                    false => Remembered::default(),
+                },
             })
         }
         kind::REJECT => Err(Reject {
@@ -341,16 +424,29 @@ pub struct Local<'a> {
 /// The token comes before everything that would tell a stranger about the cluster. Whether a node is a
 /// member, and of the directory that is known, is not decided here.
 pub fn admit(hello: &Hello, local: &Local<'_>) -> Result<u16, Reject> {
+    let version = authenticate(hello, local.token)?;
+    addressed(hello, local).map(|()| version)
+}
+
+/// The first half of [`admit`]: the version to speak with whoever knows the token.
+pub fn authenticate(hello: &Hello, token: &[u8]) -> Result<u16, Reject> {
     let reject = |code, message: String| Err(Reject { code, message });
+    let lowest = if hello.role.is_node() { NODE_VERSION_MIN } else { PROTOCOL_VERSIONS.0 };
     let theirs = (hello.version_min, hello.version_max);
-    let version = match common_version(PROTOCOL_VERSIONS, theirs) {
+    let version = match common_version((lowest, PROTOCOL_VERSIONS.1), theirs) {
         Ok(version) => version,
         Err(message) => return reject(RejectCode::Version, message),
     };
-    if !local.token.is_empty() && !tokens_equal(&hello.token, local.token) {
+    if !token.is_empty() && !tokens_equal(&hello.token, token) {
         let state = if hello.token.is_empty() { "missing" } else { "wrong" };
         return reject(RejectCode::Token, format!("the token is {state}"));
     }
+    Ok(version)
+}
+
+/// The second half of [`admit`]: whether the dialer means this node.
+pub fn addressed(hello: &Hello, local: &Local<'_>) -> Result<(), Reject> {
+    let reject = |code, message: String| Err(Reject { code, message });
     let any_cluster = hello.role == Role::Client && hello.cluster == 0;
     if !any_cluster && hello.cluster != local.cluster {
         return if local.cluster == 0 {
@@ -378,7 +474,7 @@ pub fn admit(hello: &Hello, local: &Local<'_>) -> Result<u16, Reject> {
     if hello.role.is_node() && hello.from != 0 && hello.from == local.node {
         return reject(RejectCode::WrongNode, format!("node {} is this node", hello.from));
     }
-    Ok(version)
+    Ok(())
 }
 
 /// Compares secrets in a time that depends on their lengths only.
@@ -397,20 +493,7 @@ mod tests {
     const LOCAL: Local<'_> = Local { cluster: 77, node: 2, identity: 22, token: b"secret" };
 
     fn client() -> Hello {
-        Hello {
-            version_min: 1,
-            version_max: 1,
-            role: Role::Client,
-            cluster: 0,
-            from: 0,
-            to: 0,
-            identity: 0,
-            to_identity: 0,
-            address: String::new(),
-            token: b"secret".to_vec(),
-            term: 0,
-            last_index: 0,
-        }
+        Hello::of_client(0, b"secret")
     }
 
     fn peer() -> Hello {
@@ -426,11 +509,13 @@ mod tests {
     /// The right client and the right peer are admitted, and each wrong one learns why not.
     #[test]
     fn each_wrong_hello_is_rejected_with_its_code() {
-        assert_eq!(admit(&client(), &LOCAL), Ok(1));
-        assert_eq!(admit(&peer(), &LOCAL), Ok(1));
+        assert_eq!(admit(&client(), &LOCAL), Ok(2));
+        assert_eq!(admit(&peer(), &LOCAL), Ok(2));
+        assert_eq!(admit(&Hello { version_max: 1, ..client() }, &LOCAL), Ok(1));
         let cases = [
             (Hello { cluster: 77, to: 2, to_identity: 22, ..client() }, None),
-            (Hello { version_min: 2, version_max: 3, ..client() }, Some(RejectCode::Version)),
+            (Hello { version_min: 3, version_max: 4, ..client() }, Some(RejectCode::Version)),
+            (Hello { version_max: 1, ..peer() }, Some(RejectCode::Version)),
             (Hello { version_max: 9, ..client() }, None),
             (Hello { token: Vec::new(), ..client() }, Some(RejectCode::Token)),
             (Hello { token: b"secreT".to_vec(), ..peer() }, Some(RejectCode::Token)),
@@ -460,8 +545,8 @@ mod tests {
     fn a_node_in_no_cluster_meets_its_like() {
         let local = Local { cluster: 0, node: 0, identity: 22, token: b"" };
         let like = Hello { cluster: 0, from: 0, to: 0, ..peer() };
-        assert_eq!(admit(&like, &local), Ok(1));
-        assert_eq!(admit(&client(), &local), Ok(1));
+        assert_eq!(admit(&like, &local), Ok(2));
+        assert_eq!(admit(&client(), &local), Ok(2));
         assert_eq!(admit(&peer(), &local).unwrap_err().code, RejectCode::NotFormed);
         assert!(RejectCode::NotFormed.may_pass() && !RejectCode::Token.may_pass());
     }
@@ -495,7 +580,7 @@ mod tests {
     /// answered; one of this version may not.
     #[test]
     fn a_later_hello_can_be_answered() {
-        for (version_max, understood) in [(2, true), (1, false)] {
+        for (version_max, understood) in [(3, true), (2, false), (1, false)] {
             let mut out = Vec::new();
             put_hello(&mut out, &Hello { version_max, ..client() });
             out.extend_from_slice(b"more");

@@ -29,29 +29,46 @@ fn position() -> impl Strategy<Value = u64> {
 
 pub(super) fn hello() -> impl Strategy<Value = Hello> {
     let numbers = [number(), number(), number(), number(), number()];
-    (1u16..=PROTOCOL_VERSIONS.1, any::<bool>(), numbers, text(), bytes()).prop_map(
-        |(version_min, peer, [cluster, from, to, identity, to_identity], address, token)| Hello {
-            version_min,
-            version_max: PROTOCOL_VERSIONS.1,
-            role: if peer { Role::Peer } else { Role::Client },
-            cluster,
-            from,
-            to,
-            identity,
-            to_identity,
-            address,
-            token,
-            term: cluster,
-            last_index: to,
+    let versions = (1u16..=PROTOCOL_VERSIONS.1, 1u16..=PROTOCOL_VERSIONS.1);
+    let rest = (text(), bytes(), any::<bool>(), remembered());
+    (versions, any::<bool>(), numbers, rest).prop_map(
+        |((one, other), peer, numbers, (address, token, bulk, remembered))| {
+            let [cluster, from, to, identity, to_identity] = numbers;
+            let version_max = one.max(other);
+            // Version 1 says nothing of these.
+            let bulk = bulk && version_max > 1;
+            Hello {
+                version_min: one.min(other),
+                version_max,
+                role: if peer { Role::Peer } else { Role::Client },
+                cluster,
+                from,
+                to,
+                identity,
+                to_identity,
+                address,
+                token,
+                lane: if bulk { Lane::Bulk } else { Lane::Control },
+                remembered: if version_max > 1 { remembered } else { Remembered::default() },
+            }
         },
     )
 }
 
+fn remembered() -> impl Strategy<Value = Remembered> {
+    [number(), number(), number()].prop_map(|[identity, term, index]| Remembered {
+        identity,
+        term,
+        index,
+    })
+}
+
 pub(super) fn handshake_answer() -> impl Strategy<Value = Result<Welcome, Reject>> {
     let numbers = [number(), number(), number(), number()];
-    let welcome = (any::<u16>(), numbers, text()).prop_map(
-        |(version, [cluster, node, identity, leader], leader_address)| {
-            Ok(Welcome { version, cluster, node, identity, leader, leader_address })
+    let welcome = (any::<u16>(), numbers, text(), remembered()).prop_map(
+        |(version, [cluster, node, identity, leader], leader_address, remembered)| {
+            let remembered = if version > 1 { remembered } else { Remembered::default() };
+            Ok(Welcome { version, cluster, node, identity, leader, leader_address, remembered })
         },
     );
     let code = prop_oneof![

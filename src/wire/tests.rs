@@ -364,20 +364,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         put(&mut out);
         list.push((name, out));
     };
-    let hello = Hello {
-        version_min: 1,
-        version_max: 1,
-        role: Role::Client,
-        cluster: 0,
-        from: 0,
-        to: 0,
-        identity: 0,
-        to_identity: 0,
-        address: String::new(),
-        token: b"raft".to_vec(),
-        term: 0,
-        last_index: 0,
-    };
+    let hello = Hello { version_max: 1, ..Hello::of_client(0, b"raft") };
     add("hello", &|out| put_hello(out, &hello));
     let welcome = Welcome {
         version: 1,
@@ -386,6 +373,7 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         identity: 0x1122,
         leader: 1,
         leader_address: "127.0.0.1:7101".into(),
+        remembered: Remembered::default(),
     };
     add("welcome", &|out| put_welcome(out, &welcome));
     let reject = Reject { code: RejectCode::Token, message: "the token is wrong".into() };

@@ -8,9 +8,7 @@ use kontiki::client::Connection;
 use kontiki::kv::{Op, Write as KvWrite};
 use kontiki::wire::client::{Answer, Call, Class, NO_REQUEST, Request, put_request, take_response};
 use kontiki::wire::frame::{FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE, put_frame};
-use kontiki::wire::handshake::{
-    Hello, PROTOCOL_VERSIONS, RejectCode, Role, put_hello, take_answer,
-};
+use kontiki::wire::handshake::{Hello, RejectCode, put_hello, take_answer};
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -22,8 +20,11 @@ use std::time::{Duration, Instant};
 
 /// Rounds of all bad inputs, so that memory that is not given back shows.
 const ROUNDS: usize = 20;
+/// Rounds before memory is looked at: the allocator of the system keeps in each of its arenas (eight a
+/// core) what one connection has needed, and threads take arenas in turn.
+const ROUNDS_FIRST: usize = 40;
 /// How much a node may grow meanwhile: buffers of some connections, never what was announced.
-const GROWTH_MAX: u64 = 32 << 20;
+const GROWTH_MAX: u64 = 8 << 20;
 /// One value above the largest, bytes.
 const TOO_LARGE: usize = (1 << 20) + 1;
 
@@ -135,21 +136,7 @@ fn resident(pid: u32) -> Option<u64> {
 
 fn hello() -> Vec<u8> {
     let mut bytes = PREAMBLE.to_vec();
-    let hello = Hello {
-        version_min: PROTOCOL_VERSIONS.0,
-        version_max: PROTOCOL_VERSIONS.1,
-        role: Role::Client,
-        cluster: 0,
-        from: 0,
-        to: 0,
-        identity: 0,
-        to_identity: 0,
-        address: String::new(),
-        token: Vec::new(),
-        term: 0,
-        last_index: 0,
-    };
-    put_hello(&mut bytes, &hello);
+    put_hello(&mut bytes, &Hello::of_client(0, b""));
     bytes
 }
 
@@ -291,9 +278,11 @@ fn bytes_without_meaning_cost_one_connection_and_no_memory() {
         let read = polite.line("GET polite").unwrap();
         assert_eq!(read, Reply::Bulk(n.to_string().into_bytes()));
     };
-    // The first round makes what is made once.
-    let said = all_bad_inputs(address, &mut dice);
-    serve(&mut polite, 0);
+    let mut said = Vec::new();
+    for _ in 0..ROUNDS_FIRST {
+        said = all_bad_inputs(address, &mut dice);
+        serve(&mut polite, 0);
+    }
     let before = resident(cluster.pid(leader));
     for n in 1..=ROUNDS {
         all_bad_inputs(address, &mut dice);

@@ -10,7 +10,9 @@ use crate::wire::client::{
     Response, put_response, take_request,
 };
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
-use crate::wire::handshake::{Local, Welcome, admit, put_reject, put_welcome, take_hello};
+use crate::wire::handshake::{
+    Local, Remembered, Welcome, admit, put_reject, put_welcome, take_hello,
+};
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -319,7 +321,10 @@ impl Shared {
         let (leader, leader_address) = lock(&self.leader).clone().unwrap_or_default();
         let (cluster, node) = (CLUSTER, self.id);
         let identity = self.id;
-        put_welcome(out, &Welcome { version, cluster, node, identity, leader, leader_address });
+        let remembered = Remembered::default();
+        let welcome =
+            Welcome { version, cluster, node, identity, leader, leader_address, remembered };
+        put_welcome(out, &welcome);
         true
     }
 

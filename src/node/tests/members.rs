@@ -182,9 +182,8 @@ fn a_member_moves_to_no_address_of_another() {
     let (mut c, leader) = Cluster::led(3);
     let [one, two] = c.followers(leader)[..] else { panic!("two followers") };
     let dials = |c: &mut Cluster, node, address: &str| {
-        let promise = Promise { term: u64::MAX, index: u64::MAX };
         let (identity, address) = (identity_of(node), address.to_string());
-        c.input(leader, Input::PeerDialed { node, identity, address, promise });
+        c.input(leader, Input::PeerDialed { node, identity, address });
     };
     let address = |c: &Cluster, node| {
         let configuration = c.replica(leader).raft().configuration();
@@ -202,39 +201,6 @@ fn a_member_moves_to_no_address_of_another() {
     dials(&mut c, one, "elsewhere:1");
     c.advance(100_000);
     assert_eq!(address(&c, one), "elsewhere:1");
-}
-
-/// A peer dials with less than it has promised: it is told once, and nothing of it counts any more,
-/// however far it comes since. Another directory in its place is another node.
-#[test]
-fn an_old_copy_of_a_disk_is_set_aside() {
-    let (mut c, leader) = Cluster::led(3);
-    let write = c.write(leader, "k", SOON_US);
-    c.advance(300_000);
-    let revision = c.revision(write);
-    let node = c.followers(leader)[0];
-    let term = c.replica(leader).raft().term();
-    let dials = |c: &mut Cluster, identity, term, index| {
-        let address = format!("host:{node}");
-        let promise = Promise { term, index };
-        let now_us = c.now_us;
-        let replica = &mut c.node(leader).replica;
-        replica.handle(Input::PeerDialed { node, identity, address, promise }, now_us);
-        replica.effects().aside
-    };
-    let own = identity_of(node);
-    assert_eq!(dials(&mut c, own, term, revision), []);
-    let remembered = Promise { term, index: c.replica(leader).raft().commit_index() };
-    assert_eq!(dials(&mut c, own, term, revision - 1), [(node, remembered)]);
-    assert_eq!(dials(&mut c, own, term + 1, revision + 9), [], "it was told");
-    let now_us = c.now_us;
-    let replica = &mut c.node(leader).replica;
-    let body = crate::raft::Body::RequestVote { last_index: 99, last_term: 99, transfer: true };
-    let vote = Message { from: node, to: leader, term: term + 7, body };
-    replica.handle(Input::Peer(vote), now_us);
-    assert_eq!(replica.raft().term(), term, "nothing of it counts");
-    assert!(replica.effects().messages.iter().all(|m| m.to != node), "and it gets nothing");
-    assert_eq!(dials(&mut c, own + 1, term, revision), []);
 }
 
 /// A survivor becomes a cluster of one; the machine stops at any operation on the way, and the same

@@ -1,43 +1,50 @@
-//! What a node is to another one: a member, a stranger under a member's id, one that is gone for ever.
+//! Classifies a peer as member, impostor, newer than us, or removed.
 //!
-//! Decided by the configurations in the log, of which only the first is known to be committed. What
-//! follows may be undone, and what it undoes may come back: a verdict that stops a node for ever, or
-//! lets a disk take the place of another one, has to be right in either case.
+//! The configurations in the log decide, of which only the first is known to be committed. Those
+//! behind it may be undone, and what they undo may come back. A verdict that stops a node for good, or
+//! lets one disk take the place of another, has to be right in either case.
 
 use crate::raft::{Configuration, NodeId, Raft};
 use std::sync::Arc;
 
-/// The configurations that a node goes by or may go by: the latest that is known to be committed, and
-/// those behind it. There is always one.
+/// The latest configuration that is known to be committed, and the later ones in the log. There is
+/// always one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Configurations(Vec<Arc<Configuration>>);
+pub struct ConfigurationHistory(Vec<Arc<Configuration>>);
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// A member, or it may be: no other directory is known under its id for good.
+pub enum PeerStatus {
+    /// A member, or it may be: no other data directory is known for good under its id.
     Member,
-    /// Another directory is known under its id for ever: what this one promises, that one may have
-    /// promised otherwise.
-    Foreign,
-    /// Its id is above all that are known to have been given: it was taken in since. Whoever is behind
-    /// must listen to it, as it may lead, and must be able to answer, or it stays behind for ever.
+    /// Another data directory is known for good under its id. What the peer promises, the member may
+    /// have promised otherwise.
+    Impostor,
+    /// Its id is above all ids that are known to be given, so it joined since. It may lead, and a node
+    /// that is behind catches up only by talking to it.
     Newer,
-    /// It was removed for ever: it may be told so.
+    /// Its removal is committed. It may be told so.
     Removed,
 }
 
-impl Configurations {
+impl ConfigurationHistory {
     /// Those of a node.
-    pub fn of(raft: &Raft) -> Configurations {
+    pub fn of(raft: &Raft) -> ConfigurationHistory {
         let all = raft.open_configurations();
-        Configurations(all.iter().map(|(_, configuration)| Arc::clone(configuration)).collect())
+        ConfigurationHistory(
+            all.iter().map(|(_, configuration)| Arc::clone(configuration)).collect(),
+        )
     }
 
     /// A committed one that is in force.
     #[cfg(test)]
-    pub fn settled(configuration: Arc<Configuration>) -> Configurations {
-        Configurations(vec![configuration])
+    pub fn settled(configuration: Arc<Configuration>) -> ConfigurationHistory {
+        ConfigurationHistory(vec![configuration])
+    }
+
+    /// All of them, ascending.
+    pub(super) fn all(&self) -> &[Arc<Configuration>] {
+        &self.0
     }
 
     /// The one in force.
@@ -64,16 +71,16 @@ impl Configurations {
 
     /// What node `id` of that identity is. Nothing but what is committed removes a node, or gives its
     /// id to somebody else: an entry of a leader that was overtaken may say so.
-    pub fn standing(&self, id: NodeId, identity: u64) -> Standing {
+    pub fn status(&self, id: NodeId, identity: u64) -> PeerStatus {
         let fits = |known: u64| known == 0 || known == identity;
         if self.committed().member(id).is_some() {
-            if fits(self.identity_of(id)) { Standing::Member } else { Standing::Foreign }
+            if fits(self.identity_of(id)) { PeerStatus::Member } else { PeerStatus::Impostor }
         } else if self.in_force().member(id).is_some_and(|m| fits(m.identity)) {
-            Standing::Member
+            PeerStatus::Member
         } else if id > self.committed().last_id {
-            Standing::Newer
+            PeerStatus::Newer
         } else {
-            Standing::Removed
+            PeerStatus::Removed
         }
     }
 
@@ -104,8 +111,8 @@ mod tests {
         Configuration::of_voters(7, (1..=3).map(|id| member(id, identity(id))).collect())
     }
 
-    fn those<const N: usize>(all: [&Configuration; N]) -> Configurations {
-        Configurations(all.map(|c| Arc::new(c.clone())).to_vec())
+    fn those<const N: usize>(all: [&Configuration; N]) -> ConfigurationHistory {
+        ConfigurationHistory(all.map(|c| Arc::new(c.clone())).to_vec())
     }
 
     /// An entry that may yet be undone removes nobody, and gives nobody's id away. (Seed 12946: a node
@@ -115,20 +122,20 @@ mod tests {
     fn only_what_is_committed_is_held_against_a_node() {
         let all = three();
         let without = all.without(2);
-        assert_eq!(those([&all, &without]).standing(2, identity(2)), Standing::Member);
-        assert_eq!(those([&without]).standing(2, identity(2)), Standing::Removed);
+        assert_eq!(those([&all, &without]).status(2, identity(2)), PeerStatus::Member);
+        assert_eq!(those([&without]).status(2, identity(2)), PeerStatus::Removed);
         let now = those([&all]);
-        assert_eq!(now.standing(3, identity(3)), Standing::Member);
-        assert_eq!(now.standing(3, 5), Standing::Foreign);
-        assert_eq!(now.standing(4, 5), Standing::Newer, "it may lead, and this node be far behind");
+        assert_eq!(now.status(3, identity(3)), PeerStatus::Member);
+        assert_eq!(now.status(3, 5), PeerStatus::Impostor);
+        assert_eq!(now.status(4, 5), PeerStatus::Newer, "it may lead, and this node be far behind");
         let given = all.with_learner(6, "host:4");
         let open = those([&all, &given]);
-        assert_eq!(open.standing(4, 5), Standing::Newer, "it may be another one's yet");
-        assert_eq!(open.standing(4, 6), Standing::Member);
+        assert_eq!(open.status(4, 5), PeerStatus::Newer, "it may be another one's yet");
+        assert_eq!(open.status(4, 6), PeerStatus::Member);
         assert_eq!(open.identity_of(4), 0);
-        assert_eq!(those([&given]).standing(4, 5), Standing::Foreign);
+        assert_eq!(those([&given]).status(4, 5), PeerStatus::Impostor);
         let unbound = those([&all.with_learner(0, "host:4")]);
-        assert_eq!(unbound.standing(4, 5), Standing::Member, "nobody is known under it yet");
+        assert_eq!(unbound.status(4, 5), PeerStatus::Member, "nobody is known under it yet");
     }
 
     /// After a power failure nobody knows what is committed until somebody leads. The disk of node 2
@@ -140,12 +147,12 @@ mod tests {
         let first = Configuration::of_voters(7, (1..=3).map(|id| member(id, 0)).collect());
         let bound = three();
         for open in [those([&first, &bound]), those([&first, &bound, &bound.without(2)])] {
-            assert_eq!(open.standing(2, 5), Standing::Foreign);
-            assert_eq!(open.standing(2, identity(2)), Standing::Member);
+            assert_eq!(open.status(2, 5), PeerStatus::Impostor);
+            assert_eq!(open.status(2, identity(2)), PeerStatus::Member);
             assert_eq!(open.identity_of(2), identity(2));
         }
         let beginning = those([&first]);
-        assert_eq!(beginning.standing(2, 5), Standing::Member, "nobody is known");
+        assert_eq!(beginning.status(2, 5), PeerStatus::Member, "nobody is known");
         assert_eq!(beginning.identity_of(2), 0);
     }
 

@@ -1,0 +1,101 @@
+//! Between the words of `node` and the frames of the peer protocol.
+
+use super::ClientHandle;
+use crate::kv::bytes::Input as KvInput;
+use crate::kv::codec::{put_outcome, take_outcome};
+use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
+use crate::node::{Forward, Input, Outgoing, Refusal, Verdict};
+use crate::raft::NodeId;
+use crate::wire::client::Class;
+use crate::wire::peer::{self, ForwardAnswer, ForwardResult, PeerFrame};
+use std::io;
+
+/// A forwarded write is of a client, in the form of the log, which a segment must hold.
+const FORWARD_BYTES_MAX: usize = 2 * MAX_BATCH_BYTES_CEILING;
+
+/// Appends what is sent as a frame; an [`Outgoing::FromLog`] has to be read first.
+pub(super) fn put_outgoing(out: &mut Vec<u8>, outgoing: Outgoing) {
+    match outgoing {
+        Outgoing::Message(message) => peer::put_message(out, &message),
+        Outgoing::FromLog(read) => peer::put_message(out, &read.message),
+        Outgoing::Forward(Forward { id, deadline_ms, command }) => {
+            peer::put_forward(out, &peer::Forward { id, deadline_ms, command })
+        }
+        Outgoing::ForwardAnswer { id, verdict } => {
+            peer::put_forward_answer(out, &ForwardAnswer { id, result: result_of(&verdict) })
+        }
+        Outgoing::Digest { index, digest } => {
+            peer::put_peer_frame(out, &PeerFrame::Digest { index, digest })
+        }
+    };
+}
+
+/// What a frame from node `from` says to node `to`; none for a ping, which is answered.
+///
+/// # Errors
+/// No node that keeps to the protocol sends it.
+pub(super) fn input_of(
+    frame: PeerFrame,
+    from: NodeId,
+    to: NodeId,
+) -> io::Result<Option<Input<ClientHandle>>> {
+    Ok(Some(match frame {
+        PeerFrame::Message(message) => {
+            if message.from != from || message.to != to {
+                let text = "a message that is not between the two ends of the connection";
+                return Err(io::Error::other(text));
+            }
+            Input::Peer(message)
+        }
+        PeerFrame::Forward(peer::Forward { id, deadline_ms, command }) => {
+            if command.len() > FORWARD_BYTES_MAX {
+                return Err(io::Error::other("a forwarded write no client can have made"));
+            }
+            Input::Forwarded { from, forward: Forward { id, deadline_ms, command } }
+        }
+        PeerFrame::ForwardAnswer(answer) => {
+            let verdict = verdict_of(from, answer.result).map_err(io::Error::other)?;
+            Input::ForwardAnswered { from, id: answer.id, verdict }
+        }
+        PeerFrame::Digest { index, digest } => Input::Digest { node: from, index, digest },
+        PeerFrame::Ping => return Ok(None),
+        PeerFrame::Pong { .. } => return Err(io::Error::other("a pong that nobody asked for")),
+    }))
+}
+
+fn result_of(verdict: &Verdict) -> ForwardResult {
+    match verdict {
+        Verdict::Applied(outcome) => {
+            let mut bytes = Vec::new();
+            put_outcome(&mut bytes, outcome);
+            ForwardResult::Applied(bytes)
+        }
+        Verdict::NotApplied(refusal) => {
+            let class = match refusal {
+                Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
+                Refusal::DiskFull { .. } => Class::DiskFull,
+                _ => Class::Unavailable,
+            };
+            ForwardResult::Refused { class, message: refusal.to_string() }
+        }
+        Verdict::Unknown(why) => {
+            ForwardResult::Refused { class: Class::Unknown, message: (*why).to_string() }
+        }
+    }
+}
+
+fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malformed> {
+    Ok(match result {
+        ForwardResult::Applied(bytes) => Verdict::Applied(take_outcome(&mut KvInput(&bytes))?),
+        ForwardResult::Refused { class: Class::Busy, .. } => {
+            Verdict::NotApplied(Refusal::LeaderBusy)
+        }
+        ForwardResult::Refused { class: Class::DiskFull, .. } => {
+            Verdict::NotApplied(Refusal::DiskFull { node: from })
+        }
+        ForwardResult::Refused { class: Class::Unknown, .. } => {
+            Verdict::Unknown("the leader does not know what became of it")
+        }
+        ForwardResult::Refused { .. } => Verdict::NotApplied(Refusal::NotLeader),
+    })
+}

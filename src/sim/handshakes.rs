@@ -1,0 +1,125 @@
+//! What must hold of handshakes, and the byte forms that frames take now and then.
+
+use super::checks::{Violation, violated};
+use super::world::World;
+use crate::node::PeerVerdict;
+use crate::raft::{Message, NodeId};
+use crate::wire::frame::FrameReader;
+use crate::wire::handshake::{self, Hello, RejectCode};
+
+impl World {
+    /// A node lets another one in.
+    pub(super) fn let_in(&mut self, to: NodeId, from: NodeId) -> Result<(), Violation> {
+        let life = self.nodes.get(&from).map_or(0, |n| n.life);
+        self.note(to, "let in", [from, life, 0, 0]);
+        let (Some(dialer), Some(other)) = (self.nodes.get(&from), self.nodes.get(&to)) else {
+            return Ok(());
+        };
+        if dialer.known_to.contains(&to) && !(other.wiped || other.old_copy) {
+            let detail = format!("node {from} is let in by node {to}");
+            return violated("a wiped disk is not let in where the one before is known", detail);
+        }
+        let up = other.up.as_ref();
+        if up.is_some_and(|up| up.node.replica().raft().configuration().member(from).is_none()) {
+            self.count("newer members let in");
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_reject(
+        &mut self,
+        node: NodeId,
+        flow: u64,
+        code: RejectCode,
+    ) -> Result<(), Violation> {
+        let Some(dialer) = self.network.flow(flow).map(|f| f.dialer.0) else { return Ok(()) };
+        self.count(match code {
+            RejectCode::Removed => "rejected: removed",
+            RejectCode::WrongIdentity => "rejected: wrong identity",
+            RejectCode::WrongNode => "rejected: wrong node",
+            RejectCode::TooManyConnections => "rejected: too many connections",
+            _ => "rejected otherwise",
+        });
+        let member = self.cluster.configuration().is_none_or(|c| c.member(dialer).is_some());
+        if code == RejectCode::Removed && member {
+            let detail = format!("node {dialer}, by node {node}");
+            return violated("a removal is told once it is committed", detail);
+        }
+        Ok(())
+    }
+
+    /// A node has come to a verdict about itself.
+    pub(super) fn stopped_by(
+        &mut self,
+        node: NodeId,
+        verdict: PeerVerdict,
+    ) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
+        let detail = format!("node {node}");
+        match verdict {
+            PeerVerdict::Impostor if !n.wiped => {
+                return violated("only a wiped node is stopped", detail);
+            }
+            PeerVerdict::Impostor => self.count("wiped nodes stopped"),
+            PeerVerdict::RolledBack if !n.old_copy => {
+                return violated("only an old copy is stopped", detail);
+            }
+            PeerVerdict::RolledBack => self.count("old copies noticed"),
+            PeerVerdict::Removed
+                if self.cluster.configuration().is_none_or(|c| c.member(node).is_some()) =>
+            {
+                return violated("a removal is told once it is committed", detail);
+            }
+            PeerVerdict::Removed => self.count("removed nodes told"),
+        }
+        if let Some(n) = self.nodes.get_mut(&node) {
+            n.over = true;
+        }
+        self.stop(node, false);
+        Ok(())
+    }
+
+    /// An old copy of a disk stops as soon as a voter has welcomed it: that one remembers more of it.
+    pub(super) fn check_old_copy(&self, node: NodeId, by: &[NodeId]) -> Result<(), Violation> {
+        let votes = |id: &&NodeId| self.cluster.configuration().is_some_and(|c| c.is_voter(**id));
+        let stopped = self.nodes.get(&node).and_then(|n| n.up.as_ref());
+        let stopped = stopped.is_none_or(|up| up.node.peers().is_stopped());
+        match by.iter().find(votes) {
+            Some(by) if self.is_old_copy(node) && !stopped => {
+                violated("old copies are noticed", format!("node {node}, welcomed by {by}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    // ---- byte forms ----
+
+    /// Now and then a message takes the way through its byte form.
+    pub(super) fn over_the_wire(&mut self, message: Message) -> Message {
+        use crate::wire::peer::{PeerFrame, put_message, take_peer_frame};
+        if !self.dice.chance(1, 32) {
+            return message;
+        }
+        let mut bytes = Vec::new();
+        put_message(&mut bytes, &message);
+        let mut reader = FrameReader::new(bytes.len());
+        reader.feed(&bytes);
+        match reader.next_frame().ok().flatten().map(take_peer_frame) {
+            Some(Ok(PeerFrame::Message(decoded))) => decoded,
+            // Shows as a lost message at best; the wire's own tests say more.
+            _ => message,
+        }
+    }
+
+    pub(super) fn hello_over_the_wire(&mut self, hello: Hello) -> Hello {
+        if !self.dice.chance(1, 4) {
+            return hello;
+        }
+        let mut bytes = Vec::new();
+        handshake::put_hello(&mut bytes, &hello);
+        let mut reader = FrameReader::new(bytes.len());
+        reader.feed(&bytes);
+        let taken = reader.next_frame().ok().flatten().map(handshake::take_hello);
+        taken.and_then(Result::ok).unwrap_or(hello)
+    }
+}
