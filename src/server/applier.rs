@@ -1,6 +1,7 @@
 //! The applier's thread, and the way of an answer to whoever waits for it.
 
 use super::logging::info;
+use super::mailbox::DirectWrite;
 use super::peer_out::Command;
 use super::{ApplyQueue, ClientHandle, Shared, fatal, lock, snapshots};
 use crate::kv::{LsmStore, Staged};
@@ -29,7 +30,7 @@ pub(crate) fn run(
             Work::Apply(work) if applier.is_holding() => waiting.push_back(work),
             Work::Apply(work) => match applier.handle(work) {
                 Ok(applied) => {
-                    deliver(shared, applied.answers);
+                    deliver(shared, applied.answers, DirectWrite::write);
                     shared.raft.applied(applied.index, applied.flushed);
                     if let Some((index, digest)) = applied.digest {
                         let node = shared.id;
@@ -74,12 +75,19 @@ pub(crate) fn run(
     }
 }
 
-/// Hands out answers. Whoever is gone is passed over.
-pub(crate) fn deliver(shared: &Shared, answers: Vec<(ReplyTo<ClientHandle>, Answer)>) {
+/// Hands out answers; what is to be written to a client's socket goes to `write`. Whoever is gone is
+/// passed over.
+pub(crate) fn deliver(
+    shared: &Shared,
+    answers: Vec<(ReplyTo<ClientHandle>, Answer)>,
+    mut write: impl FnMut(DirectWrite),
+) {
     for (reply_to, answer) in answers {
         match reply_to {
             ReplyTo::Client { client, request } => {
-                client.0.put(request, answer);
+                if let Some(last) = client.0.put(request, answer) {
+                    write(last);
+                }
             }
             ReplyTo::Peer { node, id } => {
                 let senders = shared.bulk_senders.read().unwrap_or_else(PoisonError::into_inner);

@@ -75,7 +75,10 @@ impl Session {
         let client = ClientHandle(Arc::clone(&self.mailbox));
         if self.shared.raft.submit(Input::Client { client, requests }, writes, reads).is_err() {
             for number in (first..).take(count) {
-                self.mailbox.put(number, Answer::Write(Verdict::Unknown("the node is stopping")));
+                let answer = Answer::Write(Verdict::Unknown("the node is stopping"));
+                if let Some(last) = self.mailbox.put(number, answer) {
+                    last.write();
+                }
             }
         }
     }

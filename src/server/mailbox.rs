@@ -59,32 +59,35 @@ impl Mailbox {
         state.direct = direct;
     }
 
-    /// Brings the answer to one request. An answer that nobody waits for is passed over.
-    pub(crate) fn put(self: &Arc<Self>, number: u64, answer: Answer) {
+    /// Brings the answer to one request; gives what is to be written now, if it was the last one and is to
+    /// be written directly. An answer that nobody waits for is passed over.
+    #[must_use]
+    pub(crate) fn put(self: &Arc<Self>, number: u64, answer: Answer) -> Option<DirectWrite> {
         let mut state = self.lock();
-        let at = number.checked_sub(state.first).and_then(|at| usize::try_from(at).ok());
-        let Some(slot) = at.and_then(|at| state.answers.get_mut(at)) else { return };
-        if slot.replace(answer).is_some() {
-            return;
+        let at = number.checked_sub(state.first).and_then(|at| usize::try_from(at).ok())?;
+        if state.answers.get_mut(at)?.replace(answer).is_some() {
+            return None;
         }
         state.missing -= 1;
         if state.missing > 0 {
-            return;
+            return None;
         }
         let Some((stream, encode)) = state.direct.take() else {
             drop(state);
             self.settled.notify_one();
-            return;
+            return None;
         };
         state.writing = true;
         let answers = state.answers.drain(..).flatten().collect();
-        let slow = state.slow || !FAILED_WRITE_TAKES_NOTHING;
-        drop(state);
-        let bytes = encode(answers);
-        let written = if slow { Ok(0) } else { write_once(&stream, &bytes) };
+        Some(DirectWrite { mailbox: Arc::clone(self), stream, encode, answers })
+    }
+
+    fn write(self: &Arc<Self>, stream: &Arc<TcpStream>, bytes: Vec<u8>) {
+        let slow = self.lock().slow || !FAILED_WRITE_TAKES_NOTHING;
+        let written = if slow { Ok(0) } else { write_once(stream, &bytes) };
         match written {
             Ok(n) if n == bytes.len() => self.written(),
-            Ok(n) => self.write_rest(&stream, bytes, n),
+            Ok(n) => self.write_rest(stream, bytes, n),
             // The connection's thread finds out by itself.
             Err(_) => self.written(),
         }
@@ -123,6 +126,23 @@ impl Mailbox {
     }
 }
 
+/// A whole set of answers, to be written to the client's socket by a thread that may touch it. The
+/// connection waits until that is done.
+pub(crate) struct DirectWrite {
+    mailbox: Arc<Mailbox>,
+    stream: Arc<TcpStream>,
+    encode: Encode,
+    answers: Vec<Answer>,
+}
+
+impl DirectWrite {
+    /// Writes them. A client that does not take them costs one [`super::sockets::PATIENCE`], once.
+    pub(crate) fn write(self) {
+        let bytes = (self.encode)(self.answers);
+        self.mailbox.write(&self.stream, bytes);
+    }
+}
+
 /// Writes what the socket takes within its send timeout: all, some or nothing.
 fn write_once(mut stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
     loop {
@@ -151,6 +171,13 @@ mod tests {
         Answer::Write(Verdict::NotApplied(Refusal::Busy { bytes_max }))
     }
 
+    /// Brings an answer, and writes what is then to be written.
+    fn put(mailbox: &Arc<Mailbox>, number: u64) {
+        if let Some(write) = mailbox.put(number, answer(number)) {
+            write.write();
+        }
+    }
+
     fn number_of(answer: &Answer) -> u64 {
         match answer {
             Answer::Write(Verdict::NotApplied(Refusal::Busy { bytes_max })) => *bytes_max as u64,
@@ -165,7 +192,7 @@ mod tests {
             let mailbox = Arc::clone(mailbox);
             thread::spawn(move || {
                 while let Ok(number) = numbers.recv() {
-                    mailbox.put(number, answer(number));
+                    put(&mailbox, number);
                 }
             });
             sender
@@ -246,7 +273,7 @@ mod tests {
         let size = 32 << 20;
         let big: Encode = Box::new(move |_| vec![b'x'; size]);
         mailbox.open(0, 1, Some((Arc::clone(&ours), big)));
-        mailbox.put(0, answer(0));
+        put(&mailbox, 0);
         assert!(mailbox.lock().writing && mailbox.lock().slow, "the answerer has gone on");
         let client = thread::spawn(move || {
             let (mut total, mut last) = (0, 0);
@@ -260,9 +287,27 @@ mod tests {
         mailbox.wait();
         let small: Encode = Box::new(|_| b"y".to_vec());
         mailbox.open(1, 1, Some((Arc::clone(&ours), small)));
-        mailbox.put(1, answer(1));
+        put(&mailbox, 1);
         mailbox.wait();
         ours.shutdown(Shutdown::Write).unwrap();
         assert_eq!(client.join().unwrap(), (size + 1, b'y'));
+    }
+
+    /// The raft loop brings the last answer: nothing is written until a thread that may touch the socket
+    /// does it, and the connection waits so long.
+    #[test]
+    fn bringing_an_answer_touches_no_socket() {
+        let (ours, theirs) = socket_pair();
+        let mailbox: Arc<Mailbox> = Arc::default();
+        let encode: Encode = Box::new(|answers| vec![b'x'; answers.len()]);
+        mailbox.open(0, 2, Some((Arc::new(ours), encode)));
+        assert!(mailbox.put(1, answer(1)).is_none(), "one is missing");
+        let last = mailbox.put(0, answer(0)).expect("the last one");
+        theirs.set_nonblocking(true).unwrap();
+        assert!(is_timeout(&read(&theirs, &mut [0; 4]).unwrap_err()), "nothing is written yet");
+        theirs.set_nonblocking(false).unwrap();
+        last.write();
+        assert!(mailbox.wait().is_empty());
+        assert_eq!(read(&theirs, &mut [0; 4]).unwrap(), 2);
     }
 }

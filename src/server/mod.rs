@@ -10,6 +10,7 @@
 //! | spare maker | `log_writer`                      | spares to make                                                        |
 //! | peer sender | `peer_out` `peer_pump`            | `Command`, of one dialed connection                                   |
 //! | probe       | `connections`                     | none: it asks who is at an address, and ends                          |
+//! | answers     | `raft_loop`                       | refusals of the raft loop, to be written to sockets                   |
 //! | applier     | `applier`                         | `Apply`                                                               |
 //! | snapshot    | `snapshots`                       | a connection of its own, while one is fetched                         |
 //! | store       | `lsm::Worker::run`                | a bell: something to flush or to compact                              |

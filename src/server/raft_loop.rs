@@ -5,13 +5,15 @@ use super::connections::Connections;
 use super::inbox::RaftEvents;
 use super::log_writer::LogWork;
 use super::logging::{Level, info, log};
+use super::mailbox::DirectWrite;
 use super::view::ClusterView;
-use super::{ApplyQueue, ClientHandle, Shared, snapshots};
+use super::{ApplyQueue, ClientHandle, Shared, fatal, snapshots};
 use crate::node::{Difference, Effects, Input, Node, NodeEffects, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Sender, channel};
+use std::thread;
 use std::time::Duration;
 
 pub(crate) fn run(
@@ -22,6 +24,7 @@ pub(crate) fn run(
     shared: &Arc<Shared>,
 ) {
     let mut connections = Connections::new(Arc::clone(shared));
+    let answers = start_answers();
     let mut view = shared.view();
     // Something has happened on a connection.
     let mut linked = true;
@@ -32,7 +35,7 @@ pub(crate) fn run(
             linked = false;
         }
         links.into_iter().for_each(|effect| connections.act(effect));
-        act(replica, log_writer, applier, shared);
+        act(replica, log_writer, applier, &answers, shared);
         for (connection, outgoing) in sends {
             connections.transmit(connection, outgoing);
         }
@@ -51,6 +54,17 @@ pub(crate) fn run(
         }
         node.tick(shared.clock.now_us());
     }
+}
+
+/// Starts the thread that writes the answers of the raft loop to sockets: refusals, mostly. A client that
+/// takes nothing must not hold up the loop.
+fn start_answers() -> Sender<DirectWrite> {
+    let (answers, inbox) = channel::<DirectWrite>();
+    let body = move || inbox.into_iter().for_each(DirectWrite::write);
+    if let Err(e) = thread::Builder::new().name("answers".into()).spawn(body) {
+        fatal(format_args!("cannot start a thread: {e}"));
+    }
+    answers
 }
 
 /// Shows the other threads what the node goes by, if that is news.
@@ -85,6 +99,7 @@ fn act(
     effects: Effects<ClientHandle>,
     log_writer: &Sender<LogWork>,
     applier: &ApplyQueue,
+    answers: &Sender<DirectWrite>,
     shared: &Arc<Shared>,
 ) {
     if let Some(difference) = &effects.difference {
@@ -109,7 +124,7 @@ fn act(
     if let Some(offer) = effects.offer {
         snapshots::offered(shared, offer, applier);
     }
-    deliver(shared, effects.answers);
+    deliver(shared, effects.answers, |write| drop(answers.send(write)));
     if let Some((term, role, leader)) = effects.role {
         match (role, leader) {
             (RoleName::Leader, _) => info!("leads the cluster term={term}"),
