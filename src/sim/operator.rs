@@ -515,7 +515,7 @@ impl World {
     /// no vote.
     pub(super) fn unsettled(&self) -> Option<String> {
         if !self.operator.is_idle() {
-            return Some(format!("open: {:?}", self.operator));
+            return Some("a change is asked for".to_string());
         }
         let configuration = self.cluster.configuration()?;
         let settles = self.nodes.values().filter(|n| self.counts(n)).all(|n| {

@@ -52,7 +52,8 @@ struct Scheduled {
     order: u64,
     node: NodeId,
     life: u64,
-    event: Event,
+    /// Elsewhere, since the queue moves its items about.
+    event: Box<Event>,
 }
 
 impl PartialEq for Scheduled {
@@ -162,6 +163,7 @@ impl World {
         self.order += 1;
         let at_us = self.now_us + delay_us;
         let order = self.order;
+        let event = Box::new(event);
         self.queue.push(Reverse(Scheduled { at_us, order, node, life, event }));
     }
 
@@ -220,14 +222,14 @@ impl World {
                 // A stopped process does everything later, in the order it came; only whether its
                 // timers or its messages are first is anybody's guess.
                 let mut delay_us = n.paused_until_us - self.now_us;
-                if matches!(event, Event::Wake) && self.dice.chance(1, 2) {
+                if matches!(*event, Event::Wake) && self.dice.chance(1, 2) {
                     delay_us += self.dice.between(1, 300);
                 }
-                self.schedule(delay_us, node, life, event);
+                self.schedule(delay_us, node, life, *event);
                 return Ok(true);
             }
         }
-        self.handle(node, event)?;
+        self.handle(node, *event)?;
         Ok(true)
     }
 

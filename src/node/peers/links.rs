@@ -179,15 +179,17 @@ impl Links {
             self.probe_at_us = now_us + self.probe_pause_us;
             self.probe_pause_us = (2 * self.probe_pause_us).min(PROBE_PAUSE_US.1);
         }
-        let all = self.links.keys().copied();
-        all.filter(|link| self.dials_at(*link, raft).is_some_and(|at| now_us >= at)).collect()
+        let due = |(key, link)| self.dials_at(key, link, raft).is_some_and(|at| now_us >= at);
+        self.links.iter().filter(|(key, link)| due((**key, link))).map(|(key, _)| *key).collect()
     }
 
     /// When a link is dialed next, if that is a matter of time. While nobody leads no pause is longer
     /// than half an election timeout: who comes back then is needed. Bulk waits for the small frames,
     /// which find out whether the peer is there.
-    fn dials_at(&self, (node, lane): (NodeId, Lane), raft: &Raft) -> Option<u64> {
-        let link = self.links.get(&(node, lane)).filter(|link| link.waits())?;
+    fn dials_at(&self, (node, lane): (NodeId, Lane), link: &Link, raft: &Raft) -> Option<u64> {
+        if !link.waits() {
+            return None;
+        }
         if lane == Lane::Bulk && self.open(node, Lane::Control).is_none() {
             return None;
         }
@@ -362,7 +364,7 @@ impl Links {
 
     /// When [`Links::due`] may find something.
     pub(super) fn next_us(&self, raft: &Raft) -> u64 {
-        let dials = self.links.keys().filter_map(|link| self.dials_at(*link, raft));
+        let dials = self.links.iter().filter_map(|(key, link)| self.dials_at(*key, link, raft));
         let bound_us = SILENT_HEARTBEATS * self.heartbeat_us;
         let expected = self
             .heard
