@@ -344,6 +344,7 @@ impl<C: Clone> Membership<C> {
         answers: &mut Vec<(ReplyTo<C>, Answer)>,
     ) {
         self.begin(raft, now_us, answers);
+        self.forget_strangers(raft.configuration());
         self.waiting.retain_mut(|waiting| {
             let Some(fate) = fate(raft, waiting) else { return true };
             let result = fate.map(|()| waiting.id);
@@ -357,6 +358,15 @@ impl<C: Clone> Membership<C> {
             let _ = raft.propose_configuration(target);
         } else {
             self.promote(raft, now_us);
+        }
+    }
+
+    /// What was learned of nodes that are no members is kept for those that may become members soon: the
+    /// next ids, as many as there may be.
+    fn forget_strangers(&mut self, now: &Configuration) {
+        if self.known.len() > 2 * MEMBERS_MAX {
+            let soon = now.last_id..=now.last_id + MEMBERS_MAX as NodeId;
+            self.known.retain(|id, _| now.member(*id).is_some() || soon.contains(id));
         }
     }
 
@@ -620,4 +630,24 @@ fn has_quorum(
     }
     let reachable = target.voters.iter().filter(|&&id| reaches(id)).count();
     if known { Err(refused(target.voters.len(), reachable)) } else { Ok(false) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nodes of any id dial, one after the other. What was learned of members stays, and of those that may
+    /// be members soon; the rest is forgotten.
+    #[test]
+    fn what_is_learned_of_strangers_is_bounded() {
+        let member = |id| Member { id, identity: 0, address: format!("host:{id}") };
+        let now = Configuration::of_voters(7, (1..=3).map(member).collect());
+        let mut membership: Membership<u64> = Membership::new(1, 11, None);
+        for id in (2..=500).rev() {
+            membership.met(id, 10 + id, None);
+            membership.forget_strangers(&now);
+            assert!(membership.known.len() <= 2 * MEMBERS_MAX, "{}", membership.known.len());
+        }
+        assert!((1..=4).all(|id| membership.known[&id].identity == 10 + id));
+    }
 }

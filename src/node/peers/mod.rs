@@ -374,6 +374,7 @@ impl Peers {
             Lane::Bulk => self.told.push(Told::FlowLost { node }),
             Lane::Control => {
                 if !self.history.is_member(node) {
+                    self.memory.forget(node);
                     self.said.remove(&node);
                     self.follow_links();
                 }

@@ -72,6 +72,17 @@ impl Memory {
         }
     }
 
+    /// Forgets a node.
+    pub(super) fn forget(&mut self, node: NodeId) {
+        self.0.remove(&node);
+    }
+
+    /// How many nodes something is remembered of.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Forgets all nodes but these.
     pub(super) fn retain(&mut self, stays: impl Fn(NodeId) -> bool) {
         self.0.retain(|id, _| stays(*id));

@@ -309,6 +309,12 @@ fn newcomers_and_connections_are_bounded() {
     assert_eq!(f.peers.others().len(), 2 + NEWCOMERS_MAX);
     f.event(PeerEvent::AcceptedClosed { connection: 4 });
     assert!(f.accept(901, hello(901)).is_ok());
+    for id in 10_000..10_100 {
+        f.event(PeerEvent::AcceptedClosed { connection: id - 1 });
+        f.event(PeerEvent::AcceptedClosed { connection: 901 });
+        assert!(f.accept(id, hello(id)).is_ok());
+    }
+    assert!(f.peers.memory.len() <= NEWCOMERS_MAX, "who is gone is forgotten");
     assert!(!f.peers.others().contains(&4));
     for connection in 1000..1000 + ACCEPTED_MAX as u64 {
         assert!(f.accept(connection, hello(2)).is_ok());
