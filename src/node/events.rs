@@ -1,6 +1,8 @@
 //! What goes into a replica and what comes out: inputs, effects, and what is worth waking for.
 
+use super::admin::AdminForward;
 use super::digests::Difference;
+use super::membership::ChangeRefused;
 use super::peers::PeerEvent;
 use super::words::{Answer, Forward, ReplyTo, Request, Verdict};
 use crate::raft::{
@@ -37,10 +39,26 @@ pub enum Input<C> {
         /// What became of it.
         verdict: Verdict,
     },
-    /// A forwarded write never left this node.
+    /// What was forwarded, a write or what an operator asked, never left this node.
     ForwardUnsent {
         /// This node's number for it.
         id: u64,
+    },
+    /// A follower passes on what an operator asked of it.
+    AdminForwarded {
+        /// The follower.
+        from: NodeId,
+        /// What is asked.
+        forward: AdminForward,
+    },
+    /// The leader answers such a request.
+    AdminAnswered {
+        /// Who says so.
+        from: NodeId,
+        /// This node's number for it.
+        id: u64,
+        /// The answer.
+        result: Result<NodeId, ChangeRefused>,
     },
     /// Something happened on a connection with another node: for [`super::Peers`].
     Link(PeerEvent),
@@ -152,6 +170,8 @@ pub struct Effects<C> {
     pub offer: Option<Offer>,
     /// For the leader.
     pub forwards: Vec<(NodeId, Forward)>,
+    /// For the leader: what operators ask of it.
+    pub admin: Vec<(NodeId, AdminForward)>,
     /// For all other members: this node's digest at an index.
     pub digest: Option<(Index, u32)>,
     /// Replicas differ, which must never be: for a person to hear of.
@@ -176,6 +196,7 @@ impl<C> Default for Effects<C> {
             compact: None,
             offer: None,
             forwards: Vec::new(),
+            admin: Vec::new(),
             digest: None,
             difference: None,
             answers: Vec::new(),

@@ -7,7 +7,7 @@
 //! - promotes learners that have caught up (thesis 4.2.1), in one step with the removal of the member
 //!   that a learner replaces, so that there are never fewer healthy voters than before.
 //!
-//! Everything here is asked of a leader; elsewhere the answer is who leads. Left out: reaching a new
+//! Everything here is asked of a leader; a follower passes on what it is asked (`admin.rs`). Left out: reaching a new
 //! node at all, which is the business of whoever owns sockets.
 
 use super::words::{Answer, ReplyTo};
@@ -153,6 +153,15 @@ pub enum ChangeRefused {
     Overwritten,
     /// It was begun and not completed in time: it may yet be.
     Unknown,
+    /// The leader was asked, through a follower, and has not answered: it may be done.
+    NoAnswer,
+    /// The leader refused what was asked through a follower.
+    Declined {
+        /// It may be asked again; else it cannot be done as it was asked.
+        again: bool,
+        /// The leader's reason.
+        why: String,
+    },
 }
 
 impl fmt::Display for ChangeRefused {
@@ -227,6 +236,11 @@ impl fmt::Display for ChangeRefused {
             ChangeRefused::Unknown => f.write_str(
                 "it was begun and not completed in time; `members` shows what became of it",
             ),
+            ChangeRefused::NoAnswer => f.write_str(
+                "the leader was asked and has not answered: it may be done or not; `status` and \
+                 `members` show it",
+            ),
+            ChangeRefused::Declined { why, .. } => f.write_str(why),
         }
     }
 }

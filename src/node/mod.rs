@@ -17,6 +17,7 @@
 //! Nothing here looks inside. Dialects and frames are not known here: a client's request arrives
 //! as an encoded command or as the wish to read, and leaves as a [`Verdict`].
 
+mod admin;
 mod applier;
 mod boot;
 mod compaction;
@@ -26,7 +27,9 @@ mod flushes;
 mod link;
 mod membership;
 mod peers;
+mod proposals;
 mod raft_loop;
+mod reads;
 mod recover;
 mod replica;
 mod snapshot;
@@ -36,6 +39,7 @@ mod words;
 #[cfg(test)]
 mod tests;
 
+pub use admin::{Admin, AdminForward};
 pub use applier::{Applied, Applier, ApplyError, Work, apply_entries, mark_of};
 pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
 pub use digests::Difference;

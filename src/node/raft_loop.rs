@@ -7,10 +7,12 @@
 //!
 //! Once the node has come to a verdict about itself ([`PeerEffect::Stop`]) nothing leaves it any more.
 
+use super::admin::AdminForward;
 use super::events::{Effects, Input, Wants};
+use super::membership::ChangeRefused;
 use super::peers::{ConnectionId, PeerEffect, Peers, PeersOptions, Told};
 use super::replica::Replica;
-use super::words::{Forward, Verdict};
+use super::words::{Answer, Forward, Verdict};
 use crate::raft::{Body, Index, LogRead, Message, NodeId};
 use crate::wire::handshake::Lane;
 
@@ -30,6 +32,15 @@ pub enum Outgoing {
         /// What became of it.
         verdict: Verdict,
     },
+    /// What an operator asks, for the leader.
+    Admin(AdminForward),
+    /// What became of such a request that the peer has passed on.
+    AdminAnswer {
+        /// The peer's number for it.
+        id: u64,
+        /// The answer.
+        result: Result<NodeId, ChangeRefused>,
+    },
     /// This node's digest at an index.
     Digest {
         /// The index.
@@ -40,13 +51,36 @@ pub enum Outgoing {
 }
 
 impl Outgoing {
+    /// The answer to what a peer has forwarded.
+    pub fn answer(id: u64, answer: Answer) -> Option<Outgoing> {
+        match answer {
+            Answer::Write(verdict) => Some(Outgoing::ForwardAnswer { id, verdict }),
+            Answer::Transfer(result) | Answer::Changed(result) => {
+                Some(Outgoing::AdminAnswer { id, result })
+            }
+            // Peers ask for nothing else.
+            Answer::Read(_) | Answer::Status(_) | Answer::Flushed(_) => None,
+        }
+    }
+
+    /// This node's number of what is forwarded: it is given back when it was not sent.
+    pub fn forward_id(&self) -> Option<u64> {
+        match self {
+            Outgoing::Forward(forward) => Some(forward.id),
+            Outgoing::Admin(forward) => Some(forward.id),
+            _ => None,
+        }
+    }
+
     /// The lane that it travels on: nothing that must be on time waits behind something large.
     pub fn lane(&self) -> Lane {
         match self {
             Outgoing::Message(Message { body: Body::AppendEntries { .. }, .. })
             | Outgoing::FromLog(_)
             | Outgoing::Forward(_)
-            | Outgoing::ForwardAnswer { .. } => Lane::Bulk,
+            | Outgoing::ForwardAnswer { .. }
+            | Outgoing::Admin(_)
+            | Outgoing::AdminAnswer { .. } => Lane::Bulk,
             Outgoing::Message(_) | Outgoing::Digest { .. } => Lane::Control,
         }
     }
@@ -168,6 +202,12 @@ impl<C: Clone> Node<C> {
         for (to, forward) in std::mem::take(&mut replica.forwards) {
             let id = forward.id;
             if !send(to, Outgoing::Forward(forward)) {
+                unsent.push(id);
+            }
+        }
+        for (to, forward) in std::mem::take(&mut replica.admin) {
+            let id = forward.id;
+            if !send(to, Outgoing::Admin(forward)) {
                 unsent.push(id);
             }
         }

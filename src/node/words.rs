@@ -16,7 +16,7 @@ pub enum ReplyTo<C> {
         /// Its number for the request.
         request: u64,
     },
-    /// A follower that forwarded a client's write.
+    /// A follower that forwarded what a client asked of it.
     Peer {
         /// The follower.
         node: NodeId,
@@ -118,7 +118,7 @@ pub enum Answer {
     /// To [`Request::Status`].
     Status(Box<Status>),
     /// To [`Request::Transfer`]: who takes over, or why nobody does.
-    Transfer(Result<NodeId, crate::raft::NotProposed>),
+    Transfer(Result<NodeId, ChangeRefused>),
     /// To [`Request::Change`], once it is complete: the member it is about, or why not.
     Changed(Result<NodeId, ChangeRefused>),
     /// To [`Request::Flush`]: up to which index the store holds everything durably, or why that

@@ -153,6 +153,11 @@ impl Raft {
         self.options.seed
     }
 
+    /// The latest time that it was told, in microseconds.
+    pub fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
     /// The present term.
     pub fn term(&self) -> Term {
         self.hard.term

@@ -90,10 +90,10 @@ pub(crate) fn deliver(
                 }
             }
             ReplyTo::Peer { node, id } => {
+                let Some(outgoing) = Outgoing::answer(id, answer) else { continue };
                 let senders = shared.bulk_senders.read().unwrap_or_else(PoisonError::into_inner);
-                if let (Some((_, sender)), Answer::Write(verdict)) = (senders.get(&node), answer) {
-                    let answer = Outgoing::ForwardAnswer { id, verdict };
-                    let _ = sender.send(Command::Send(answer));
+                if let Some((_, sender)) = senders.get(&node) {
+                    let _ = sender.send(Command::Send(outgoing));
                 }
             }
         }

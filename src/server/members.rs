@@ -5,7 +5,7 @@ use super::Shared;
 use super::connection::failure;
 use super::native::class_of;
 use crate::client::{Cause, Connection};
-use crate::node::{Change, ChangeRefused};
+use crate::node::{Admin, Change, ChangeRefused};
 use crate::raft::NodeId;
 use crate::wire::ADDRESS_BYTES_MAX;
 use crate::wire::client::{Answer as Reply, Call, Class, Failure, Joined};
@@ -21,26 +21,72 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 /// # Errors
 /// The address is none, or a node of another cluster answers there.
 pub(super) fn change_of(shared: &Shared, call: Call) -> Result<Change, Failure> {
-    let change = match call {
-        Call::Promote { id, force } => Change::Promote { id, force },
-        Call::Remove { id, force } => Change::Remove { id, force },
-        Call::Replace { old, address } => Change::Replace { old, address },
-        Call::Join { address, identity } => Change::Join { address, identity },
-        _ => return Err(failure(Class::Invalid, "no change of the members".to_string())),
+    let invalid = |why: String| failure(Class::Invalid, why);
+    let Admin::Change(change) = admin_of(call).map_err(invalid)? else {
+        return Err(invalid("no change of the members".to_string()));
     };
     if let Change::Join { address, .. } | Change::Replace { address, .. } = &change {
-        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
-        let port = port.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|&port| port > 0);
-        if port.is_none() || address.len() > ADDRESS_BYTES_MAX {
-            let message = format!("'{address}' is not of the form HOST:PORT");
-            return Err(failure(Class::Invalid, message));
-        }
         let asked_itself = matches!(change, Change::Join { identity, .. } if identity != 0);
         if !asked_itself && let Some(message) = foreign(shared, address) {
             return Err(failure(Class::Invalid, message));
         }
     }
     Ok(change)
+}
+
+/// What a call asks of the leader, also one that a follower passes on.
+///
+/// # Errors
+/// It is nothing of that kind, or its address is none.
+pub(super) fn admin_of(call: Call) -> Result<Admin, String> {
+    let admin = match call {
+        Call::Transfer { to } => Admin::Transfer(to),
+        Call::Promote { id, force } => Admin::Change(Change::Promote { id, force }),
+        Call::Remove { id, force } => Admin::Change(Change::Remove { id, force }),
+        Call::Replace { old, address } => Admin::Change(Change::Replace { old, address }),
+        Call::Join { address, identity } => Admin::Change(Change::Join { address, identity }),
+        _ => return Err("no change of the members".to_string()),
+    };
+    if let Admin::Change(Change::Join { address, .. } | Change::Replace { address, .. }) = &admin {
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let port = port.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|&port| port > 0);
+        if port.is_none() || address.len() > ADDRESS_BYTES_MAX {
+            return Err(format!("'{address}' is not of the form HOST:PORT"));
+        }
+    }
+    Ok(admin)
+}
+
+/// The call that asks for it.
+pub(super) fn call_of(admin: Admin) -> Call {
+    match admin {
+        Admin::Transfer(to) => Call::Transfer { to },
+        Admin::Change(Change::Promote { id, force }) => Call::Promote { id, force },
+        Admin::Change(Change::Remove { id, force }) => Call::Remove { id, force },
+        Admin::Change(Change::Replace { old, address }) => Call::Replace { old, address },
+        Admin::Change(Change::Join { address, identity }) => Call::Join { address, identity },
+    }
+}
+
+/// What may be concluded from a refusal.
+pub(super) fn class_of_refusal(why: &ChangeRefused) -> Class {
+    match why {
+        ChangeRefused::NotProposed(why) => class_of(*why),
+        ChangeRefused::HandsOver { .. }
+        | ChangeRefused::Overwritten
+        | ChangeRefused::Declined { again: true, .. } => Class::Unavailable,
+        ChangeRefused::Unknown | ChangeRefused::NoAnswer => Class::Unknown,
+        _ => Class::Invalid,
+    }
+}
+
+/// What the leader says to a follower, in the follower's words.
+pub(super) fn refusal_of(class: Class, why: String) -> ChangeRefused {
+    match class {
+        Class::Unknown => ChangeRefused::NoAnswer,
+        Class::Busy | Class::Unavailable => ChangeRefused::Declined { again: true, why },
+        _ => ChangeRefused::Declined { again: false, why },
+    }
 }
 
 /// Whether a node of another cluster answers there, in words.
@@ -68,12 +114,7 @@ pub(super) fn reply_of(
         }
         Ok(id) => Ok(Reply::Changed { id }),
         Err(why) => {
-            let class = match why {
-                ChangeRefused::NotProposed(why) => class_of(why),
-                ChangeRefused::HandsOver { .. } | ChangeRefused::Overwritten => Class::Unavailable,
-                ChangeRefused::Unknown => Class::Unknown,
-                _ => Class::Invalid,
-            };
+            let class = class_of_refusal(&why);
             let leader = match why {
                 ChangeRefused::HandsOver { to } => {
                     shared.configuration().member(to).map(|m| (m.id, m.address.clone()))

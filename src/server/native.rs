@@ -372,7 +372,9 @@ fn reply_of(session: &Session, asked: &Asked, answer: Answer) -> Result<Reply, F
             members::reply_of(&session.shared, matches!(asked, Asked::Join), result)
         }
         Answer::Transfer(Ok(_)) => Ok(Reply::Ok),
-        Answer::Transfer(Err(why)) => Err(failure(class_of(why), why.to_string())),
+        Answer::Transfer(Err(why)) => {
+            Err(failure(members::class_of_refusal(&why), why.to_string()))
+        }
         Answer::Flushed(Ok(_)) => Ok(Reply::Ok),
         Answer::Flushed(Err(refusal)) => Err(session.shared.refused(refusal)),
         Answer::Read(_) => Err(stopping()),

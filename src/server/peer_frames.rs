@@ -1,13 +1,14 @@
 //! Between the words of `node` and the frames of the peer protocol.
 
 use super::ClientHandle;
+use super::members::{admin_of, call_of, class_of_refusal, refusal_of};
 use crate::kv::bytes::Input as KvInput;
 use crate::kv::codec::{put_outcome, take_outcome};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
-use crate::node::{Forward, Input, Outgoing, Refusal, Verdict};
+use crate::node::{AdminForward, Forward, Input, Outgoing, Refusal, Verdict};
 use crate::raft::NodeId;
 use crate::wire::client::Class;
-use crate::wire::peer::{self, ForwardAnswer, ForwardResult, PeerFrame};
+use crate::wire::peer::{self, AdminAnswer, ForwardAnswer, ForwardResult, PeerFrame};
 use std::io;
 
 /// A forwarded write is of a client, in the form of the log, which a segment must hold.
@@ -23,6 +24,14 @@ pub(super) fn put_outgoing(out: &mut Vec<u8>, outgoing: Outgoing) {
         }
         Outgoing::ForwardAnswer { id, verdict } => {
             peer::put_forward_answer(out, &ForwardAnswer { id, result: result_of(&verdict) })
+        }
+        Outgoing::Admin(AdminForward { id, deadline_ms, what }) => {
+            let admin = peer::Admin { id, deadline_ms, call: call_of(what) };
+            peer::put_peer_frame(out, &PeerFrame::Admin(admin))
+        }
+        Outgoing::AdminAnswer { id, result } => {
+            let result = result.map_err(|why| (class_of_refusal(&why), why.to_string()));
+            peer::put_peer_frame(out, &PeerFrame::AdminAnswer(AdminAnswer { id, result }))
         }
         Outgoing::Digest { index, digest } => {
             peer::put_peer_frame(out, &PeerFrame::Digest { index, digest })
@@ -56,6 +65,14 @@ pub(super) fn input_of(
         PeerFrame::ForwardAnswer(answer) => {
             let verdict = verdict_of(from, answer.result).map_err(io::Error::other)?;
             Input::ForwardAnswered { from, id: answer.id, verdict }
+        }
+        PeerFrame::Admin(peer::Admin { id, deadline_ms, call }) => {
+            let what = admin_of(call).map_err(io::Error::other)?;
+            Input::AdminForwarded { from, forward: AdminForward { id, deadline_ms, what } }
+        }
+        PeerFrame::AdminAnswer(AdminAnswer { id, result }) => {
+            let result = result.map_err(|(class, why)| refusal_of(class, why));
+            Input::AdminAnswered { from, id, result }
         }
         PeerFrame::Digest { index, digest } => Input::Digest { node: from, index, digest },
         PeerFrame::Ping => return Ok(None),

@@ -40,8 +40,10 @@ pub(crate) enum Command {
 impl Command {
     /// It comes too late: nothing of it leaves this node.
     pub(super) fn give_back(self, shared: &Shared) {
-        if let Command::Send(Outgoing::Forward(forward)) = self {
-            let _ = shared.raft.send(Input::ForwardUnsent { id: forward.id });
+        if let Command::Send(outgoing) = self
+            && let Some(id) = outgoing.forward_id()
+        {
+            let _ = shared.raft.send(Input::ForwardUnsent { id });
         }
     }
 }

@@ -100,8 +100,8 @@ impl<'a> Pump<'a> {
         if let Outgoing::FromLog(read) = &outgoing {
             return self.encode_from_log(read);
         }
-        if let Outgoing::Forward(forward) = &outgoing {
-            self.forwards.push((self.out.len(), forward.id));
+        if let Some(id) = outgoing.forward_id() {
+            self.forwards.push((self.out.len(), id));
         }
         put_outgoing(&mut self.out, outgoing);
     }

@@ -8,8 +8,8 @@ use super::checks::{Violation, violated};
 use super::network::{Arrival, End, Packet};
 use super::world::{ANY_LIFE, Event, World};
 use crate::node::{
-    ConfigurationHistory, ConnectionId, Due, Input, Keepalive, Outgoing, PeerEffect, PeerEvent,
-    SILENCE_MAX_US, read_entries,
+    Admin, ConfigurationHistory, ConnectionId, Due, Input, Keepalive, Outgoing, PeerEffect,
+    PeerEvent, SILENCE_MAX_US, read_entries,
 };
 use crate::raft::{LogRead, Message, NodeId};
 use crate::wal::ReadError;
@@ -357,6 +357,8 @@ impl World {
             Packet::ForwardAnswer { id, verdict } => {
                 Input::ForwardAnswered { from: dialer, id, verdict }
             }
+            Packet::Admin(forward) => Input::AdminForwarded { from: dialer, forward },
+            Packet::AdminAnswer { id, result } => Input::AdminAnswered { from: dialer, id, result },
             Packet::Digest { index, digest } => {
                 self.count("digests compared");
                 Input::Digest { node: dialer, index, digest }
@@ -447,10 +449,13 @@ impl World {
         }
         // What has not been written surely never left.
         for job in dialed.queue {
-            if let Job::Packet(Packet::Forward(forward)) = job {
-                self.count("forwards given back");
-                self.input(node, Input::ForwardUnsent { id: forward.id });
-            }
+            let id = match job {
+                Job::Packet(Packet::Forward(forward)) => forward.id,
+                Job::Packet(Packet::Admin(forward)) => forward.id,
+                _ => continue,
+            };
+            self.count("forwards given back");
+            self.input(node, Input::ForwardUnsent { id });
         }
         self.report(node, PeerEvent::Closed { connection, why: why.to_string() });
     }
@@ -553,8 +558,14 @@ impl World {
     /// The raft loop, or the applier, has something for a dialed connection.
     pub(super) fn send_on(&mut self, node: NodeId, connection: ConnectionId, outgoing: Outgoing) {
         let hop_us = self.hop_us();
-        if let Outgoing::Forward(_) = outgoing {
-            self.count("writes forwarded");
+        match &outgoing {
+            Outgoing::Forward(_) => self.count("writes forwarded"),
+            Outgoing::Admin(forward) => self.count(match forward.what {
+                Admin::Transfer(_) => "transfers passed on",
+                Admin::Change(_) => "changes passed on",
+            }),
+            Outgoing::AdminAnswer { .. } => self.count("answers to what was passed on"),
+            _ => {}
         }
         let Some(dialed) = self.dialed(node, connection) else { return };
         dialed.queue.push_back(match outgoing {
@@ -564,6 +575,8 @@ impl World {
             Outgoing::ForwardAnswer { id, verdict } => {
                 Job::Packet(Packet::ForwardAnswer { id, verdict })
             }
+            Outgoing::Admin(forward) => Job::Packet(Packet::Admin(forward)),
+            Outgoing::AdminAnswer { id, result } => Job::Packet(Packet::AdminAnswer { id, result }),
             Outgoing::Digest { index, digest } => Job::Packet(Packet::Digest { index, digest }),
         });
         self.pump_in(node, connection, hop_us);

@@ -17,7 +17,7 @@
 //! overtaken, and may arrive in a later life of the receiver. The core stands more than TCP does to it.
 
 use super::dice::Dice;
-use crate::node::{Ask, ConnectionId, Forward, Told, Verdict};
+use crate::node::{AdminForward, Ask, ChangeRefused, ConnectionId, Forward, Told, Verdict};
 use crate::raft::{Body, Entry, Index, Message, NodeId};
 use crate::wire::handshake::{Hello, Reject, Welcome};
 use std::collections::{BTreeMap, VecDeque};
@@ -39,6 +39,15 @@ pub enum Packet {
         id: u64,
         /// What became of it.
         verdict: Verdict,
+    },
+    /// What an operator asked of a follower, for the leader.
+    Admin(AdminForward),
+    /// What became of it.
+    AdminAnswer {
+        /// The follower's number.
+        id: u64,
+        /// The answer.
+        result: Result<NodeId, ChangeRefused>,
     },
     /// A follower fetches a snapshot.
     Ask(Ask),

@@ -1,8 +1,8 @@
 //! The operator: a person who changes the members all the time, and the machines that join.
 //!
 //! What is done next, and when, the plans decide (`plans.rs`); here is whom it hits, and what
-//! comes of the answers. A change is asked of some running node, and of another one when that does
-//! not lead. A machine that joins asks with its identity until it is answered; then it begins with
+//! comes of the answers. A change is asked of some running node, which passes it on when another one
+//! leads, and of another one when that came to nothing. A machine that joins asks with its identity until it is answered; then it begins with
 //! an empty disk, the id of the answer and the first members, as `server/start.rs` does it.
 //!
 //! Nothing is begun that could leave a set of voters without a majority that can come back: the
@@ -420,6 +420,7 @@ impl World {
                         | ChangeRefused::HandsOver { .. }
                         | ChangeRefused::Overwritten
                         | ChangeRefused::Unknown
+                        | ChangeRefused::NoAnswer
                         | ChangeRefused::Answers { .. }
                         | ChangeRefused::Behind { .. }
                 );
@@ -568,5 +569,7 @@ fn name_of(why: &ChangeRefused) -> &'static str {
         ChangeRefused::HandsOver { .. } => "change refused: hands over first",
         ChangeRefused::Overwritten => "change overwritten",
         ChangeRefused::Unknown => "change of unknown outcome",
+        ChangeRefused::NoAnswer => "change passed on without an answer",
+        ChangeRefused::Declined { .. } => "change declined by the leader",
     }
 }

@@ -404,8 +404,9 @@ impl World {
                 ReplyTo::Peer { node: to, id } => {
                     let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
                     let connection = up.and_then(|up| up.node.peers().connection(to, Lane::Bulk));
-                    if let (Answer::Write(verdict), Some(connection)) = (answer, connection) {
-                        self.send_on(node, connection, Outgoing::ForwardAnswer { id, verdict });
+                    let outgoing = Outgoing::answer(id, answer);
+                    if let (Some(outgoing), Some(connection)) = (outgoing, connection) {
+                        self.send_on(node, connection, outgoing);
                     }
                 }
             }

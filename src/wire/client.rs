@@ -273,61 +273,66 @@ pub fn put_request(out: &mut Vec<u8>, request: &Request) -> usize {
         out.push(kind::REQUEST);
         out.extend_from_slice(&request.id.to_le_bytes());
         out.extend_from_slice(&request.deadline_ms.to_le_bytes());
-        match &request.call {
-            Call::Write(write) => {
-                out.push(1);
-                put_write(out, write);
-            }
-            Call::OpenSession => out.push(2),
-            Call::CloseSession { session } => {
-                out.push(3);
-                out.extend_from_slice(&session.to_le_bytes());
-            }
-            Call::Query { query, consistency } => {
-                out.push(4);
-                out.push(match consistency {
-                    Consistency::Linearizable => 1,
-                    Consistency::Stale => 2,
-                });
-                put_query(out, query);
-            }
-            Call::Ping => out.push(5),
-            Call::Status => out.push(6),
-            Call::Members => out.push(7),
-            Call::Transfer { to } => {
-                out.push(8);
-                put_option(out, *to);
-            }
-            Call::Compact => out.push(9),
-            Call::Backup => out.push(10),
-            Call::Piece { table, offset, len } => {
-                out.push(11);
-                out.extend_from_slice(&table.to_le_bytes());
-                out.extend_from_slice(&offset.to_le_bytes());
-                out.extend_from_slice(&len.to_le_bytes());
-            }
-            Call::Join { address, identity } => {
-                out.push(12);
-                out.extend_from_slice(&identity.to_le_bytes());
-                put_text(out, address, ADDRESS_BYTES_MAX);
-            }
-            Call::Promote { id, force } => {
-                out.push(13);
-                out.extend_from_slice(&id.to_le_bytes());
-                out.push(u8::from(*force));
-            }
-            Call::Remove { id, force } => {
-                out.push(14);
-                out.extend_from_slice(&id.to_le_bytes());
-                out.push(u8::from(*force));
-            }
-            Call::Replace { old, address } => {
-                out.push(15);
-                out.extend_from_slice(&old.to_le_bytes());
-                put_text(out, address, ADDRESS_BYTES_MAX);
-            }
-        }
+        put_call(out, &request.call);
     })
+}
+
+/// Appends a call, from its number on.
+pub(super) fn put_call(out: &mut Vec<u8>, call: &Call) {
+    match call {
+        Call::Write(write) => {
+            out.push(1);
+            put_write(out, write);
+        }
+        Call::OpenSession => out.push(2),
+        Call::CloseSession { session } => {
+            out.push(3);
+            out.extend_from_slice(&session.to_le_bytes());
+        }
+        Call::Query { query, consistency } => {
+            out.push(4);
+            out.push(match consistency {
+                Consistency::Linearizable => 1,
+                Consistency::Stale => 2,
+            });
+            put_query(out, query);
+        }
+        Call::Ping => out.push(5),
+        Call::Status => out.push(6),
+        Call::Members => out.push(7),
+        Call::Transfer { to } => {
+            out.push(8);
+            put_option(out, *to);
+        }
+        Call::Compact => out.push(9),
+        Call::Backup => out.push(10),
+        Call::Piece { table, offset, len } => {
+            out.push(11);
+            out.extend_from_slice(&table.to_le_bytes());
+            out.extend_from_slice(&offset.to_le_bytes());
+            out.extend_from_slice(&len.to_le_bytes());
+        }
+        Call::Join { address, identity } => {
+            out.push(12);
+            out.extend_from_slice(&identity.to_le_bytes());
+            put_text(out, address, ADDRESS_BYTES_MAX);
+        }
+        Call::Promote { id, force } => {
+            out.push(13);
+            out.extend_from_slice(&id.to_le_bytes());
+            out.push(u8::from(*force));
+        }
+        Call::Remove { id, force } => {
+            out.push(14);
+            out.extend_from_slice(&id.to_le_bytes());
+            out.push(u8::from(*force));
+        }
+        Call::Replace { old, address } => {
+            out.push(15);
+            out.extend_from_slice(&old.to_le_bytes());
+            put_text(out, address, ADDRESS_BYTES_MAX);
+        }
+    }
 }
 
 /// Reads a request from a frame's body.
@@ -341,8 +346,15 @@ pub fn take_request(body: &[u8]) -> Result<Request, Malformed> {
         return Err(Malformed("request id"));
     }
     let deadline_ms = input.u32("deadline")?;
-    let call = match input.u8("call")? {
-        1 => Call::Write(take_write(&mut input)?),
+    let call = take_call(&mut input)?;
+    input.end("request length")?;
+    Ok(Request { id, deadline_ms, call })
+}
+
+/// Reads a call, from its number on.
+pub(super) fn take_call(input: &mut Input<'_>) -> Result<Call, Malformed> {
+    Ok(match input.u8("call")? {
+        1 => Call::Write(take_write(input)?),
         2 => Call::OpenSession,
         3 => Call::CloseSession { session: input.u64("session")? },
         4 => {
@@ -351,13 +363,13 @@ pub fn take_request(body: &[u8]) -> Result<Request, Malformed> {
                 2 => Consistency::Stale,
                 _ => return Err(Malformed("consistency")),
             };
-            Call::Query { query: take_query(&mut input)?, consistency }
+            Call::Query { query: take_query(input)?, consistency }
         }
         5 => Call::Ping,
         6 => Call::Status,
         7 => Call::Members,
         8 => {
-            let to = take_option(&mut input, "transfer target")?;
+            let to = take_option(input, "transfer target")?;
             if to == Some(0) {
                 return Err(Malformed("transfer target"));
             }
@@ -372,18 +384,16 @@ pub fn take_request(body: &[u8]) -> Result<Request, Malformed> {
         },
         12 => {
             let identity = input.u64("identity")?;
-            Call::Join { identity, address: take_text(&mut input, ADDRESS_BYTES_MAX, "address")? }
+            Call::Join { identity, address: take_text(input, ADDRESS_BYTES_MAX, "address")? }
         }
-        13 => Call::Promote { id: input.u64("member id")?, force: take_flag(&mut input, "force")? },
-        14 => Call::Remove { id: input.u64("member id")?, force: take_flag(&mut input, "force")? },
+        13 => Call::Promote { id: input.u64("member id")?, force: take_flag(input, "force")? },
+        14 => Call::Remove { id: input.u64("member id")?, force: take_flag(input, "force")? },
         15 => Call::Replace {
             old: input.u64("member id")?,
-            address: take_text(&mut input, ADDRESS_BYTES_MAX, "address")?,
+            address: take_text(input, ADDRESS_BYTES_MAX, "address")?,
         },
         _ => return Err(Malformed("call")),
-    };
-    input.end("request length")?;
-    Ok(Request { id, deadline_ms, call })
+    })
 }
 
 /// The id of a request that [`take_request`] refuses, as far as it can be read, for the answer

@@ -71,6 +71,10 @@ pub mod kind {
     pub const PONG: u8 = 0x14;
     /// [`crate::wire::peer::PeerFrame::Digest`].
     pub const DIGEST: u8 = 0x15;
+    /// [`crate::wire::peer::Admin`].
+    pub const ADMIN: u8 = 0x16;
+    /// [`crate::wire::peer::AdminAnswer`].
+    pub const ADMIN_ANSWER: u8 = 0x17;
     /// [`crate::wire::client::Request`].
     pub const REQUEST: u8 = 0x20;
     /// [`crate::wire::client::Response`].

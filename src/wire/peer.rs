@@ -5,7 +5,7 @@
 //! is well-formed, not true: the core checks terms and indexes against its own state. Left out:
 //! the snapshot stream, which has a connection of its own.
 
-use super::client::Class;
+use super::client::{Call, Class, put_call, take_call};
 use super::fields::{
     ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX, put_blob, put_count, put_option, put_text,
 };
@@ -31,6 +31,10 @@ pub enum PeerFrame {
     Forward(Forward),
     /// What became of it.
     ForwardAnswer(ForwardAnswer),
+    /// What an operator asked of a follower and only the leader can do.
+    Admin(Admin),
+    /// What became of it.
+    AdminAnswer(AdminAnswer),
     /// Are you there? The only frame that is answered on the connection it came by.
     Ping,
     /// Yes: everything before the ping has arrived. And who leads, as far as the sender knows, and
@@ -84,6 +88,26 @@ pub enum ForwardResult {
     },
 }
 
+/// A follower hands a call of an operator to the leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    /// The follower's number for it, echoed in the answer.
+    pub id: u64,
+    /// As in [`Forward`].
+    pub deadline_ms: u32,
+    /// A transfer of leadership or a change of the members, and no other.
+    pub call: Call,
+}
+
+/// The leader's answer to an [`Admin`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminAnswer {
+    /// The number of the call.
+    pub id: u64,
+    /// The node that takes over, or the member that it was about.
+    pub result: Result<NodeId, (Class, String)>,
+}
+
 /// Everything of an AppendEntries but its entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AppendHead {
@@ -134,6 +158,27 @@ pub fn put_peer_frame(out: &mut Vec<u8>, frame: &PeerFrame) -> usize {
         PeerFrame::Message(message) => put_message(out, message),
         PeerFrame::Forward(forward) => put_forward(out, forward),
         PeerFrame::ForwardAnswer(answer) => put_forward_answer(out, answer),
+        PeerFrame::Admin(Admin { id, deadline_ms, call }) => put_frame(out, |out| {
+            out.push(kind::ADMIN);
+            out.extend_from_slice(&id.to_le_bytes());
+            out.extend_from_slice(&deadline_ms.to_le_bytes());
+            put_call(out, call);
+        }),
+        PeerFrame::AdminAnswer(AdminAnswer { id, result }) => put_frame(out, |out| {
+            out.push(kind::ADMIN_ANSWER);
+            out.extend_from_slice(&id.to_le_bytes());
+            match result {
+                Ok(node) => {
+                    out.push(APPLIED);
+                    out.extend_from_slice(&node.to_le_bytes());
+                }
+                Err((class, message)) => {
+                    out.push(REFUSED);
+                    out.push(class.number());
+                    put_text(out, message, MESSAGE_BYTES_MAX);
+                }
+            }
+        }),
         PeerFrame::Ping => put_frame(out, |out| out.push(kind::PING)),
         PeerFrame::Pong { leader, address } => put_frame(out, |out| {
             out.push(kind::PONG);
@@ -317,6 +362,22 @@ pub fn take_peer_frame(body: &[u8]) -> Result<PeerFrame, Malformed> {
                 _ => return Err(Malformed("forward result")),
             },
         }),
+        kind::ADMIN => PeerFrame::Admin(Admin {
+            id: input.u64("admin id")?,
+            deadline_ms: input.u32("admin deadline")?,
+            call: take_admin_call(&mut input)?,
+        }),
+        kind::ADMIN_ANSWER => PeerFrame::AdminAnswer(AdminAnswer {
+            id: input.u64("admin id")?,
+            result: match input.u8("admin result")? {
+                APPLIED => Ok(input.u64("node id")?),
+                REFUSED => {
+                    let class = Class::take(&mut input)?;
+                    Err((class, take_text(&mut input, MESSAGE_BYTES_MAX, "failure message")?))
+                }
+                _ => return Err(Malformed("admin result")),
+            },
+        }),
         kind::PING => PeerFrame::Ping,
         kind::PONG => PeerFrame::Pong {
             leader: input.u64("leader")?,
@@ -329,6 +390,17 @@ pub fn take_peer_frame(body: &[u8]) -> Result<PeerFrame, Malformed> {
     };
     input.end("peer frame length")?;
     Ok(frame)
+}
+
+fn take_admin_call(input: &mut Input<'_>) -> Result<Call, Malformed> {
+    match take_call(input)? {
+        call @ (Call::Transfer { .. }
+        | Call::Join { .. }
+        | Call::Promote { .. }
+        | Call::Remove { .. }
+        | Call::Replace { .. }) => Ok(call),
+        _ => Err(Malformed("admin call")),
+    }
 }
 
 fn take_message(input: &mut Input<'_>) -> Result<Message, Malformed> {

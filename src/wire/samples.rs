@@ -152,6 +152,17 @@ fn reply() -> impl Strategy<Value = Reply> {
     ]
 }
 
+/// What an operator asks and only the leader does.
+fn admin_call() -> impl Strategy<Value = Call> {
+    prop_oneof![
+        option::of(1u64..).prop_map(|to| Call::Transfer { to }),
+        (text(), number()).prop_map(|(address, identity)| Call::Join { address, identity }),
+        (number(), any::<bool>()).prop_map(|(id, force)| Call::Promote { id, force }),
+        (number(), any::<bool>()).prop_map(|(id, force)| Call::Remove { id, force }),
+        (number(), text()).prop_map(|(old, address)| Call::Replace { old, address }),
+    ]
+}
+
 pub(super) fn request() -> impl Strategy<Value = Request> {
     let consistency = prop_oneof![Just(Consistency::Linearizable), Just(Consistency::Stale)];
     let call = prop_oneof![
@@ -163,15 +174,11 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         1 => Just(Call::Ping),
         1 => Just(Call::Status),
         1 => Just(Call::Members),
-        1 => option::of(1u64..).prop_map(|to| Call::Transfer { to }),
+        5 => admin_call(),
         1 => Just(Call::Compact),
         1 => Just(Call::Backup),
         1 => (number(), number(), any::<u32>())
             .prop_map(|(table, offset, len)| Call::Piece { table, offset, len }),
-        1 => (text(), number()).prop_map(|(address, identity)| Call::Join { address, identity }),
-        1 => (number(), any::<bool>()).prop_map(|(id, force)| Call::Promote { id, force }),
-        1 => (number(), any::<bool>()).prop_map(|(id, force)| Call::Remove { id, force }),
-        1 => (number(), text()).prop_map(|(old, address)| Call::Replace { old, address }),
     ];
     (1u64.., any::<u32>(), call).prop_map(|(id, deadline_ms, call)| Request {
         id,
@@ -334,6 +341,7 @@ pub(super) fn peer_frame() -> impl Strategy<Value = PeerFrame> {
         bytes().prop_map(ForwardResult::Applied),
         (class(), text()).prop_map(|(class, message)| ForwardResult::Refused { class, message }),
     ];
+    let admin_result = prop_oneof![number().prop_map(Ok), (class(), text()).prop_map(Err)];
     prop_oneof![
         6 => message().prop_map(PeerFrame::Message),
         1 => (number(), any::<u32>(), bytes()).prop_map(|(id, deadline_ms, command)| {
@@ -341,6 +349,10 @@ pub(super) fn peer_frame() -> impl Strategy<Value = PeerFrame> {
         }),
         1 => (number(), result)
             .prop_map(|(id, result)| PeerFrame::ForwardAnswer(ForwardAnswer { id, result })),
+        1 => (number(), any::<u32>(), admin_call())
+            .prop_map(|(id, deadline_ms, call)| PeerFrame::Admin(Admin { id, deadline_ms, call })),
+        1 => (number(), admin_result)
+            .prop_map(|(id, result)| PeerFrame::AdminAnswer(AdminAnswer { id, result })),
         1 => Just(PeerFrame::Ping),
         1 => (number(), text()).prop_map(|(leader, address)| PeerFrame::Pong { leader, address }),
         1 => (number(), any::<u32>())

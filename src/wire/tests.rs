@@ -33,7 +33,7 @@ fn recode(body: &[u8]) -> Result<Vec<u8>, Malformed> {
             Ok(welcome) => put_welcome(&mut out, &welcome),
             Err(reject) => put_reject(&mut out, &reject),
         },
-        Some(kind::MESSAGE..=kind::PONG) => {
+        Some(kind::MESSAGE..=kind::ADMIN_ANSWER) => {
             put_peer_frame(&mut out, &take_peer_frame(body)?);
         }
         Some(&kind::REQUEST) => {
@@ -346,6 +346,17 @@ fn impossible_messages_are_refused() {
     }
 }
 
+/// Peers pass on what operators ask of a leader, and nothing else that clients ask.
+#[test]
+fn an_admin_frame_carries_nothing_but_what_a_leader_does() {
+    let calls = [Call::Ping, Call::Compact, Call::Backup, Call::OpenSession];
+    for call in calls {
+        let mut out = Vec::new();
+        put_peer_frame(&mut out, &PeerFrame::Admin(Admin { id: 1, deadline_ms: 1, call }));
+        assert_eq!(take_peer_frame(&body_of(&out)).err(), Some(Malformed("admin call")));
+    }
+}
+
 /// Numbers of classes are for ever.
 #[test]
 fn class_numbers_are_frozen() {
@@ -425,6 +436,15 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
     let heartbeat = Message { from: 1, to: 2, term: 1, body };
     add("heartbeat", &|out| {
         put_message(out, &heartbeat);
+    });
+    let call = Call::Transfer { to: Some(2) };
+    add("admin", &|out| {
+        let admin = Admin { id: 9, deadline_ms: 5000, call: call.clone() };
+        put_peer_frame(out, &PeerFrame::Admin(admin));
+    });
+    add("admin-answer", &|out| {
+        let answer = AdminAnswer { id: 9, result: Ok(2) };
+        put_peer_frame(out, &PeerFrame::AdminAnswer(answer));
     });
     add("ping", &|out| {
         put_peer_frame(out, &PeerFrame::Ping);

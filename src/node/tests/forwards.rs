@@ -140,26 +140,70 @@ fn a_write_is_forwarded_once_only() {
     assert_eq!(forwards_of(&c, two), []);
 }
 
-/// A forwarded write waits on the leader behind a batch when leadership passes on. It is not
-/// forwarded further, but given back, and its owner asks the new leader.
+/// A forwarded write waits on the leader while it hands leadership on. It is not forwarded further, but
+/// given back, and its owner asks the new leader: nobody notices.
 #[test]
 fn a_forward_that_waits_on_a_former_leader_is_given_back() {
     let (mut c, old) = Cluster::led(3);
-    let owner = c.followers(old)[0];
-    let new = c.followers(old)[1];
-    c.cuts.extend([(old, new), (new, old), (old, owner)]);
-    c.write(old, "stuck", 60_000_000);
+    let [owner, new] = c.followers(old)[..] else { panic!("three nodes") };
+    c.held.insert((old, new));
+    c.ask(old, Request::Transfer(Some(new)), SOON_US);
     let write = c.write(owner, "a", 60_000_000);
     c.settle();
-    assert!(c.inflight(old) > 0);
-    c.isolate(old);
-    c.advance(4 * ELECTION_US);
-    assert_eq!(c.answer(write), None);
+    assert!(c.inflight(old) > 0, "it waits until the transfer is over");
     c.heal();
-    c.elect();
-    c.advance(ELECTION_US);
+    c.advance(ELECTION_US / 2);
+    assert_eq!(c.leader(), Some(new));
+    c.advance(ELECTION_US / 2);
     c.revision(write);
     assert_eq!((c.inflight(old), c.inflight(owner), c.inflight(new)), (0, 0, 0));
+}
+
+/// The leader has a forward in its log, and one other node as well, when it is cut off. That node leads
+/// then, and commits it. The owner has heard nothing and cannot know: its client is told so soon, and not
+/// that the write had no effect.
+#[test]
+fn a_forward_to_a_leader_that_was_cut_off_is_unknown_soon() {
+    let (mut c, old) = Cluster::led(3);
+    let [owner, new] = c.followers(old)[..] else { panic!("three nodes") };
+    c.held.extend([(old, owner), (new, old)]);
+    let write = c.write(owner, "a", 60_000_000);
+    c.settle();
+    let last = c.replica(old).raft().last_index();
+    assert_eq!(c.replica(new).raft().last_index(), last, "it has the write");
+    c.net.clear();
+    c.held.clear();
+    c.isolate(old);
+    c.advance(4 * ELECTION_US);
+    assert_eq!(c.leader(), Some(new));
+    assert!(c.is_unknown(write), "{:?}", c.answer(write));
+    assert_eq!(c.inflight(owner), 0);
+    assert!(c.nodes[&owner].applier.machine().applied() > last, "it did take effect");
+    // The former leader is back and knows it, too late.
+    c.heal();
+    c.advance(ELECTION_US);
+    assert!(c.is_unknown(write));
+}
+
+/// Another node leads, and the one that was asked answers in time: it is believed.
+#[test]
+fn a_former_leader_has_a_moment_to_answer() {
+    let (mut c, old) = Cluster::led(3);
+    let [owner, new] = c.followers(old)[..] else { panic!("three nodes") };
+    c.held.insert((old, owner));
+    let write = c.write(owner, "a", 60_000_000);
+    c.settle();
+    c.held.clear();
+    c.held.extend([(old, owner), (old, new)]);
+    c.advance(2 * ELECTION_US);
+    let leads = |c: &Cluster| c.replica(owner).raft().leader().is_some_and(|id| id != old);
+    while !leads(&c) {
+        c.advance(10_000);
+    }
+    assert_eq!(c.answer(write), None);
+    c.heal();
+    c.settle();
+    c.revision(write);
 }
 
 /// A follower leaves the deadline to the leader: the leader's own bound holds, neither "already

@@ -5,6 +5,7 @@
 //! twice, and no read is released before the node has applied what was committed anywhere when the
 //! read began.
 
+mod admin;
 mod forwards;
 mod life;
 mod members;
@@ -41,6 +42,8 @@ enum Packet {
     Message(Message),
     Forward(Forward),
     Answer(u64, Verdict),
+    Admin(AdminForward),
+    AdminAnswer(u64, Result<NodeId, ChangeRefused>),
 }
 
 struct Node {
@@ -217,6 +220,9 @@ impl Cluster {
         for (to, forward) in effects.forwards {
             self.net.push_back((id, to, Packet::Forward(forward)));
         }
+        for (to, forward) in effects.admin {
+            self.net.push_back((id, to, Packet::Admin(forward)));
+        }
         self.answered(id, effects.answers);
         for told in told_of_reads {
             self.input(id, Input::EntriesRead(told));
@@ -237,8 +243,14 @@ impl Cluster {
                     assert!(before.is_none(), "request {request} is answered twice");
                 }
                 ReplyTo::Peer { node, id: number } => {
-                    let Answer::Write(verdict) = answer else { panic!("peers only write") };
-                    self.net.push_back((id, node, Packet::Answer(number, verdict)));
+                    let packet = match answer {
+                        Answer::Write(verdict) => Packet::Answer(number, verdict),
+                        Answer::Transfer(result) | Answer::Changed(result) => {
+                            Packet::AdminAnswer(number, result)
+                        }
+                        other => panic!("peers ask for nothing like {other:?}"),
+                    };
+                    self.net.push_back((id, node, packet));
                 }
             }
         }
@@ -281,6 +293,8 @@ impl Cluster {
                     Packet::Message(message) => Input::Peer(message),
                     Packet::Forward(forward) => Input::Forwarded { from, forward },
                     Packet::Answer(id, verdict) => Input::ForwardAnswered { from, id, verdict },
+                    Packet::Admin(forward) => Input::AdminForwarded { from, forward },
+                    Packet::AdminAnswer(id, result) => Input::AdminAnswered { from, id, result },
                 },
             );
         }

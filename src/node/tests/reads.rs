@@ -42,7 +42,8 @@ fn reads_that_come_during_a_round_share_the_next() {
 }
 
 /// The leader is cut off with reads of its own under way, and a follower has asked it as well. A
-/// new leader serves the follower's, and the old leader's when it is back.
+/// new leader serves the follower's; the old leader says that it cannot, once it knows of no leader for
+/// long, and serves again when it is back.
 #[test]
 fn reads_survive_a_change_of_leaders() {
     let (mut c, old) = Cluster::led(3);
@@ -51,11 +52,16 @@ fn reads_survive_a_change_of_leaders() {
     let reads = [c.read(old, 60_000_000), c.read(follower, 60_000_000)];
     c.advance(4 * ELECTION_US);
     assert_ne!(c.leader(), Some(old));
-    assert_eq!(c.answer(reads[0]), None, "cut off, it must not serve");
+    let refused = Answer::Read(Err(Refusal::NoLeader));
+    assert_eq!(c.answer(reads[0]), Some(&refused), "cut off, it must not serve");
     assert_eq!(c.answer(reads[1]), Some(&Answer::Read(Ok(()))));
+    let at_once = c.read(old, 60_000_000);
+    assert_eq!(c.answer(at_once), Some(&refused));
     c.heal();
-    c.advance(ELECTION_US);
-    assert_eq!(c.answer(reads[0]), Some(&Answer::Read(Ok(()))));
+    c.advance(2 * ELECTION_US);
+    let read = c.read(old, 60_000_000);
+    c.settle();
+    assert_eq!(c.answer(read), Some(&Answer::Read(Ok(()))));
 }
 
 /// A minority refuses reads: at the deadline, with the reason it knows.

@@ -86,7 +86,29 @@ fn a_deadline_tells_proposed_from_queued() {
     assert_eq!(c.inflight(leader), 0);
 }
 
-/// Nobody leads: a write waits until its deadline and surely has no effect.
+/// Nobody leads: a write waits until its deadline, but not longer than an election should take, and
+/// surely has no effect. While that lasts the next ones are refused at once.
+#[test]
+fn without_a_leader_a_write_waits_for_an_election_and_has_no_effect() {
+    let mut c = Cluster::new(3);
+    (1..=3).for_each(|id| c.isolate(id));
+    let write = c.write(1, "a", 60_000_000);
+    c.advance(2 * ELECTION_US - 50_000);
+    assert_eq!(c.answer(write), None, "somebody may be elected yet");
+    c.advance(100_000);
+    assert_eq!(c.refusal(write), Refusal::NoLeader);
+    let at_once = c.write(1, "b", 60_000_000);
+    assert_eq!(c.refusal(at_once), Refusal::NoLeader);
+    assert_eq!(c.inflight(1), 0);
+    c.heal();
+    c.elect();
+    c.advance(ELECTION_US);
+    let write = c.write(1, "c", SOON_US);
+    c.advance(ELECTION_US);
+    c.revision(write);
+}
+
+/// Nobody leads yet: a write waits until its deadline and surely has no effect.
 #[test]
 fn without_a_leader_a_write_waits_and_has_no_effect() {
     let mut c = Cluster::new(3);
