@@ -16,7 +16,7 @@ use super::compaction::Compaction;
 use super::digests::{Difference, Digests};
 use super::events::{Apply, Effects, Input, Wants};
 use super::flushes::{Flushes, Flushing};
-use super::membership::{ChangeRefused, Membership};
+use super::membership::{Change, ChangeRefused, Membership};
 use super::proposals::{Bounds, Proposals};
 use super::reads::Reads;
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
@@ -353,8 +353,11 @@ impl<C: Clone> Replica<C> {
 
     /// What only the leader can do: here, or there. What was passed on once is not passed on again.
     fn administer(&mut self, reply_to: ReplyTo<C>, deadline_us: u64, what: Admin, now_us: u64) {
-        let elsewhere = self.raft.leader().filter(|&leader| leader != self.raft.id());
-        match (&reply_to, elsewhere) {
+        let own = self.raft.id();
+        let elsewhere = self.raft.leader().filter(|&leader| leader != own);
+        // Once this node is removed nobody answers it any more: its client asks the leader.
+        let leaves = matches!(what, Admin::Change(Change::Remove { id, .. }) if id == own);
+        match (&reply_to, elsewhere.filter(|_| !leaves)) {
             (ReplyTo::Client { .. }, Some(leader)) => {
                 let asked = (reply_to, deadline_us, what);
                 self.admin.send(leader, asked, now_us, &mut self.answers);

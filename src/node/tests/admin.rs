@@ -41,6 +41,19 @@ fn a_follower_passes_on_what_only_the_leader_can_do() {
     assert_eq!(c.leader(), Some(one));
 }
 
+/// A follower is asked for its own removal. It does not pass that on: once it is done nobody answers a
+/// node that is none any more. The operator is told who leads.
+#[test]
+fn a_node_does_not_pass_on_its_own_removal() {
+    let (mut c, leader) = Cluster::led(3);
+    let one = c.followers(leader)[0];
+    let asked = c.ask(one, remove(one), SOON_US);
+    let refused =
+        ChangeRefused::NotProposed(crate::raft::NotProposed::NotLeader { leader: Some(leader) });
+    assert_eq!(c.answer(asked), Some(&Answer::Changed(Err(refused))));
+    assert_eq!(passed_on(&c, one), []);
+}
+
 /// Without a leader the operator is told so at once; so is a follower that asks one that does not lead.
 #[test]
 fn a_request_is_passed_on_once_only() {
