@@ -115,8 +115,10 @@ pub(crate) fn run(
 /// reserve as soon as it hears of that.
 fn wait_for_space(wal: &mut Wal, batch: &[Persist], shared: &Shared) {
     let mut tries = 0;
-    while tries < SPACE_TRIES && wal.needs_segment(batch) {
-        match wal.make_spare() {
+    while tries < SPACE_TRIES
+        && let Some(bytes) = wal.needs_segment(batch)
+    {
+        match wal.make_spare(bytes) {
             Ok(()) => {}
             Err(e) if e.is_out_of_space() => {
                 shared.reader.lacks_space(true);

@@ -29,10 +29,12 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
 use std::thread::{Builder, JoinHandle};
 
-// The largest write fits a frame of a client, of a peer and a segment of the log.
+// The largest write that any flags allow fits a frame of a client and of a peer, and what a frame of a
+// peer holds fits the log.
 const _: () = {
     assert!(2 * MAX_BATCH_BYTES_CEILING <= CLIENT_FRAME_MAX);
     assert!(2 * MAX_BATCH_BYTES_CEILING <= PEER_FRAME_MAX);
+    assert!(PEER_FRAME_MAX as u64 <= wal::RECORD_BYTES_MAX);
     assert!(2 * MAX_BATCH_BYTES_CEILING as u64 <= wal::SEGMENT_BYTES_DEFAULT);
 };
 

@@ -458,8 +458,10 @@ impl World {
             return Ok(());
         }
         let mut made = Ok(());
-        while made.is_ok() && up.wal.needs_segment(&batch) {
-            made = up.wal.make_spare();
+        while made.is_ok()
+            && let Some(bytes) = up.wal.needs_segment(&batch)
+        {
+            made = up.wal.make_spare(bytes);
         }
         if made.is_err_and(|e| e.is_out_of_space()) && up.space_tries < SPACE_TRIES {
             up.space_tries += 1;

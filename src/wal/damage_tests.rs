@@ -217,7 +217,7 @@ fn a_newest_segment_that_is_gone_is_never_a_shorter_log() {
         }),
         ("opened", &|disk, wal| {
             let ops = disk.ops();
-            wal.roll_truncated(wal.last_index() - 1).unwrap();
+            wal.roll_truncated(wal.last_index() - 1, 1).unwrap();
             let offset = disk.bytes(&wal.current.path).len() as u64 - 512;
             assert!(disk.ops() > ops);
             // As if the machine had stopped in front of the mark.
@@ -257,7 +257,7 @@ fn a_newest_segment_that_is_gone_is_never_a_shorter_log() {
 fn a_torn_header_without_batches_is_cut() {
     let (disk, mut wal, _) = sample();
     let entries = read_all(&wal);
-    wal.roll_truncated(22).unwrap();
+    wal.roll_truncated(22, 1).unwrap();
     let path = wal.current.path.clone();
     disk.edit(&path, |bytes| bytes[50] ^= 1);
     assert!(is_damage(&open(&disk.copy())));
@@ -298,7 +298,7 @@ fn a_reset_that_was_cut_off_is_completed() {
     let disk = TestDisk::default();
     let mut wal = open(&disk).unwrap().0;
     wal.write(&[persist(None, vec![command(1, 1, 10)])]).unwrap();
-    wal.roll(format::Start::Reset, (100, 7), None).unwrap();
+    wal.roll(format::Start::Reset, (100, 7), None, 1).unwrap();
     let path = wal.current.path.clone();
     let (wal, recovered) = open(&disk).unwrap();
     assert_eq!((recovered.first_index, recovered.last_index), (101, 100));

@@ -9,8 +9,9 @@
 //! * **Group commit.** [`Wal::write`] encodes all queued requests as one *batch*: one positioned
 //!   write, one `fdatasync`. Exactly one batch is in flight, so that the batch is the unit in
 //!   which the tail can be torn, and a bad batch with a good one behind it is damage.
-//! * **Segments** are files of fixed size, written with zeros before use and recycled when
-//!   compaction frees them. The log identity, the segment number and the offset seed every
+//! * **Segments** are files of one usual length, written with zeros before use and recycled when
+//!   compaction frees them. A batch that no such segment has room for gets a longer one: what a
+//!   log can hold does not follow from how it was opened. The log identity, the segment number and the offset seed every
 //!   checksum: bytes of a file's former life, or written to the wrong place, never pass.
 //! * **No rename, no directory sync on the way.** Which file is which segment stands in its
 //!   header. The number of the oldest live segment is logged before a file is given up, so that
@@ -44,6 +45,8 @@ mod crash_tests;
 #[cfg(test)]
 mod damage_tests;
 #[cfg(test)]
+mod length_tests;
+#[cfg(test)]
 pub(crate) mod testdisk;
 #[cfg(test)]
 mod tests;
@@ -75,25 +78,26 @@ pub const SEGMENT_BYTES_MIN: u64 = 8 << 10;
 /// Largest length of a segment; keeps lengths and offsets far within 32 bits.
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
-/// Spares that [`Wal::prepare`] keeps ready: one being taken while the next is made.
-const SPARES_WANTED: usize = 2;
-
-/// Files that compaction keeps for reuse; what is more is removed. At the default size 64 MiB.
-const SPARES_MAX: usize = 4;
+/// Largest record: a segment holds it behind the largest header. Far above what any node proposes or
+/// takes from a peer.
+pub const RECORD_BYTES_MAX: u64 = SEGMENT_BYTES_MAX / 2;
 
 /// Capacity of the encode buffer that is kept between batches.
 const BUFFER_KEPT_BYTES: usize = 1 << 20;
 
-const _: () = assert!(SPARES_WANTED <= SPARES_MAX);
 const _: () = assert!(SEGMENT_BYTES_MAX < u32::MAX as u64);
+const _: () = {
+    let header_and_marks = format::HEADER_BYTES_MAX as u64 + 2 * format::PAGE_BYTES;
+    assert!(RECORD_BYTES_MAX + header_and_marks <= SEGMENT_BYTES_MAX);
+};
 const _: () = assert!(SEGMENT_BYTES_MIN.is_multiple_of(format::PAGE_BYTES));
 const _: () = assert!(SEGMENT_BYTES_DEFAULT.is_multiple_of(format::PAGE_BYTES));
 
 /// How a log is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Length of new segments; a multiple of 4096 between [`SEGMENT_BYTES_MIN`] and
-    /// [`SEGMENT_BYTES_MAX`].
+    /// Usual length of new segments; a multiple of 4096 between [`SEGMENT_BYTES_MIN`] and
+    /// [`SEGMENT_BYTES_MAX`]. It bounds no record, and may differ from one opening to the next.
     pub segment_bytes: u64,
     /// The log's random identity, for ever; seeds the checksums.
     pub identity: u64,
@@ -153,7 +157,10 @@ pub struct Wal {
     /// Number of the oldest segment of the log.
     first_segment: u64,
     buffer: Vec<u8>,
-    /// Bytes of the largest batch that fits into a segment.
+    /// Bytes of the longest header that the next segment may have, padded.
+    header_bytes: u64,
+    /// Bytes up to which requests are gathered in one batch: what the usual segment has room for. A
+    /// record that is larger is a batch of its own.
     batch_limit: u64,
     staged: Staged,
     spares: Vec<Spare>,
@@ -265,7 +272,8 @@ impl Wal {
         term: Term,
         configuration: &Arc<Configuration>,
     ) -> Result<(), WalError> {
-        self.roll(Start::Reset, (index, term), Some((index, Arc::clone(configuration))))?;
+        let configuration = Some((index, Arc::clone(configuration)));
+        self.roll(Start::Reset, (index, term), configuration, format::ALIGN_BYTES)?;
         // A batch behind the header, before older segments go: from then on a header that
         // cannot be read is known to be damage.
         self.stage_hard_state(self.shape.hard_state)?;
@@ -277,80 +285,6 @@ impl Wal {
     /// A handle that reads what is durable, from any thread.
     pub fn reader(&self) -> LogReader {
         LogReader { places: Arc::clone(&self.places) }
-    }
-
-    /// A job that makes a spare segment, when one is wanted; its outcome goes to
-    /// [`Wal::prepared`]. After a failure none is wanted until a segment was begun or given up.
-    pub fn prepare(&mut self) -> Option<Preparer> {
-        if self.no_spares || self.spares.len() + self.preparing >= SPARES_WANTED {
-            return None;
-        }
-        self.preparing += 1;
-        Some(self.preparer())
-    }
-
-    /// Takes what came of a [`Preparer`]. A failure is not the log's: it makes its own segment
-    /// when it has to, and fails then if the disk still does. The caller reports it.
-    pub fn prepared(&mut self, outcome: Result<Spare, WalError>) {
-        self.preparing = self.preparing.saturating_sub(1);
-        match outcome {
-            Ok(spare) => {
-                self.no_space = false;
-                self.spares.push(spare);
-            }
-            Err(e) => {
-                self.no_space = e.is_out_of_space();
-                self.no_spares = true;
-            }
-        }
-    }
-
-    /// Whether a spare is wanted and could not be made for want of space: the log is about to meet
-    /// the end of the disk.
-    pub fn lacks_space(&self) -> bool {
-        self.no_space && self.spares.len() < SPARES_WANTED
-    }
-
-    /// Whether writing these may begin more segments than there are spares. It may say so once too
-    /// often, never too seldom.
-    pub fn needs_segment(&self, requests: &[Persist]) -> bool {
-        let (mut rolls, mut last, mut bytes, mut largest) = (0, self.shape.last, 0, 0);
-        for Persist { reset, entries, .. } in requests {
-            rolls += u64::from(reset.is_some());
-            if let (Some(first), Some(end)) = (entries.first(), entries.last()) {
-                rolls += u64::from(first.index <= last);
-                last = end.index;
-            }
-            for entry in entries {
-                let record = (format::ENTRY_RECORD_BYTES + entry_len(entry)) as u64;
-                bytes += record;
-                largest = largest.max(record);
-            }
-            // It may be torn into batches of its own: hard state, mark of a snapshot, entries.
-            bytes += 4 * format::ALIGN_BYTES;
-        }
-        if self.current.offset + bytes > self.current.end {
-            // Each batch may need one. It is full but for a record, and any two are more than full.
-            let batch = (self.batch_limit / 2).max(self.batch_limit.saturating_sub(largest));
-            rolls += bytes.div_ceil(batch.max(1));
-        }
-        (self.spares.len() as u64) < rolls
-    }
-
-    /// Makes a spare now. A failure is not the log's.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub fn make_spare(&mut self) -> Result<(), WalError> {
-        let made = self.preparer().finish();
-        self.no_space = made.as_ref().is_err_and(WalError::is_out_of_space);
-        self.spares.push(made?);
-        Ok(())
-    }
-
-    /// There may be space again: [`Wal::prepare`] is to try.
-    pub fn hope(&mut self) {
-        self.no_spares = false;
     }
 
     /// Index of the first entry; one more than the last when there is none.
@@ -404,7 +338,7 @@ impl Wal {
 
     fn stage_entry(&mut self, entry: &Entry) -> Result<u64, WalError> {
         let rejected = |what| Err(WalError::Rejected { what });
-        let index = entry.index;
+        let (index, record) = (entry.index, format::ENTRY_RECORD_BYTES + entry_len(entry));
         let last = self.staged.entries.map_or(self.shape.last, |(_, last)| last);
         let mut bytes = 0;
         if index == 0 || index > last + 1 {
@@ -419,10 +353,10 @@ impl Wal {
             // header would be wrong.
             bytes += self.flush()?;
             if index <= self.current.prev {
-                self.roll_truncated(index - 1)?;
+                self.roll_truncated(index - 1, (BATCH_HEADER_BYTES + record) as u64)?;
             }
         }
-        bytes += self.make_room(format::ENTRY_RECORD_BYTES + entry_len(entry))?;
+        bytes += self.make_room(record)?;
         let prev_term = match self.staged.runs.last() {
             Some(run) => run.1,
             None => self.shape.term(index - 1).unwrap_or(0),
@@ -442,20 +376,22 @@ impl Wal {
         Ok(bytes)
     }
 
-    /// Flushes when a record of `need` bytes would make the batch too large for any segment.
+    /// Flushes when a record of `need` bytes would make the batch too large.
     fn make_room(&mut self, need: usize) -> Result<u64, WalError> {
-        let limit = self.batch_limit;
-        if (BATCH_HEADER_BYTES + need) as u64 > limit {
-            return Err(WalError::TooLarge { bytes: need, limit });
+        if need as u64 > RECORD_BYTES_MAX {
+            return Err(WalError::TooLarge { bytes: need, limit: RECORD_BYTES_MAX });
         }
-        if (self.buffer.len() + need) as u64 > limit { self.flush() } else { Ok(0) }
+        if (self.buffer.len() + need) as u64 > self.batch_limit { self.flush() } else { Ok(0) }
     }
 
-    /// The header of the next segment may repeat any of the configurations.
+    /// The header of the next segment may repeat any of the configurations. If hardly anything fits
+    /// beside it, segments are longer.
     fn update_batch_limit(&mut self) {
         let longest = self.shape.configurations.iter().map(|c| self.header_len(Some(c))).max();
-        let header = format::aligned(longest.unwrap_or(format::ALIGN_BYTES));
-        self.batch_limit = format::data_end(self.options.segment_bytes).saturating_sub(header);
+        self.header_bytes = format::aligned(longest.unwrap_or(format::ALIGN_BYTES));
+        let usual = self.options.segment_bytes;
+        let beside = format::data_end(usual).saturating_sub(self.header_bytes);
+        self.batch_limit = beside.max(usual / 2);
     }
 
     fn header_len(&self, configuration: Option<&(Index, Arc<Configuration>)>) -> u64 {
@@ -470,17 +406,17 @@ impl Wal {
         }
         if self.current.offset + end > self.current.end {
             match self.staged.entries {
-                Some((first, _)) if first <= self.shape.last => self.roll_truncated(first - 1)?,
+                Some((first, _)) if first <= self.shape.last => {
+                    self.roll_truncated(first - 1, end)?;
+                }
                 _ => {
                     let prev = (self.shape.last, self.shape.last_term());
-                    self.roll(Start::Continue, prev, self.shape.configurations.back().cloned())?;
+                    let configuration = self.shape.configurations.back().cloned();
+                    self.roll(Start::Continue, prev, configuration, end)?;
                 }
             }
         }
         let offset = self.current.offset;
-        if offset + end > self.current.end {
-            return Err(WalError::TooLarge { bytes: self.buffer.len(), limit: self.current.end });
-        }
         let place = Place { identity: self.options.identity, segment: self.current.number, offset };
         format::seal_batch(&mut self.buffer, place, self.next_seq);
         let padded = format::padded(offset + end, self.current.end) - offset;
@@ -528,11 +464,11 @@ impl Wal {
         self.buffer.resize(BATCH_HEADER_BYTES, 0);
     }
 
-    /// Begins a segment in front of which the log ends at `to`.
-    fn roll_truncated(&mut self, to: Index) -> Result<(), WalError> {
+    /// Begins a segment in front of which the log ends at `to`, with room for such a batch.
+    fn roll_truncated(&mut self, to: Index, batch_bytes: u64) -> Result<(), WalError> {
         let prev = (to, self.shape.term(to).unwrap_or(0));
         let configuration = self.shape.configuration_at(to).cloned();
-        self.roll(Start::Truncate, prev, configuration)
+        self.roll(Start::Truncate, prev, configuration, batch_bytes)
     }
 
     fn next_header(
@@ -555,7 +491,7 @@ impl Wal {
         }
     }
 
-    /// Begins the next segment; its header is durable when this returns, and behind that the end
+    /// Begins the next segment, with room for such a batch; its header is durable when this returns, and behind that the end
     /// mark of the segment before. In this order a header without a mark is a roll that was cut
     /// off, and a mark without a header is damage.
     fn roll(
@@ -563,17 +499,16 @@ impl Wal {
         start: Start,
         prev: (Index, Term),
         configuration: Option<(Index, Arc<Configuration>)>,
+        batch_bytes: u64,
     ) -> Result<(), WalError> {
-        let spare = match self.spares.pop() {
-            Some(spare) => spare,
-            None => self.preparer().finish()?,
-        };
-        let header = self.next_header(start, prev, configuration.clone());
+        let mut header = self.next_header(start, prev, configuration.clone());
         let bytes = header.encode().len();
-        let limit = format::data_end(header.bytes).min(format::HEADER_BYTES_MAX as u64);
-        if bytes as u64 > limit {
+        if bytes > format::HEADER_BYTES_MAX {
+            let limit = format::HEADER_BYTES_MAX as u64;
             return Err(WalError::TooLarge { bytes, limit });
         }
+        let spare = self.take_spare(self.segment_len(bytes as u64, batch_bytes))?;
+        header.bytes = spare.bytes;
         let segment = write_header(&header, spare)?;
         let Current { path, file, number, end, .. } = &self.current;
         write_end_mark(file.as_ref(), path, self.options.identity, *number, *end)?;
@@ -604,33 +539,6 @@ impl Wal {
         }
         Ok(())
     }
-
-    fn preparer(&mut self) -> Preparer {
-        let slot = self.next_slot;
-        self.next_slot += 1;
-        let bytes = self.options.segment_bytes;
-        Preparer::new(Arc::clone(&self.disk), &self.dir, slot, bytes)
-    }
-
-    /// Keeps freed files of the right length as spares and removes the others. A file that cannot
-    /// be removed is harmless: the next opening finds that it is not needed, and tries again.
-    fn recycle(&mut self, freed: Vec<Segment>) -> Result<(), WalError> {
-        self.no_spares &= freed.is_empty();
-        let mut removed = false;
-        for Segment { path, file, .. } in freed {
-            let len = file.len().map_err(|e| WalError::io("measure", &path, e))?;
-            if self.spares.len() < SPARES_MAX && len == self.options.segment_bytes {
-                self.spares.push(Spare { path, file });
-            } else {
-                drop(file);
-                removed |= self.disk.remove(&path).is_ok();
-            }
-        }
-        if removed {
-            self.disk.sync_dir(&self.dir).map_err(|e| WalError::io("sync", &self.dir, e))?;
-        }
-        Ok(())
-    }
 }
 
 /// Writes a segment's header over a spare and syncs it. The zeros behind it blank the place of
@@ -640,7 +548,7 @@ fn write_header(header: &Header, spare: Spare) -> Result<Segment, WalError> {
     let used = format::aligned(bytes.len() as u64);
     let padded = format::padded(bytes.len() as u64, format::data_end(header.bytes));
     bytes.resize(padded as usize, 0);
-    let Spare { path, file } = spare;
+    let Spare { path, file, .. } = spare;
     file.write_all_at(&bytes, 0).map_err(|e| WalError::io("write", &path, e))?;
     file.sync_data().map_err(|e| WalError::io("sync", &path, e))?;
     Ok(Segment { number: header.number, path, file, prev: header.prev, used })

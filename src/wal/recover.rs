@@ -9,8 +9,8 @@ use super::error::WalError;
 use super::format::{self, ALIGN_BYTES, BATCH_HEADER_BYTES, Header, Start};
 use super::look::{Found, Head, Look, Tail, WINDOW_BYTES, Window, look, would_cut};
 use super::recovered::{Cut, Recovered};
-use super::spare::{Preparer, Spare};
-use super::{Current, Options, SPARES_MAX, Staged, Wal, write_end_mark, write_header};
+use super::spare::{Preparer, SPARES_MAX, Spare};
+use super::{Current, Options, Staged, Wal, write_end_mark, write_header};
 use crate::env::{Disk, Open};
 use crate::raft::HardState;
 use std::io;
@@ -57,7 +57,7 @@ pub(super) fn open(
         }
         if len == options.segment_bytes && spares.len() < SPARES_MAX {
             file.sync_all().map_err(|e| WalError::io("sync", &path, e))?;
-            spares.push(Spare { path, file });
+            spares.push(Spare { path, file, bytes: len });
         } else {
             surplus.push(path);
         }
@@ -97,6 +97,7 @@ pub(super) fn open(
         next_seq,
         first_segment,
         buffer: vec![0; BATCH_HEADER_BYTES],
+        header_bytes: 0,
         batch_limit: 0,
         staged: Staged::default(),
         spares,
