@@ -5,7 +5,7 @@
 //! value has exactly one form: what decodes encodes to the same bytes again. [`CommandRef`]
 //! borrows keys and values from the entry, so that applying a put copies them only into the store.
 //! Left out: sizes that a flag may set. Those are checked before a command is proposed
-//! (`limits`); here only constants count, since all replicas must decode alike.
+//! (`limits`, by the replica that proposes it); here only constants count, since all replicas must decode alike.
 
 use super::bytes::{Input, Malformed, put_blob, put_signed, put_varint};
 use super::types::{
@@ -105,8 +105,7 @@ pub enum OpRef<'a> {
     },
 }
 
-/// Appends a command's byte form. More than [`OPS_MAX`] operations or conditions would not decode:
-/// [`super::limits::Limits::check_write`] comes first.
+/// Appends a command's byte form. More than [`OPS_MAX`] operations or conditions do not decode.
 pub fn encode_command(command: &Command, out: &mut Vec<u8>) {
     match command {
         Command::OpenSession => out.push(COMMAND_OPEN_SESSION),
@@ -217,7 +216,17 @@ impl<'a> CommandRef<'a> {
     }
 }
 
-impl OpRef<'_> {
+impl<'a> OpRef<'a> {
+    /// The key that it is about.
+    pub fn key(&self) -> &'a [u8] {
+        match self {
+            OpRef::Put { key, .. }
+            | OpRef::Delete { key }
+            | OpRef::Increment { key, .. }
+            | OpRef::Get { key } => key,
+        }
+    }
+
     fn to_op(self) -> Op {
         match self {
             OpRef::Put { key, value } => Op::Put { key: key.to_vec(), value: value.to_vec() },

@@ -1,12 +1,14 @@
 //! What is refused before it is proposed, and how large an answer may be.
 //!
-//! Limits may differ between nodes, since flags set them. They are therefore never looked at when a
-//! committed command is applied: equal logs must give equal states. Whoever takes a write from a
-//! client checks it here first; what apply itself must bound are constants (see `machine`).
+//! Limits may differ between nodes, since flags set them. They are therefore looked at once, by the
+//! replica that proposes a command, whether a client or a follower sent it; never when a committed
+//! command is replicated, stored, read back or applied. Every node holds what any flag can let in:
+//! those bounds are constants, here and in `machine`.
 //! An empty key is refused: it would sort before everything and an empty `end` of a range means
 //! "no bound", so it could be stored but never be bounded by; it is a mistake more often than a key.
 
-use super::codec::{OPS_MAX, PAGE_ITEMS_MAX};
+use super::bytes::Malformed;
+use super::codec::{CommandRef, OPS_MAX, OpRef, PAGE_ITEMS_MAX, WriteRef};
 use super::types::{Op, Query, Write};
 use std::fmt;
 
@@ -93,24 +95,37 @@ impl Limits {
         Ok(Limits { max_value_bytes, max_batch_bytes, ..Limits::default() })
     }
 
-    /// Whether a write may be proposed.
-    pub fn check_write(&self, write: &Write) -> Result<(), TooLarge> {
+    /// Whether a command, in its byte form, may be proposed.
+    pub fn check_command(&self, bytes: &[u8]) -> Result<(), NotTaken> {
+        match CommandRef::decode(bytes).map_err(NotTaken::Malformed)? {
+            CommandRef::Write(write) => self.check_write(&write).map_err(NotTaken::TooLarge),
+            CommandRef::OpenSession | CommandRef::CloseSession { .. } => Ok(()),
+        }
+    }
+
+    fn check_write(&self, write: &WriteRef<'_>) -> Result<(), TooLarge> {
         let most = write.ops.len().max(write.conditions.len());
         if most > self.max_batch_ops {
             return Err(TooLarge::Ops { count: most, limit: self.max_batch_ops });
         }
+        let mut bytes = WRITE_OVERHEAD_BYTES;
         for condition in &write.conditions {
-            self.check_key(&condition.key)?;
+            self.check_key(condition.key)?;
+            bytes += OP_OVERHEAD_BYTES + condition.key.len();
         }
         for op in &write.ops {
             self.check_key(op.key())?;
-            if let Op::Put { value, .. } = op
-                && value.len() > self.max_value_bytes
-            {
-                return Err(TooLarge::Value { bytes: value.len(), limit: self.max_value_bytes });
+            bytes += OP_OVERHEAD_BYTES + op.key().len();
+            if let OpRef::Put { value, .. } = op {
+                if value.len() > self.max_value_bytes {
+                    return Err(TooLarge::Value {
+                        bytes: value.len(),
+                        limit: self.max_value_bytes,
+                    });
+                }
+                bytes += value.len();
             }
         }
-        let bytes = write_bytes(write);
         if bytes > self.max_batch_bytes {
             return Err(TooLarge::Batch { bytes, limit: self.max_batch_bytes });
         }
@@ -149,6 +164,15 @@ pub fn write_bytes(write: &Write) -> usize {
         OP_OVERHEAD_BYTES + op.key().len() + value
     });
     WRITE_OVERHEAD_BYTES + conditions.chain(ops).sum::<usize>()
+}
+
+/// Why a command is not proposed. Class: reject; surely not applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotTaken {
+    /// Its bytes are no command.
+    Malformed(Malformed),
+    /// It is over a limit.
+    TooLarge(TooLarge),
 }
 
 /// A write or query that is not accepted. Class: reject; surely not applied.
@@ -265,7 +289,8 @@ impl std::error::Error for BadLimits {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::types::{Condition, Range, Test};
+    use crate::kv::codec::encode_command;
+    use crate::kv::types::{Command, Condition, Range, Test};
 
     fn put(key: usize, value: usize) -> Op {
         Op::Put { key: vec![b'k'; key], value: vec![b'v'; value] }
@@ -275,11 +300,20 @@ mod tests {
         Write { ops, ..Write::default() }
     }
 
+    /// What is said of a write in its byte form; it is never larger than it counts for.
+    fn check(limits: &Limits, write: Write) -> Result<(), NotTaken> {
+        let counted = write_bytes(&write);
+        let mut bytes = Vec::new();
+        encode_command(&Command::Write(write), &mut bytes);
+        assert!(bytes.len() <= counted);
+        limits.check_command(&bytes)
+    }
+
     #[test]
     fn what_just_fits_is_taken_and_one_byte_more_is_named_with_a_way_out() {
         let limits = Limits::default();
         let value = limits.max_value_bytes;
-        assert_eq!(limits.check_write(&write(vec![put(MAX_KEY_BYTES, value)])), Ok(()));
+        assert_eq!(check(&limits, write(vec![put(MAX_KEY_BYTES, value)])), Ok(()));
         let refusals = [
             (
                 write(vec![put(1, value + 1)]),
@@ -309,8 +343,23 @@ mod tests {
             ),
         ];
         for (write, message) in refusals {
-            let refusal = limits.check_write(&write).map_err(|e| e.to_string());
-            assert_eq!(refusal, Err(message.to_string()));
+            let Err(NotTaken::TooLarge(why)) = check(&limits, write) else { panic!("{message}") };
+            assert_eq!(why.to_string(), message);
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_command_are_not_taken() {
+        let limits = Limits::default();
+        for bytes in [&b""[..], b"none", &[0xff; 9]] {
+            assert!(matches!(limits.check_command(bytes), Err(NotTaken::Malformed(_))));
+        }
+        for command in [Command::OpenSession, Command::CloseSession { session: 7 }] {
+            let mut bytes = Vec::new();
+            encode_command(&command, &mut bytes);
+            assert_eq!(limits.check_command(&bytes), Ok(()));
+            bytes.push(0);
+            assert!(limits.check_command(&bytes).is_err(), "left-over bytes");
         }
     }
 
@@ -334,6 +383,6 @@ mod tests {
         ));
         let limits = Limits::new(6 << 20, 7 << 20).expect("they fit");
         let largest = write(vec![put(MAX_KEY_BYTES, 6 << 20)]);
-        assert_eq!(limits.check_write(&largest), Ok(()));
+        assert_eq!(check(&limits, largest), Ok(()));
     }
 }

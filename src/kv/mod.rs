@@ -29,7 +29,7 @@ pub use crate::lsm::{
 };
 pub use bytes::Malformed;
 pub use codec::{CommandRef, decode_command, encode_command};
-pub use limits::{BadLimits, Limits, TooLarge};
+pub use limits::{BadLimits, Limits, NotTaken, TooLarge};
 pub use lsm_store::{LsmReader, LsmStore, LsmView, split_stored_key};
 pub use machine::{Committed, Machine, Place, place, session_count};
 pub use memory::{MemoryReader, MemoryStore};

@@ -150,7 +150,6 @@ impl<C: Clone> Proposals<C> {
         }
     }
 
-    /// What cannot be decoded counts as data.
     fn refuse_growth(&mut self, node: NodeId, answers: &mut Answers<C>) {
         let harmless = |bytes: &[u8]| CommandRef::decode(bytes).is_ok_and(|c| !c.adds_data());
         for queued in std::mem::take(&mut self.queue) {

@@ -8,6 +8,7 @@
 //! - proposed, and another term was committed at its index: surely not applied;
 //! - proposed or forwarded, and no word of it: unknown. Never a guess.
 //!
+//! A command is checked here against the limits of the node that proposes it, and nowhere else.
 //! While the disk of the leader is full, writes that would add data are refused before they are
 //! proposed; whoever deletes is served. A follower cannot refuse what its leader has taken.
 
@@ -20,6 +21,7 @@ use super::membership::{Change, ChangeRefused, Membership};
 use super::proposals::{Bounds, Proposals};
 use super::reads::Reads;
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};
+use crate::kv::Limits;
 use crate::raft::{Committed, Configuration, Index, NodeId, Raft, RoleName, Term};
 use std::sync::Arc;
 
@@ -29,6 +31,8 @@ pub struct ReplicaOptions {
     /// Bytes of writes that are queued, proposed or forwarded and not answered
     /// (`--inflight-bytes`), with a little for each. A single write is taken whatever its size.
     pub inflight_bytes_max: usize,
+    /// What may be proposed (`--max-value`, `--max-batch`).
+    pub limits: Limits,
     /// Bytes proposed at once: one batch of the log writer.
     pub batch_bytes_max: usize,
     /// Random identity of this node's data directory.
@@ -43,6 +47,7 @@ pub struct ReplicaOptions {
 #[derive(Debug)]
 pub struct Replica<C> {
     raft: Raft,
+    limits: Limits,
     now_us: u64,
     proposals: Proposals<C>,
     reads: Reads<C>,
@@ -94,6 +99,7 @@ impl<C: Clone> Replica<C> {
         let compaction = Compaction::new(options.wal_limit_bytes);
         Replica {
             raft,
+            limits: options.limits,
             now_us,
             proposals: Proposals::new(bounds, first_forward),
             reads: Reads::new(),
@@ -263,6 +269,9 @@ impl<C: Clone> Replica<C> {
                 self.answers.push((reply_to, Answer::Read(Err(Refusal::NoLeader))));
             }
             Request::Write(command) => {
+                if let Err(why) = self.limits.check_command(&command) {
+                    return self.refuse(reply_to, why.into());
+                }
                 self.proposals.take(reply_to, deadline_us, command, &mut self.answers);
             }
             Request::Read => self.reads.take(reply_to, deadline_us),

@@ -1,7 +1,8 @@
 //! The words that the components of a node use among themselves.
 
 use super::membership::{Change, ChangeRefused};
-use crate::kv::Outcome;
+use crate::kv::bytes::Malformed;
+use crate::kv::{NotTaken, Outcome, TooLarge};
 use crate::raft::{Configuration, Index, NodeId, PeerProgress, RoleName, Term};
 use std::fmt;
 use std::sync::Arc;
@@ -61,6 +62,15 @@ pub enum Refusal {
         /// That node.
         node: NodeId,
     },
+    /// It is over a limit of the node that would have proposed it, which its flags set.
+    TooLarge {
+        /// That node, when it is not the one that was asked.
+        leader: Option<NodeId>,
+        /// What is too large.
+        why: TooLarge,
+    },
+    /// Its bytes are no command.
+    Malformed(Malformed),
 }
 
 impl fmt::Display for Refusal {
@@ -84,6 +94,20 @@ impl fmt::Display for Refusal {
                 "the disk of node {node}, which leads, is full and its reserve in use: nothing that \
                  adds data is taken, reads and deletes go on; delete something or make space there"
             ),
+            Refusal::TooLarge { leader: None, why } => why.fmt(f),
+            Refusal::TooLarge { leader: Some(node), why } => {
+                write!(f, "node {node}, which leads, does not take it: {why}")
+            }
+            Refusal::Malformed(Malformed(what)) => write!(f, "it is no command: {what}"),
+        }
+    }
+}
+
+impl From<NotTaken> for Refusal {
+    fn from(why: NotTaken) -> Refusal {
+        match why {
+            NotTaken::TooLarge(why) => Refusal::TooLarge { leader: None, why },
+            NotTaken::Malformed(why) => Refusal::Malformed(why),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::{ClientHandle, Shared, fatal};
 use crate::kv::codec::encode_command;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
-use crate::kv::{Command, Query, Reader as _, Reply, StoreError, Write};
+use crate::kv::{Command, Query, Reader as _, Reply, StoreError};
 use crate::node::{Answer, DEADLINE_US, DEADLINE_US_MAX, Input, Refusal, Request, Verdict};
 use crate::wire::client::{Class, Failure};
 use std::net::TcpStream;
@@ -83,14 +83,6 @@ impl Session {
         }
     }
 
-    /// The request for a write, or why it is not taken.
-    pub(crate) fn write_request(&self, write: Write) -> Result<Request, Failure> {
-        if let Err(e) = self.shared.limits.check_write(&write) {
-            return Err(failure(class_of(e), e.to_string()));
-        }
-        Ok(command_request(&Command::Write(write)))
-    }
-
     /// Answers a query from what this node has applied.
     pub(crate) fn query(&self, query: &Query) -> Result<Reply, Failure> {
         if let Err(e) = self.shared.limits.check_query(query) {
@@ -140,6 +132,8 @@ impl Shared {
         let class = match refusal {
             Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
             Refusal::DiskFull { .. } => Class::DiskFull,
+            Refusal::TooLarge { why, .. } => class_of(why),
+            Refusal::Malformed(_) => Class::Invalid,
             _ => Class::Unavailable,
         };
         Failure { class, message: refusal.to_string(), leader: self.leader_hint() }

@@ -279,10 +279,7 @@ fn answer_all(
             Work::Asked(kind)
         };
         let item = match request.call {
-            Call::Write(write) => match session.write_request(write) {
-                Ok(what) => ask(what, Asked::Write),
-                Err(failure) => Work::Ready(Err(failure)),
-            },
+            Call::Write(write) => ask(command_request(&Command::Write(write)), Asked::Write),
             Call::OpenSession => ask(command_request(&Command::OpenSession), Asked::Write),
             Call::CloseSession { session } => {
                 ask(command_request(&Command::CloseSession { session }), Asked::Write)

@@ -2,7 +2,7 @@
 
 use super::ClientHandle;
 use super::members::{admin_of, call_of, class_of_refusal, refusal_of};
-use crate::kv::bytes::Input as KvInput;
+use crate::kv::bytes::{Input as KvInput, Malformed};
 use crate::kv::codec::{put_outcome, take_outcome};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::node::{AdminForward, Forward, Input, Outgoing, Refusal, Verdict};
@@ -87,10 +87,12 @@ fn result_of(verdict: &Verdict) -> ForwardResult {
             put_outcome(&mut bytes, outcome);
             ForwardResult::Applied(bytes)
         }
+        Verdict::NotApplied(Refusal::TooLarge { why, .. }) => ForwardResult::TooLarge(*why),
         Verdict::NotApplied(refusal) => {
             let class = match refusal {
                 Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
                 Refusal::DiskFull { .. } => Class::DiskFull,
+                Refusal::Malformed(_) => Class::Invalid,
                 _ => Class::Unavailable,
             };
             ForwardResult::Refused { class, message: refusal.to_string() }
@@ -101,7 +103,7 @@ fn result_of(verdict: &Verdict) -> ForwardResult {
     }
 }
 
-fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, crate::kv::bytes::Malformed> {
+fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, Malformed> {
     Ok(match result {
         ForwardResult::Applied(bytes) => Verdict::Applied(take_outcome(&mut KvInput(&bytes))?),
         ForwardResult::Refused { class: Class::Busy, .. } => {
@@ -109,6 +111,12 @@ fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, crate::kv:
         }
         ForwardResult::Refused { class: Class::DiskFull, .. } => {
             Verdict::NotApplied(Refusal::DiskFull { node: from })
+        }
+        ForwardResult::Refused { class: Class::Invalid, .. } => {
+            Verdict::NotApplied(Refusal::Malformed(Malformed("refused by the leader")))
+        }
+        ForwardResult::TooLarge(why) => {
+            Verdict::NotApplied(Refusal::TooLarge { leader: Some(from), why })
         }
         ForwardResult::Refused { class: Class::Unknown, .. } => {
             Verdict::Unknown("the leader does not know what became of it")

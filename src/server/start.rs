@@ -554,6 +554,7 @@ fn run(
     };
     let replica_options = ReplicaOptions {
         inflight_bytes_max: options.inflight_bytes_max,
+        limits: options.limits,
         batch_bytes_max: raft_options.append_bytes_max,
         identity: identity.identity,
         wal_limit_bytes: log_limit(options.wal_limit_bytes, options.limits.max_batch_bytes),

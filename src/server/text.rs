@@ -4,10 +4,10 @@
 //! neighbouring writes are submitted as one message, neighbouring reads share one read index.
 
 use super::Shared;
-use super::connection::{OUT_BYTES_MAX, Session};
+use super::connection::{OUT_BYTES_MAX, Session, command_request};
 use super::sockets::{ClientInput, NO_ROOM, read_by, write_patiently};
 use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
-use crate::kv::{Found, Op, OpResult, Outcome, Query, Reply, Write};
+use crate::kv::{Command, Found, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::{Answer, Request, Verdict};
 use crate::wire::client::{Class, Failure};
 use crate::wire::handshake::tokens_equal;
@@ -152,7 +152,7 @@ impl Client {
         // Only where whoever answers can see at once that a client does not take it.
         let direct = last && FAILED_WRITE_TAKES_NOTHING;
         let few = (1..=DIRECT_MAX).contains(&self.group.writes.len());
-        if direct && few && self.out.is_empty() && self.group.writes.iter().all(Result::is_ok) {
+        if direct && few && self.out.is_empty() {
             let writes = std::mem::take(&mut self.group).writes;
             let shared = Arc::clone(&self.session.shared);
             let encode = move |answers: Vec<Answer>| {
@@ -162,8 +162,7 @@ impl Client {
                 }
                 out
             };
-            let requests = writes.into_iter().flatten().collect();
-            self.session.call_direct(requests, &self.stream, Box::new(encode));
+            self.session.call_direct(writes, &self.stream, Box::new(encode));
         } else {
             self.finish()?;
         }
@@ -194,8 +193,8 @@ impl Client {
 
     fn write(&mut self, ops: Vec<Op>) -> io::Result<()> {
         self.be(Kind::Writes)?;
-        let request = self.session.write_request(Write { ops, ..Write::default() });
-        self.group.writes.push(request.map(|request| (self.session.deadline_us(0), request)));
+        let request = command_request(&Command::Write(Write { ops, ..Write::default() }));
+        self.group.writes.push((self.session.deadline_us(0), request));
         Ok(())
     }
 
@@ -210,24 +209,11 @@ impl Client {
         Ok(())
     }
 
-    fn finish_writes(&mut self, writes: Vec<Result<(u64, Request), Failure>>) {
-        let mut requests = Vec::with_capacity(writes.len());
-        let mut refused = Vec::with_capacity(writes.len());
-        for write in writes {
-            match write {
-                Ok(request) => {
-                    requests.push(request);
-                    refused.push(None);
-                }
-                Err(failure) => refused.push(Some(failure)),
-            }
-        }
-        let mut answers = self.session.call(requests).into_iter();
-        for refused in refused {
-            match refused {
-                Some(failure) => put_failure(&mut self.out, &failure),
-                None => put_write_answer(&self.session.shared, answers.next(), &mut self.out),
-            }
+    fn finish_writes(&mut self, writes: Vec<(u64, Request)>) {
+        let count = writes.len();
+        let mut answers = self.session.call(writes).into_iter();
+        for _ in 0..count {
+            put_write_answer(&self.session.shared, answers.next(), &mut self.out);
         }
     }
 
@@ -281,7 +267,7 @@ enum Kind {
 #[derive(Default)]
 struct Group {
     kind: Option<Kind>,
-    writes: Vec<Result<(u64, Request), Failure>>,
+    writes: Vec<(u64, Request)>,
     reads: Vec<Vec<u8>>,
 }
 

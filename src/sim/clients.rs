@@ -6,10 +6,10 @@
 
 use super::dice::Dice;
 use super::linearizability::{Answer as Told, Call, End, Op, Seen};
-use super::node::ClientId;
+use super::node::{ClientId, VALUE_LIMITS_BYTES};
 use crate::kv::codec::encode_command;
 use crate::kv::{self, Command, Condition, OpResult, Outcome, SessionStamp, Test};
-use crate::node::{Answer, Request, Verdict};
+use crate::node::{Answer, Refusal, Request, Verdict};
 use crate::raft::Index;
 use std::sync::Arc;
 
@@ -111,9 +111,17 @@ impl SimClient {
             return (register, Op::Get);
         }
         self.values += 1;
-        // Some values are longer than a sector, so that batches tear within an entry.
-        let pad = if self.dice.chance(1, 8) { 700 } else { 0 };
-        let value = format!("{}-{}{}", self.id, self.values, "x".repeat(pad)).into_bytes();
+        // Some values are longer than a sector, so that batches tear within an entry. A few are about
+        // as long as the flags of one node or another allow.
+        let pad = match self.dice.below(64) {
+            0 => *self.dice.pick(&VALUE_LIMITS_BYTES) + 1,
+            1..9 => 500,
+            _ => 0,
+        };
+        let mut value = format!("{}-{}", self.id, self.values);
+        let pad = pad.saturating_sub(value.len() + self.dice.below(2) as usize);
+        value.push_str(&"x".repeat(pad));
+        let value = value.into_bytes();
         match self.dice.below(16) {
             0..6 => (register, Op::Get),
             6..11 => (register, Op::Put { value }),
@@ -134,6 +142,13 @@ impl SimClient {
     pub(super) fn answered(&mut self, now_us: u64, answer: Answer) -> Next {
         match answer {
             Answer::Write(Verdict::Applied(outcome)) => self.applied(now_us, outcome),
+            // Not to be sent again, as it is.
+            Answer::Write(Verdict::NotApplied(Refusal::TooLarge { .. })) => {
+                if let Some(Doing::Call { tries, .. }) = &mut self.doing {
+                    *tries = TRIES_MAX;
+                }
+                self.failed(false)
+            }
             Answer::Write(Verdict::NotApplied(_)) => self.failed(false),
             Answer::Write(Verdict::Unknown(_)) => self.failed(true),
             Answer::Read(Ok(())) => match &self.doing {

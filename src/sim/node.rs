@@ -6,7 +6,7 @@ use super::disk::SimDisk;
 use super::links::{Accepted, Dialed};
 use super::store::store_options;
 use crate::env::Disk;
-use crate::kv::{LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
+use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
     Applier, Apply, BootError, ConnectionId, Fetch, Input, Node, Opened, PeersOptions, Plan,
     Replica, ReplicaOptions, Source, Work, first_configuration, open, restored, verify,
@@ -24,8 +24,15 @@ pub(super) type ClientId = u64;
 /// The data directory of every node, each on its own disk.
 pub(super) const DATA: &str = "data";
 
-/// Small segments, so that a run rolls over several.
-const SEGMENT_BYTES: u64 = 16 << 10;
+/// Small segments, so that a run rolls over several. A node's flags may be others at every start: what
+/// was written with some is read with others.
+const SEGMENT_BYTES: [u64; 4] = [8 << 10, 16 << 10, 16 << 10, 32 << 10];
+
+/// Largest values that a node's flags may allow; clients write some of about these lengths.
+pub(super) const VALUE_LIMITS_BYTES: [usize; 4] = [600, 6_000, 20_000, 40_000];
+
+/// What a batch may have beside its largest value: the least that flags may say, and some.
+const BATCH_BESIDE_VALUE_BYTES: usize = 9 << 10;
 
 /// Entries between two digests: many in a run.
 const DIGEST_EVERY: u64 = 32;
@@ -84,6 +91,8 @@ pub(super) struct SimNode {
     started_us: u64,
     /// The batch that was being written when the power failed.
     pub(super) torn: Option<Vec<Persist>>,
+    /// What its flags allow in its present life.
+    pub(super) limits: Limits,
     members: Vec<Member>,
     dice: Dice,
 }
@@ -205,6 +214,7 @@ impl SimNode {
             clock_ppm,
             started_us: 0,
             torn: None,
+            limits: Limits::default(),
             members,
             dice,
         }
@@ -235,6 +245,11 @@ impl SimNode {
         self.life += 1;
         self.store_repaired = false;
         self.started_us = now_us;
+        let value_bytes = *self.dice.pick(&VALUE_LIMITS_BYTES);
+        if let Ok(limits) = Limits::new(value_bytes, value_bytes + BATCH_BESIDE_VALUE_BYTES) {
+            self.limits = limits;
+        }
+        let segment_bytes = *self.dice.pick(&SEGMENT_BYTES);
         let torn = self.torn.take();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let data = Path::new(DATA);
@@ -249,7 +264,7 @@ impl SimNode {
             let plan = Plan {
                 data,
                 identity: &identity,
-                segment_bytes: SEGMENT_BYTES,
+                segment_bytes,
                 store: store_options(),
                 restore: None,
             };
@@ -300,6 +315,7 @@ impl SimNode {
         *promised = found;
         let options = ReplicaOptions {
             inflight_bytes_max: 64 << 10,
+            limits: self.limits,
             batch_bytes_max: 8 << 10,
             identity: identity.identity,
             wal_limit_bytes: WAL_LIMIT_BYTES,

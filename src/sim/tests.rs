@@ -34,6 +34,10 @@ const MUST_HAPPEN: &[&str] = &[
     "growth refused",
     "full disk recovered",
     "slow disk",
+    // Flags that differ from node to node and from life to life.
+    "too large",
+    "too large for the leader, not for who forwarded it",
+    "logged what its own flags do not allow",
     "bit flip",
     "bit flip in one identity copy",
     "bit flip in both identity copies",

@@ -18,7 +18,7 @@ use crate::kv::{Machine, MemoryStore};
 use crate::node::{
     Answer, Applied, Input, NodeEffects, Outgoing, PeerEvent, Refusal, ReplyTo, Verdict, Work,
 };
-use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
+use crate::raft::{Configuration, Index, Member, NodeId, Payload, RoleName};
 use crate::wire::handshake::Lane;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -392,8 +392,18 @@ impl World {
     pub(super) fn deliver(&mut self, node: NodeId, answers: Vec<(ReplyTo<ClientId>, Answer)>) {
         let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return };
         for (reply_to, answer) in answers {
-            if let Answer::Write(Verdict::NotApplied(Refusal::DiskFull { .. })) = answer {
-                self.count("growth refused");
+            match (&answer, &reply_to) {
+                (Answer::Write(Verdict::NotApplied(Refusal::DiskFull { .. })), _) => {
+                    self.count("growth refused");
+                }
+                (
+                    Answer::Write(Verdict::NotApplied(Refusal::TooLarge { .. })),
+                    ReplyTo::Peer { .. },
+                ) => self.count("too large for the leader, not for who forwarded it"),
+                (Answer::Write(Verdict::NotApplied(Refusal::TooLarge { .. })), _) => {
+                    self.count("too large");
+                }
+                _ => {}
             }
             match reply_to {
                 ReplyTo::Client { client, request } => {
@@ -449,9 +459,9 @@ impl World {
                 }
             }
         }
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
-            return Ok(());
-        };
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let limits = n.limits;
+        let Some(up) = &mut n.up else { return Ok(()) };
         if batch.is_empty() {
             up.writing = false;
             self.start_writing(node);
@@ -473,6 +483,16 @@ impl World {
             return Ok(());
         }
         up.space_tries = 0;
+        let commands = batch.iter().flat_map(|p| &p.entries).filter_map(|e| match &e.payload {
+            Payload::Command(bytes) => Some(bytes),
+            _ => None,
+        });
+        let foreign = commands.filter(|bytes| {
+            bytes.len() > limits.max_value_bytes && limits.check_command(bytes).is_err()
+        });
+        if foreign.count() > 0 {
+            *self.counters.entry("logged what its own flags do not allow").or_default() += 1;
+        }
         let written = up.wal.write(&batch);
         match written {
             Ok(durable) => {

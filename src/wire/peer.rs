@@ -11,6 +11,7 @@ use super::fields::{
 };
 use super::fields::{take_flag, take_list, take_option, take_text};
 use super::frame::{FRAME_HEADER_BYTES, kind, put_frame};
+use crate::kv::TooLarge;
 use crate::raft::codec::{
     ENTRY_HEADER_BYTES, Input, Malformed, entry_len, put_configuration, put_entry,
     take_configuration, take_entry,
@@ -86,6 +87,8 @@ pub enum ForwardResult {
         /// For a person.
         message: String,
     },
+    /// Not done: it is over a limit of the leader.
+    TooLarge(TooLarge),
 }
 
 /// A follower hands a call of an operator to the leader.
@@ -151,6 +154,14 @@ const CONFLICT: u8 = 2;
 
 const APPLIED: u8 = 1;
 const REFUSED: u8 = 2;
+const TOO_LARGE: u8 = 3;
+
+const EMPTY_KEY: u8 = 1;
+const KEY: u8 = 2;
+const VALUE: u8 = 3;
+const OPS: u8 = 4;
+const BATCH: u8 = 5;
+const BOUND: u8 = 6;
 
 /// Appends any peer frame; gives the length of its body.
 pub fn put_peer_frame(out: &mut Vec<u8>, frame: &PeerFrame) -> usize {
@@ -337,7 +348,37 @@ pub fn put_forward_answer(out: &mut Vec<u8>, answer: &ForwardAnswer) -> usize {
                 out.push(class.number());
                 put_text(out, message, MESSAGE_BYTES_MAX);
             }
+            ForwardResult::TooLarge(why) => {
+                let (what, found, limit) = match *why {
+                    TooLarge::EmptyKey => (EMPTY_KEY, 0, 0),
+                    TooLarge::Key { bytes, limit } => (KEY, bytes, limit),
+                    TooLarge::Value { bytes, limit } => (VALUE, bytes, limit),
+                    TooLarge::Ops { count, limit } => (OPS, count, limit),
+                    TooLarge::Batch { bytes, limit } => (BATCH, bytes, limit),
+                    TooLarge::Bound { bytes, limit } => (BOUND, bytes, limit),
+                };
+                out.extend_from_slice(&[TOO_LARGE, what]);
+                put_numbers(out, [found as u64, limit as u64]);
+            }
         }
+    })
+}
+
+fn take_too_large(input: &mut Input<'_>) -> Result<TooLarge, Malformed> {
+    let what = input.u8("what is too large")?;
+    let mut number = || {
+        let number = input.u64("size")?;
+        usize::try_from(number).map_err(|_| Malformed("size"))
+    };
+    let (bytes, limit) = (number()?, number()?);
+    Ok(match what {
+        EMPTY_KEY if bytes == 0 && limit == 0 => TooLarge::EmptyKey,
+        KEY => TooLarge::Key { bytes, limit },
+        VALUE => TooLarge::Value { bytes, limit },
+        OPS => TooLarge::Ops { count: bytes, limit },
+        BATCH => TooLarge::Batch { bytes, limit },
+        BOUND => TooLarge::Bound { bytes, limit },
+        _ => return Err(Malformed("what is too large")),
     })
 }
 
@@ -359,6 +400,7 @@ pub fn take_peer_frame(body: &[u8]) -> Result<PeerFrame, Malformed> {
                     class: Class::take(&mut input)?,
                     message: take_text(&mut input, MESSAGE_BYTES_MAX, "failure message")?,
                 },
+                TOO_LARGE => ForwardResult::TooLarge(take_too_large(&mut input)?),
                 _ => return Err(Malformed("forward result")),
             },
         }),

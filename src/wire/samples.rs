@@ -336,10 +336,25 @@ fn message() -> impl Strategy<Value = Message> {
     (1u64.., 1u64.., any_body).prop_map(|(from, to, (term, body))| Message { from, to, term, body })
 }
 
+fn too_large() -> impl Strategy<Value = TooLarge> {
+    (0..6, any::<u32>(), any::<u32>()).prop_map(|(what, found, limit)| {
+        let (bytes, limit) = (found as usize, limit as usize);
+        match what {
+            0 => TooLarge::EmptyKey,
+            1 => TooLarge::Key { bytes, limit },
+            2 => TooLarge::Value { bytes, limit },
+            3 => TooLarge::Ops { count: bytes, limit },
+            4 => TooLarge::Batch { bytes, limit },
+            _ => TooLarge::Bound { bytes, limit },
+        }
+    })
+}
+
 pub(super) fn peer_frame() -> impl Strategy<Value = PeerFrame> {
     let result = prop_oneof![
         bytes().prop_map(ForwardResult::Applied),
         (class(), text()).prop_map(|(class, message)| ForwardResult::Refused { class, message }),
+        too_large().prop_map(ForwardResult::TooLarge),
     ];
     let admin_result = prop_oneof![number().prop_map(Ok), (class(), text()).prop_map(Err)];
     prop_oneof![

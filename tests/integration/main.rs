@@ -6,6 +6,7 @@ mod cluster_script;
 mod full_disk;
 mod inspect;
 mod kill_rounds;
+mod limits;
 mod loading;
 mod members;
 mod repair;

@@ -16,7 +16,7 @@ mod verify;
 mod writes;
 
 use super::*;
-use crate::kv::{Command, Machine, MemoryStore, Op, Outcome, Write, encode_command};
+use crate::kv::{Command, Limits, Machine, MemoryStore, Op, Outcome, Write, encode_command};
 use crate::raft::{
     Configuration, Index, Member, Message, NodeId, Options, Persist, Raft, Restored, RestoredLog,
     RoleName,
@@ -71,6 +71,8 @@ struct Cluster {
     next_request: u64,
     lives: u64,
     inflight_bytes_max: usize,
+    /// What the flags of a node allow, where they are not the default.
+    limits: BTreeMap<NodeId, Limits>,
     /// Members of the beginning.
     founders: u64,
 }
@@ -104,6 +106,7 @@ impl Cluster {
             next_request: 1,
             lives: 0,
             inflight_bytes_max,
+            limits: BTreeMap::new(),
             founders: count,
         };
         for id in 1..=count {
@@ -152,6 +155,7 @@ impl Cluster {
             address: format!("host:{id}"),
             wal_limit_bytes: u64::MAX,
             inflight_bytes_max: self.inflight_bytes_max,
+            limits: self.limits.get(&id).copied().unwrap_or_default(),
             batch_bytes_max: 4096,
             identity: identity_of(id),
         };

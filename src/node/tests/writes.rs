@@ -1,6 +1,7 @@
 //! Writes on the leader: batches, deadlines, bounds, and leaders that change under them.
 
 use super::*;
+use crate::kv::TooLarge;
 
 /// A client writes to the leader; it is told once, and only when its write can be read.
 #[test]
@@ -230,17 +231,20 @@ fn a_write_larger_than_the_bound_is_taken_alone() {
     c.revision(writes[0]);
 }
 
-/// Writes of no bytes are not free: each has its place in queues and maps.
+/// Writes of one byte are not free: each has its place in queues and maps.
 #[test]
 fn small_writes_are_bounded_as_well() {
     let mut c = Cluster::with_inflight(3, 10_000);
     let leader = c.elect();
-    let whats = vec![Request::Write(Arc::from([])); 1_000];
+    let mut session = Vec::new();
+    encode_command(&Command::OpenSession, &mut session);
+    let whats = vec![Request::Write(Arc::from(session)); 1_000];
     let writes = c.ask_all(leader, whats, SOON_US);
     let busy = writes.iter().filter(|&&w| c.answer(w).is_some()).count();
     assert!(busy > 900, "{busy}");
     c.settle();
-    assert_eq!(c.answer(writes[0]), Some(&Answer::Write(Verdict::Applied(Outcome::Malformed))));
+    let Some(Answer::Write(Verdict::Applied(outcome))) = c.answer(writes[0]) else { panic!() };
+    assert!(matches!(outcome, Outcome::SessionOpened { .. }));
     assert_eq!(c.inflight(leader), 0);
 }
 
@@ -250,8 +254,8 @@ fn command(ops: Vec<Op>) -> Request {
     Request::Write(Arc::from(bytes))
 }
 
-/// The leader's disk is full. Whatever would add data is refused, also when a follower forwards it,
-/// and so are bytes that are no command; deletes and sessions go on. With space again all do.
+/// The leader's disk is full. Whatever would add data is refused, also when a follower forwards it;
+/// deletes and sessions go on. With space again all do.
 #[test]
 fn on_a_full_disk_the_leader_refuses_what_adds_data_and_takes_deletes() {
     let (mut c, leader) = Cluster::led(3);
@@ -268,7 +272,6 @@ fn on_a_full_disk_the_leader_refuses_what_adds_data_and_takes_deletes() {
             command(vec![put.clone()]),
             command(vec![add.clone()]),
             command(vec![delete.clone(), put.clone()]),
-            Request::Write(Arc::from(*b"none")),
         ];
         let growing = c.ask_all(node, growing, SOON_US);
         let mut session = Vec::new();
@@ -296,6 +299,76 @@ fn on_a_full_disk_the_leader_refuses_what_adds_data_and_takes_deletes() {
         c.settle();
         c.revision(write);
     }
+}
+
+/// The flags of three nodes differ. A write that its node would take and the leader would not is
+/// refused by the leader, with the limit named; one that the leader takes is held by all, and they start
+/// again with it. Whoever leads next goes by its own flags.
+#[test]
+fn a_write_is_checked_against_the_limits_of_the_node_that_leads() {
+    let (mut c, leader) = Cluster::led(3);
+    let [large, small] = c.followers(leader)[..] else { panic!("three nodes") };
+    for (id, value, batch) in
+        [(leader, 3_000, 16_000), (large, 50_000, 80_000), (small, 100, 9_000)]
+    {
+        let limits = Limits::new(value, batch).unwrap();
+        c.limits.insert(id, limits);
+        c.restart(id);
+    }
+    c.elect();
+    c.hand_over(leader);
+    let write = |c: &mut Cluster, node, bytes| {
+        let write = c.ask(node, Request::Write(put("k", &"x".repeat(bytes))), SOON_US);
+        c.settle();
+        write
+    };
+    let refused = write(&mut c, large, 3_001);
+    let why = TooLarge::Value { bytes: 3_001, limit: 3_000 };
+    assert_eq!(c.refusal(refused), Refusal::TooLarge { leader: None, why });
+    let refused = write(&mut c, small, 101);
+    let why = TooLarge::Value { bytes: 101, limit: 100 };
+    assert_eq!(c.refusal(refused), Refusal::TooLarge { leader: None, why });
+    let taken = write(&mut c, large, 3_000);
+    c.revision(taken);
+    c.hand_over(large);
+    let taken = write(&mut c, large, 50_000);
+    c.revision(taken);
+    let last = c.replica(large).raft().last_index();
+    for id in [leader, large, small] {
+        assert_eq!(c.inflight(id), 0);
+        c.restart(id);
+        assert_eq!(c.replica(id).raft().last_index(), last, "node {id}");
+    }
+    c.elect();
+    c.advance(ELECTION_US);
+    for id in [leader, large, small] {
+        assert!(c.nodes[&id].applier.machine().applied() > last, "node {id}");
+    }
+}
+
+/// Bytes that are no command are refused wherever they come in, and never proposed.
+#[test]
+fn bytes_that_are_no_command_are_not_proposed() {
+    let (mut c, leader) = Cluster::led(3);
+    let last = c.replica(leader).raft().last_index();
+    let follower = c.followers(leader)[0];
+    for node in [leader, follower] {
+        for bytes in [&b""[..], b"none"] {
+            let write = c.ask(node, Request::Write(Arc::from(bytes)), SOON_US);
+            c.settle();
+            assert!(matches!(c.refusal(write), Refusal::Malformed(_)), "at {node}");
+        }
+    }
+    let forward = Forward { id: 5, deadline_ms: 1000, command: Arc::from(*b"none") };
+    c.held.insert((leader, follower));
+    c.input(leader, Input::Forwarded { from: follower, forward });
+    let answered = |(_, to, packet): &(NodeId, NodeId, Packet)| {
+        let refused =
+            |verdict: &Verdict| matches!(verdict, Verdict::NotApplied(Refusal::Malformed(_)));
+        *to == follower && matches!(packet, Packet::Answer(5, verdict) if refused(verdict))
+    };
+    assert!(c.net.iter().any(answered));
+    assert_eq!(c.replica(leader).raft().last_index(), last);
 }
 
 /// As long as the disk is full a flush may give space back: the store is asked for one each time

@@ -72,6 +72,7 @@ fn made(address: &str, connections_max: usize) -> (Arc<Shared>, RaftEvents, Node
     let restored = Restored { hard_state, log: restored_log, applied: 0 };
     let replica_options = ReplicaOptions {
         inflight_bytes_max: 1 << 20,
+        limits: Limits::default(),
         batch_bytes_max: 1 << 20,
         identity: 11,
         wal_limit_bytes: 1 << 30,

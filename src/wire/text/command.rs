@@ -2,6 +2,7 @@
 //!
 //! To add a command: a line in `COMMANDS`, a variant of [`TextCommand`], an arm in `build`.
 
+use super::super::kv::WRITE_PARTS_MAX;
 use std::fmt::Write as _;
 
 /// A command of the text dialect.
@@ -66,7 +67,7 @@ const COMMANDS: [(&str, Name, usize, usize); 8] = [
     ("command", Name::Command, 1, usize::MAX),
     ("get", Name::Get, 2, 2),
     ("set", Name::Set, 3, usize::MAX),
-    ("del", Name::Del, 2, usize::MAX),
+    ("del", Name::Del, 2, WRITE_PARTS_MAX + 1),
 ];
 
 /// An unknown command is quoted in the answer up to here, and so are its arguments; as in Redis.
