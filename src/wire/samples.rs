@@ -80,7 +80,8 @@ pub(super) fn handshake_answer() -> impl Strategy<Value = Result<Welcome, Reject
         Just(RejectCode::TooManyConnections),
         Just(RejectCode::NotFormed),
         Just(RejectCode::Malformed),
-        (9u8..).prop_map(RejectCode::Other),
+        Just(RejectCode::Removed),
+        (64u8..).prop_map(RejectCode::Other),
     ];
     let reject = (code, text()).prop_map(|(code, message)| Err(Reject { code, message }));
     prop_oneof![welcome, reject]
