@@ -9,6 +9,7 @@ mod kill_rounds;
 mod limits;
 mod loading;
 mod members;
+mod namespaces;
 mod repair;
 mod restart;
 mod slow_clients;

@@ -4,6 +4,7 @@
 //! too long.
 
 pub(crate) mod cluster;
+pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod native;
