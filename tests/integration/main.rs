@@ -7,6 +7,7 @@ mod full_disk;
 mod inspect;
 mod kill_rounds;
 mod limits;
+mod links;
 mod loading;
 mod members;
 mod namespaces;

@@ -1,5 +1,6 @@
 //! A cluster of real processes in a directory of its own, which nothing outlives.
 
+use super::proxy::Proxy;
 use super::{http, wait_for};
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -27,6 +28,10 @@ pub(crate) struct Setup {
     pub(crate) data: Option<PathBuf>,
     /// Words in front of the command of each node, `%` being its number.
     pub(crate) wrapper: Vec<String>,
+    /// A [`Proxy`] stands in front of each node, and the others know its address only.
+    pub(crate) proxies: bool,
+    /// By this name the nodes know one another, in place of their address.
+    pub(crate) name: Option<String>,
 }
 
 #[derive(Debug)]
@@ -34,6 +39,10 @@ pub(crate) struct Node {
     pub(crate) address: String,
     pub(crate) data: PathBuf,
     pub(crate) log: PathBuf,
+    /// What stands in front of it.
+    pub(crate) proxy: Option<Proxy>,
+    /// Where the others reach it, unless that is its address.
+    advertise: Option<String>,
     /// What it is to do at the very first start, and may say at any later one.
     begins: Vec<String>,
     /// Words in front of its command, in place of those of the setup.
@@ -101,19 +110,30 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("kontiki-test-").tempdir().expect("a directory");
         let mut cluster = Cluster { nodes: Vec::new(), dir, setup, _one: one };
         for _ in 0..PORT_ATTEMPTS {
-            cluster.nodes = free_ports(count)
+            let addresses: Vec<String> =
+                free_ports(count).iter().map(|port| format!("127.0.0.1:{port}")).collect();
+            let proxies = if cluster.setup.proxies { Proxy::before(&addresses) } else { vec![] };
+            cluster.nodes = addresses
                 .into_iter()
                 .enumerate()
-                .map(|(at, port)| Node {
-                    address: format!("127.0.0.1:{port}"),
-                    data: cluster.data().join(format!("{port}")),
-                    log: cluster.dir.path().join(format!("n{}.log", at + 1)),
-                    begins: Vec::new(),
-                    wrapper: cluster.wrapper_of(at),
-                    child: None,
+                .map(|(at, address)| {
+                    let port = address.rsplit(':').next().expect("a port");
+                    let proxy = proxies.get(at).cloned();
+                    let name = cluster.setup.name.as_ref().map(|name| format!("{name}:{port}"));
+                    Node {
+                        advertise: proxy.as_ref().map(|p| p.address.clone()).or(name),
+                        proxy,
+                        data: cluster.data().join(port),
+                        log: cluster.dir.path().join(format!("n{}.log", at + 1)),
+                        begins: Vec::new(),
+                        wrapper: cluster.wrapper_of(at),
+                        child: None,
+                        address,
+                    }
                 })
                 .collect();
-            let all = cluster.addresses().join(",");
+            let known = |node: &Node| node.advertise.clone().unwrap_or(node.address.clone());
+            let all = cluster.nodes.iter().map(known).collect::<Vec<_>>().join(",");
             let begins = |node: &mut Node| node.begins = vec!["--peers".to_owned(), all.clone()];
             cluster.nodes.iter_mut().for_each(begins);
             (0..count).for_each(|node| cluster.launch(node));
@@ -165,6 +185,8 @@ impl Cluster {
             address: format!("127.0.0.1:{port}"),
             data: self.data().join(format!("{port}")),
             log: self.dir.path().join(format!("n{}.log", place + 1)),
+            proxy: None,
+            advertise: None,
             begins: vec!["--join".to_owned(), cluster.join(",")],
             wrapper: wrapper.unwrap_or_else(|| self.wrapper_of(place)),
             child: None,
@@ -196,6 +218,9 @@ impl Cluster {
         let mut words: Vec<String> =
             ["serve", "--data", &data, "--listen", &it.address].map(str::to_owned).to_vec();
         words.extend(it.begins.iter().cloned());
+        if let Some(advertise) = &it.advertise {
+            words.extend(["--advertise", advertise].map(str::to_owned));
+        }
         if !self.setup.flags.iter().any(|flag| flag == "--reserve") {
             // Tests are many, and what each of them writes is in the way of the others.
             words.extend(["--reserve", "1MiB"].map(str::to_owned));
@@ -271,6 +296,16 @@ impl Cluster {
     pub(crate) fn follower(&self) -> usize {
         let leader = self.leader();
         (0..self.nodes.len()).find(|&n| n != leader && self.nodes[n].child.is_some()).expect("one")
+    }
+
+    /// The proxy in front of a node.
+    pub(crate) fn proxy(&self, node: usize) -> &Proxy {
+        self.nodes[node].proxy.as_ref().expect("a cluster with proxies")
+    }
+
+    /// How often a node was elected so far.
+    pub(crate) fn elections(&self) -> usize {
+        (0..self.nodes.len()).map(|node| self.log(node).matches("leads the cluster").count()).sum()
     }
 
     /// Runs `kontiki cli` on all nodes' addresses.

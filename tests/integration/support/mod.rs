@@ -8,6 +8,7 @@ pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod native;
+pub(crate) mod proxy;
 pub(crate) mod strace;
 pub(crate) mod text;
 
