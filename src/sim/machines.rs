@@ -99,6 +99,7 @@ impl World {
             Start::Running => {
                 let (life, last) = (n.life, self.platters[&node].terms.len() as u64);
                 self.note(node, "started", [life, last, 0, 0]);
+                self.give_way(node);
                 self.count("starts");
                 let applied =
                     self.nodes[&node].up.as_ref().map_or(0, |up| up.reader.view().applied());
@@ -252,6 +253,21 @@ impl World {
         let copies: Vec<NodeId> = self.nodes.values().filter(copies).map(|n| n.id).collect();
         for id in copies {
             self.count("old copies switched off");
+            self.lose(id);
+        }
+    }
+
+    /// Two processes cannot listen at one address: a node that was removed, and may not know it yet, makes
+    /// room for the one that starts in its place.
+    fn give_way(&mut self, node: NodeId) {
+        let Some(address) = self.nodes.get(&node).map(|n| n.address.clone()) else { return };
+        let member = |id| self.cluster.configuration().is_none_or(|c| c.member(id).is_some());
+        let in_the_way = |n: &&super::node::SimNode| {
+            n.id != node && n.up.is_some() && n.address == address && !member(n.id)
+        };
+        let others: Vec<NodeId> = self.nodes.values().filter(in_the_way).map(|n| n.id).collect();
+        for id in others {
+            self.count("removed nodes switched off for another one");
             self.lose(id);
         }
     }
