@@ -3,7 +3,7 @@
 //! The standard library resolves a name for as long as the system likes, which may be half a minute when
 //! a name server does not answer. Here it happens on a thread of its own and the caller waits only as
 //! long as it said. Callers that ask for a name which is being looked up already share that lookup, so a
-//! resolver that hangs holds one thread for each name, and [`LOOKUPS_MAX`] in all: who asks for one more
+//! resolver that hangs holds one thread for each name, and `LOOKUPS_MAX` in all: who asks for one more
 //! name then is refused at once.
 //!
 //! Left out: a cache (the system has one), and dialing several addresses of a name at a time.
