@@ -6,6 +6,8 @@
 //! | [`Peers`]   | connections with other nodes: dialing, admission  | raft loop         |
 //! | [`Node`]    | the two above, and what one tells the other       | raft loop         |
 //! | [`Applier`] | the state machine                                 | applier           |
+//! | [`SnapshotReceiver`] | a snapshot on its way here               | snapshot          |
+//! | [`SnapshotSender`]   | a snapshot that another node fetches     | peer reader       |
 //! | `wal::Wal`  | the log file                                      | log writer        |
 //!
 //! None of them has a thread, socket or clock; time is an argument. `server/` runs each on a thread
@@ -32,7 +34,7 @@ mod raft_loop;
 mod reads;
 mod recover;
 mod replica;
-mod snapshot;
+mod snapshot_transfer;
 mod verify;
 mod words;
 
@@ -54,6 +56,9 @@ pub use peers::{
 pub use raft_loop::{Node, NodeEffects, Outgoing};
 pub use recover::{RecoverError, Rescued, recover};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
-pub use snapshot::{Ask, Fetch, Next, Source, Told};
+pub use snapshot_transfer::{
+    ReceiverEffect, ReceiverEvent, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
+    SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, TransferProgress,
+};
 pub use verify::{Report, Totals, check_identity, verify};
 pub use words::*;

@@ -3,9 +3,9 @@
 use super::logging::info;
 use super::mailbox::DirectWrite;
 use super::peer_out::Command;
-use super::{ApplyQueue, ClientHandle, Shared, fatal, lock, snapshots};
+use super::{ClientHandle, Shared, fatal};
 use crate::kv::{LsmStore, Staged};
-use crate::node::{Answer, Applier, Input, Outgoing, ReplyTo, Work};
+use crate::node::{Answer, Applier, Input, Outgoing, ReceiverEvent, ReplyTo, Work};
 use crate::raft::Configuration;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -17,7 +17,6 @@ use std::time::Duration;
 pub(crate) fn run(
     mut applier: Applier<LsmStore>,
     inbox: &Receiver<Work<ClientHandle, Staged>>,
-    to_self: &ApplyQueue,
     first: &Configuration,
     shared: &Arc<Shared>,
 ) {
@@ -49,12 +48,13 @@ pub(crate) fn run(
             Work::Flush => applier.flush(),
             Work::Hold => {
                 applier.hold();
-                snapshots::repair(shared, applier.machine().applied(), to_self);
+                repair(shared, &applier);
             }
             Work::Install { snapshot, index } => {
                 let repairs = applier.is_holding();
-                *lock(&shared.fetching) = None;
-                match applier.install(snapshot, index, first) {
+                let installed = applier.install(snapshot, index, first);
+                let _ = shared.snapshots.send(ReceiverEvent::Installed);
+                match installed {
                     Ok(Some(mark)) => {
                         info!("installed a snapshot index={} term={}", mark.index, mark.term);
                         if repairs {
@@ -64,15 +64,19 @@ pub(crate) fn run(
                         let _ = shared.raft.send(Input::Installed { mark });
                     }
                     // One that was on its way when the damage was met, and is too old.
-                    Ok(None) if repairs => {
-                        snapshots::repair(shared, applier.machine().applied(), to_self);
-                    }
+                    Ok(None) if repairs => repair(shared, &applier),
                     Ok(None) => info!("a snapshot came too late: its index is applied already"),
                     Err(e) => fatal(format_args!("cannot install a snapshot, the node stops: {e}")),
                 }
             }
         }
     }
+}
+
+/// What the store held is to be fetched from another node.
+fn repair(shared: &Shared, applier: &Applier<LsmStore>) {
+    let index = applier.machine().applied();
+    let _ = shared.snapshots.send(ReceiverEvent::Damaged { index });
 }
 
 /// Hands out answers; what is to be written to a client's socket goes to `write`. Whoever is gone is

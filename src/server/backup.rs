@@ -8,19 +8,21 @@
 use super::Shared;
 use super::connection::{DAMAGED, Session, failure};
 use crate::kv::{Piece, StoreError};
-use crate::node::{Answer, Ask, Request, Source, Told};
+use crate::node::{
+    Answer, Request, SenderEffect, SnapshotRequest, SnapshotResponse, SnapshotSender,
+};
 use crate::wire::client::{Answer as Reply, Class, Failure};
 use std::sync::Arc;
 
 /// The backup of one connection.
 pub(crate) struct Backups {
-    source: Source,
+    sender: SnapshotSender,
 }
 
 impl Backups {
     /// None begun.
     pub(crate) fn new(shared: &Arc<Shared>) -> Backups {
-        Backups { source: Source::new(shared.reader.clone()) }
+        Backups { sender: SnapshotSender::new(shared.reader.clone()) }
     }
 
     /// Begins one.
@@ -44,18 +46,18 @@ impl Backups {
         let Some(Answer::Flushed(Ok(index))) = flushed else {
             return Err(refused(session, flushed));
         };
-        let told = self.source.answer(Ask::Begin { index });
-        match told.map_err(|e| unreadable(session, &e))? {
-            Told::Begins { manifest } => Ok(Reply::Backup { manifest }),
+        match self.sender.begin(index) {
+            SnapshotResponse::Begins { manifest } => Ok(Reply::Backup { manifest }),
             _ => Err(failure(Class::Unavailable, "the store has gone back; try again".to_string())),
         }
     }
 
     /// Reads a piece of the one that was begun.
     pub(crate) fn piece(&mut self, session: &Session, piece: Piece) -> Result<Reply, Failure> {
-        match self.source.answer(Ask::Piece(piece)).map_err(|e| unreadable(session, &e))? {
-            Told::Piece { bytes, .. } => Ok(Reply::Bytes(bytes)),
-            _ => {
+        match self.sender.asked(SnapshotRequest::Piece(piece)) {
+            SenderEffect::Send(SnapshotResponse::Piece { bytes, .. }) => Ok(Reply::Bytes(bytes)),
+            SenderEffect::Unreadable(e) => Err(unreadable(session, &e)),
+            SenderEffect::Send(_) | SenderEffect::Flush => {
                 let message = "the backup begun on this connection has no such piece".to_string();
                 Err(failure(Class::Invalid, message))
             }

@@ -12,7 +12,7 @@
 //! | probe       | `connections`                     | none: it asks who is at an address, and ends                          |
 //! | answers     | `raft_loop`                       | refusals of the raft loop, to be written to sockets                   |
 //! | applier     | `applier`                         | `Apply`                                                               |
-//! | snapshot    | `snapshots`                       | a connection of its own, while one is fetched                         |
+//! | snapshot    | `snapshots`                       | `ReceiverEvent`; while one is fetched, a connection of its own        |
 //! | store       | `lsm::Worker::run`                | a bell: something to flush or to compact                              |
 //!
 //! A thread that cannot go on (a failed fsync, a damaged log) ends the process: the node is
@@ -49,7 +49,7 @@ pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::Work;
+use crate::node::{ReceiverEvent, TransferProgress, Work};
 use crate::raft::{Member, NodeId};
 use crate::wal::LogReader;
 use std::path::PathBuf;
@@ -87,8 +87,10 @@ pub(crate) struct Shared {
     pub(crate) disk: Arc<dyn Disk>,
     /// The data directory.
     pub(crate) data: PathBuf,
-    /// The latest offer of a snapshot, while one is fetched or installed, and how far that is.
-    pub(crate) fetching: Mutex<Option<snapshots::Fetching>>,
+    /// The inbox of the thread that fetches snapshots.
+    pub(crate) snapshots: Sender<ReceiverEvent>,
+    /// How far a snapshot is on its way here, while one is fetched or installed.
+    pub(crate) fetching: Mutex<Option<TransferProgress>>,
     /// Replicas were seen to differ.
     pub(crate) different: AtomicBool,
     /// A read has met damage in the store.

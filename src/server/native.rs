@@ -5,7 +5,7 @@ use super::backup::Backups;
 use super::connection::{OUT_BYTES_MAX, Session, command_request, failure};
 use super::logging::{info, warning};
 use super::sockets::{ClientInput, NO_ROOM, read_by, write_patiently};
-use super::{Shared, lock, members, peer_in, snapshots};
+use super::{Shared, lock, members, peer_in};
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::kv::{Command, Op, Outcome, Piece, Query};
 use crate::node::{Answer, Request, Status, Verdict};
@@ -425,9 +425,9 @@ pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
         _ => "no leader known",
     };
     let state = if shared.reader.is_disk_full() { "disk full" } else { state };
-    let fetching = lock(&shared.fetching).as_ref().map(snapshots::Fetching::words);
+    let fetching = *lock(&shared.fetching);
     let state = if status.repairing { "repairing its store" } else { state };
-    let state = fetching.map_or(state.to_string(), |words| format!("{state}, {words}"));
+    let state = fetching.map_or(state.to_string(), |progress| format!("{state}, {progress}"));
     let peer = |p: &crate::raft::PeerProgress| PeerStatus {
         id: p.id,
         match_index: p.match_index,

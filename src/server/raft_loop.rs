@@ -7,8 +7,8 @@ use super::log_writer::LogWork;
 use super::logging::{Level, info, log};
 use super::mailbox::DirectWrite;
 use super::view::ClusterView;
-use super::{ApplyQueue, ClientHandle, Shared, fatal, snapshots};
-use crate::node::{Difference, Effects, Input, Node, NodeEffects, Work};
+use super::{ApplyQueue, ClientHandle, Shared, fatal};
+use crate::node::{Difference, Effects, Input, Node, NodeEffects, ReceiverEvent, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -122,7 +122,7 @@ fn act(
         let _ = log_writer.send(LogWork::Compact(through));
     }
     if let Some(offer) = effects.offer {
-        snapshots::offered(shared, offer, applier);
+        let _ = shared.snapshots.send(ReceiverEvent::Offered(offer));
     }
     deliver(shared, effects.answers, |write| drop(answers.send(write)));
     if let Some((term, role, leader)) = effects.role {

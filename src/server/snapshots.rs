@@ -1,71 +1,33 @@
-//! Snapshots over sockets: a connection of their own, one question and one answer at a time.
+//! Snapshots over sockets: the thread that fetches one, and what a peer reader does when another node
+//! fetches one here.
 //!
-//! The fetching thread is started when the leader offers a snapshot and lives until one was handed
-//! to the applier, or none is needed any more. It rests after every answer as long as that took, so
-//! that other traffic hardly notices. What to ask and what to do with the answer is decided by
-//! [`Fetch`]; what to answer, by [`Source`].
+//! Whom to dial, what to ask, when to give up and what to do with an answer is decided by
+//! [`SnapshotReceiver`]; what to answer, by [`SnapshotSender`].
 
 use super::connection::Session;
-use super::logging::{info, warning};
+use super::logging::{Level, info, log};
 use super::native::{handshake_reader, read_one_frame};
-use super::sockets::write_patiently;
+use super::sockets::{is_timeout, read_by, write_patiently};
 use super::{ApplyQueue, Shared, fatal, lock};
-use crate::env::is_out_of_space;
 use crate::env::resolve::connect;
-use crate::kv::{Piece, Reader as _, StoreError, View as _};
-use crate::node::{Ask, Fetch, Next, Request, Source, Told, Work};
-use crate::raft::{Index, NodeId, Offer};
+use crate::kv::{Piece, StoreError};
+use crate::node::{
+    ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
+    SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, Work,
+};
+use crate::raft::NodeId;
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake;
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_frame};
-use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// An answer takes no longer, or the connection is given up.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Whoever fetches asks again within so long, merging included.
-const ASK_TIMEOUT: Duration = Duration::from_secs(60);
-/// Pause before another connection.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// So many of these at most, when it fails again and again.
-const RETRY_PAUSES_MAX: u32 = 25;
-/// Different failures of one fetch that are logged.
-const TROUBLES_MAX: usize = 20;
-/// The same while the disk is full.
-const SPACE_PAUSE: Duration = Duration::from_secs(2);
-/// Longest rest after an answer.
-const REST_MAX: Duration = Duration::from_millis(50);
-
-/// A snapshot on its way here.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Fetching {
-    /// The latest offer.
-    offer: Offer,
-    /// The store is damaged: any member that has enough will do.
-    repairs: bool,
-    /// Bytes of all of it, and of what is missing; none before that is known.
-    progress: Option<(u64, u64)>,
-}
-
-impl Fetching {
-    /// How far it is, for a person.
-    pub(crate) fn words(&self) -> String {
-        match self.progress {
-            None => "waiting for a snapshot".to_string(),
-            Some((_, 0)) => "installing a snapshot".to_string(),
-            Some((all, missing)) => {
-                let here = all - missing;
-                let percent = u128::from(here) * 100 / u128::from(all.max(1));
-                format!("fetching a snapshot: {here} of {all} bytes, {percent}%")
-            }
-        }
-    }
-}
+/// A handshake, and a write of a question, take no longer.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_micros(SNAPSHOT_SILENCE_US);
 
 /// Gives a snapshot to a node that fetches one.
 pub(crate) fn serve(
@@ -76,160 +38,107 @@ pub(crate) fn serve(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     reader.set_limit(PEER_FRAME_MAX);
-    let mut source = Source::new(shared.reader.clone());
+    let mut sender = SnapshotSender::new(shared.reader.clone());
     let mut session = Session::new(Arc::clone(shared));
-    info!("gives a snapshot to node={from}");
+    let mut told = false;
     loop {
-        let body = read_one_frame(stream, &mut reader, Instant::now() + ASK_TIMEOUT)?;
-        let ask = match take_snapshot_frame(&body).map_err(io::Error::other)? {
-            SnapshotFrame::Begin { index } => Ask::Begin { index },
+        let until = Instant::now() + Duration::from_micros(SNAPSHOT_IDLE_US);
+        let body = read_one_frame(stream, &mut reader, until)?;
+        let request = match take_snapshot_frame(&body).map_err(io::Error::other)? {
+            SnapshotFrame::Begin { index } => SnapshotRequest::Begin { index },
             SnapshotFrame::Piece { table, offset, len } => {
-                Ask::Piece(Piece { table, offset, len: len as usize })
+                SnapshotRequest::Piece(Piece { table, offset, len: len as usize })
             }
             _ => return Err(io::Error::other("an answer where a question is expected")),
         };
-        make_durable(ask, &mut session, shared);
-        let told = match source.answer(ask) {
-            Ok(told) => told,
-            Err(e) => {
-                // What cannot be read is not passed on; the other end asks elsewhere.
+        let response = match sender.asked(request) {
+            SenderEffect::Send(response) => response,
+            SenderEffect::Flush => {
+                let flush = Request::Flush { cut: false };
+                session.call(vec![(session.deadline_us(0), flush)]);
+                sender.flushed().unwrap_or(SnapshotResponse::Gone)
+            }
+            SenderEffect::Unreadable(e) => {
                 shared.store_unreadable(&e);
-                return Err(io::Error::other(e));
+                SnapshotResponse::Gone
             }
         };
-        let frame = match told {
-            Told::Begins { manifest } => SnapshotFrame::Begins { manifest },
-            Told::Piece { piece: Piece { table, offset, .. }, bytes } => {
+        let frame = match response {
+            SnapshotResponse::Begins { manifest } => SnapshotFrame::Begins { manifest },
+            SnapshotResponse::Piece { piece: Piece { table, offset, .. }, bytes } => {
                 SnapshotFrame::Bytes { table, offset, bytes }
             }
-            Told::Gone => SnapshotFrame::Gone,
+            SnapshotResponse::Gone => SnapshotFrame::Gone,
         };
+        if matches!(frame, SnapshotFrame::Begins { .. }) && !std::mem::replace(&mut told, true) {
+            info!("gives a snapshot to node={from}");
+        }
         let mut out = Vec::new();
         put_snapshot_frame(&mut out, &frame);
         write_patiently(stream, &out)?;
     }
 }
 
-/// What is asked for may be applied here and not in tables yet.
-fn make_durable(ask: Ask, session: &mut Session, shared: &Shared) {
-    let Ask::Begin { index } = ask else { return };
-    let applied = shared.reader.view().applied();
-    if index <= applied && shared.reader.export().applied() < index {
-        let flush = Request::Flush { cut: false };
-        session.call(vec![(session.deadline_us(0), flush)]);
-    }
-}
-
-/// The leader offers a snapshot: fetches it, unless one is on its way.
-pub(crate) fn offered(shared: &Arc<Shared>, offer: Offer, applier: &ApplyQueue) {
-    // The one that is on its way looks here before each connection: the leader may have changed.
-    {
-        let mut fetching = lock(&shared.fetching);
-        if let Some(fetching) = fetching.as_mut() {
-            // A damaged store needs what it needs, whoever leads.
-            let index = if fetching.repairs { fetching.offer.index } else { 0 };
-            fetching.offer = Offer { index: offer.index.max(index), ..offer };
-            return;
+/// The thread that fetches.
+pub(crate) fn run(
+    mut receiver: SnapshotReceiver,
+    inbox: &Receiver<ReceiverEvent>,
+    applier: &ApplyQueue,
+    shared: &Shared,
+) {
+    let mut connection: Option<Connection> = None;
+    let lost = |e: io::Error| ReceiverEvent::Lost { why: e.to_string() };
+    loop {
+        for event in inbox.try_iter() {
+            stop_on_error(receiver.handle(event, shared.clock.now_us()));
         }
-        *fetching = Some(Fetching { offer, repairs: false, progress: None });
-    }
-    start(shared, applier);
-}
-
-/// The store is damaged, and holds everything up to `index`: fetches a snapshot that reaches as far,
-/// from whoever has one.
-pub(crate) fn repair(shared: &Arc<Shared>, index: Index, applier: &ApplyQueue) {
-    let offer = Offer { from: 0, index };
-    {
-        let mut fetching = lock(&shared.fetching);
-        if let Some(fetching) = fetching.as_mut() {
-            fetching.repairs = true;
-            fetching.offer.index = fetching.offer.index.max(index);
-            return;
-        }
-        *fetching = Some(Fetching { offer, repairs: true, progress: None });
-    }
-    start(shared, applier);
-}
-
-fn start(shared: &Arc<Shared>, applier: &ApplyQueue) {
-    let (theirs, applier) = (Arc::clone(shared), applier.clone());
-    let builder = thread::Builder::new().name("snapshot".into());
-    if let Err(e) = builder.spawn(move || fetch(&theirs, &applier)) {
-        fatal(format_args!("cannot start a thread: {e}"));
-    }
-}
-
-fn fetch(shared: &Arc<Shared>, applier: &ApplyQueue) {
-    let disk = Arc::clone(&shared.disk);
-    let mut fetch = Fetch::new(disk, &shared.data, shared.reader.clone(), 0);
-    let started = Instant::now();
-    let mut troubles = BTreeSet::new();
-    let mut told = None;
-    let mut was_full = false;
-    for round in 0.. {
-        let Some(Fetching { offer, repairs, .. }) = *lock(&shared.fetching) else { return };
-        let from = if repairs { shared.other_node(round) } else { offer.from };
-        if told.replace(repairs) != Some(repairs) {
-            let why = if repairs { "to repair the store" } else { "to go on" };
-            info!("needs a snapshot {why} from node={from} index={}", offer.index);
-        }
-        fetch.aim(offer.index);
-        match attempt(shared, from, &mut fetch) {
-            Ok(Some(snapshot)) => {
-                let index = snapshot.applied();
-                let bytes = fetch.progress().map_or(0, |(all, _)| all);
-                let ms = started.elapsed().as_millis();
-                info!("fetched a snapshot index={index} bytes={bytes} ms={ms}");
-                stop_on_error(fetch.discard());
-                // The applier says when it is done with it.
+        let effect = receiver.poll(&shared.others(), shared.clock.now_us());
+        *lock(&shared.fetching) = receiver.progress();
+        let event = match stop_on_error(effect) {
+            ReceiverEffect::Dial { sender } => match Connection::dial(shared, sender) {
+                Ok(made) => {
+                    connection = Some(made);
+                    Some(ReceiverEvent::Connected)
+                }
+                Err(e) => Some(lost(e)),
+            },
+            ReceiverEffect::Send(request) => {
+                let sent = connection.as_mut().map_or(Ok(()), |open| open.send(request));
+                sent.err().map(lost)
+            }
+            ReceiverEffect::Close => {
+                connection = None;
+                None
+            }
+            // The applier says when it is done with it.
+            ReceiverEffect::Install { snapshot, index } => {
                 let _ = applier.send(Work::Install { snapshot, index });
-                return;
+                None
             }
-            Ok(None) => {}
-            Err(e) if is_out_of_space(&e) => {
-                if !was_full {
-                    warning!("no space for a snapshot from node={from}, to be resumed: {e}");
+            ReceiverEffect::Say { warning, text } => {
+                let level = if warning { Level::Warn } else { Level::Info };
+                log(level, format_args!("{text}"));
+                None
+            }
+            ReceiverEffect::Wait { until_us } => {
+                let wait_us = until_us.saturating_sub(shared.clock.now_us());
+                let wait = Duration::from_micros(wait_us);
+                match &mut connection {
+                    Some(open) => match open.read(Instant::now() + wait) {
+                        Err(e) if is_timeout(&e) => None,
+                        read => Some(read.unwrap_or_else(lost)),
+                    },
+                    None => match inbox.recv_timeout(wait) {
+                        Ok(event) => Some(event),
+                        Err(RecvTimeoutError::Timeout) => None,
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    },
                 }
-                was_full = true;
-                thread::sleep(SPACE_PAUSE);
             }
-            Err(e) => {
-                // Not every time: a damaged store is repaired when somebody can, hours later perhaps.
-                if troubles.len() < TROUBLES_MAX && troubles.insert((from, e.to_string())) {
-                    warning!("a snapshot from node={from} did not come, to be tried again: {e}");
-                }
-            }
+        };
+        if let Some(event) = event {
+            stop_on_error(receiver.handle(event, shared.clock.now_us()));
         }
-        if shared.reader.view().applied() >= offer.index {
-            // Its log came all the same, unless that is what must be replaced.
-            let mut fetching = lock(&shared.fetching);
-            if fetching.as_ref().is_some_and(|now| !now.repairs) {
-                stop_on_error(fetch.discard());
-                *fetching = None;
-                return;
-            }
-        }
-        thread::sleep(RETRY_PAUSE * (1 + round / 4).min(RETRY_PAUSES_MAX));
-    }
-}
-
-impl Shared {
-    /// The others in turn, whoever they are; 0 when there is none.
-    fn other_node(&self, round: u32) -> NodeId {
-        let others: Vec<NodeId> = self.others().into_iter().collect();
-        others.get(round as usize % others.len().max(1)).copied().unwrap_or(0)
-    }
-}
-
-/// A full disk sets a fetch back. Whatever else the own disk does to it, it may do to everything.
-fn stop_unless_full<T>(result: Result<T, StoreError>, fetch: &mut Fetch) -> io::Result<T> {
-    match result {
-        Err(e) if e.is_out_of_space() => {
-            fetch.set_back();
-            Err(io::Error::new(io::ErrorKind::StorageFull, e))
-        }
-        result => Ok(stop_on_error(result)),
     }
 }
 
@@ -241,81 +150,70 @@ fn stop_on_error<T>(result: Result<T, StoreError>) -> T {
     }
 }
 
-/// Fetches over one connection; none when the other side has nothing to give.
-fn attempt(
-    shared: &Shared,
-    from: NodeId,
-    fetch: &mut Fetch,
-) -> io::Result<Option<crate::kv::Staged>> {
-    let (mut stream, mut reader) = dial(shared, from)?;
-    let mut next = Next::Ask(fetch.begin());
-    loop {
-        match next {
-            Next::Ask(ask) => {
-                let asked = Instant::now();
-                let told = ask_for(&mut stream, &mut reader, ask)?;
-                let gone = told == Told::Gone;
-                let taken = fetch.told(told);
-                stop_unless_full(taken, fetch)?;
-                if let Some(fetching) = lock(&shared.fetching).as_mut() {
-                    fetching.progress = fetch.progress();
-                }
-                if gone {
-                    return Ok(None);
-                }
-                thread::sleep(asked.elapsed().min(REST_MAX));
+/// A connection with a node that gives a snapshot.
+struct Connection {
+    stream: TcpStream,
+    reader: FrameReader,
+}
+
+impl Connection {
+    fn dial(shared: &Shared, to: NodeId) -> io::Result<Connection> {
+        let view = shared.view();
+        let mut last = io::Error::other("there is no such member");
+        let Some(other) = view.others.get(&to) else { return Err(last) };
+        let reached = other.addresses.iter().find_map(|address| {
+            let stream = connect(address, CONNECT_TIMEOUT);
+            stream.map_err(|e| last = e).ok()
+        });
+        let Some(mut stream) = reached else { return Err(last) };
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        let mut out = PREAMBLE.to_vec();
+        handshake::put_hello(&mut out, &other.hello);
+        stream.write_all(&out)?;
+        let mut reader = handshake_reader();
+        let answer = read_one_frame(&stream, &mut reader, Instant::now() + HANDSHAKE_TIMEOUT)?;
+        match handshake::take_answer(&answer) {
+            Ok(Ok(_)) => {
+                reader.set_limit(PEER_FRAME_MAX);
+                Ok(Connection { stream, reader })
             }
-            Next::Again => {}
-            Next::Done(snapshot) => return Ok(Some(snapshot)),
+            Ok(Err(reject)) => Err(io::Error::other(reject.message)),
+            Err(e) => Err(io::Error::other(e.to_string())),
         }
-        let went_on = fetch.go_on();
-        next = stop_unless_full(went_on, fetch)?;
     }
-}
 
-fn ask_for(stream: &mut TcpStream, reader: &mut FrameReader, ask: Ask) -> io::Result<Told> {
-    let frame = match ask {
-        Ask::Begin { index } => SnapshotFrame::Begin { index },
-        Ask::Piece(Piece { table, offset, len }) => {
-            SnapshotFrame::Piece { table, offset, len: u32::try_from(len).unwrap_or(u32::MAX) }
-        }
-    };
-    let mut out = Vec::new();
-    put_snapshot_frame(&mut out, &frame);
-    stream.write_all(&out)?;
-    let body = read_one_frame(stream, reader, Instant::now() + ANSWER_TIMEOUT)?;
-    match take_snapshot_frame(&body).map_err(io::Error::other)? {
-        SnapshotFrame::Begins { manifest } => Ok(Told::Begins { manifest }),
-        SnapshotFrame::Bytes { table, offset, bytes } => {
-            Ok(Told::Piece { piece: Piece { table, offset, len: bytes.len() }, bytes })
-        }
-        SnapshotFrame::Gone => Ok(Told::Gone),
-        _ => Err(io::Error::other("a question where an answer is expected")),
+    fn send(&mut self, request: SnapshotRequest) -> io::Result<()> {
+        let frame = match request {
+            SnapshotRequest::Begin { index } => SnapshotFrame::Begin { index },
+            SnapshotRequest::Piece(Piece { table, offset, len }) => {
+                SnapshotFrame::Piece { table, offset, len: u32::try_from(len).unwrap_or(u32::MAX) }
+            }
+        };
+        let mut out = Vec::new();
+        put_snapshot_frame(&mut out, &frame);
+        self.stream.write_all(&out)
     }
-}
 
-fn dial(shared: &Shared, to: NodeId) -> io::Result<(TcpStream, FrameReader)> {
-    let view = shared.view();
-    let mut last = io::Error::other("there is no such member");
-    let Some(other) = view.others.get(&to) else { return Err(last) };
-    let reached = other.addresses.iter().find_map(|address| {
-        let stream = connect(address, CONNECT_TIMEOUT);
-        stream.map_err(|e| last = e).ok()
-    });
-    let Some(mut stream) = reached else { return Err(last) };
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
-    let mut out = PREAMBLE.to_vec();
-    handshake::put_hello(&mut out, &other.hello);
-    stream.write_all(&out)?;
-    let mut reader = handshake_reader();
-    let answer = read_one_frame(&stream, &mut reader, Instant::now() + ANSWER_TIMEOUT)?;
-    match handshake::take_answer(&answer) {
-        Ok(Ok(_)) => {
-            reader.set_limit(PEER_FRAME_MAX);
-            Ok((stream, reader))
+    /// Reads once, until then at most.
+    fn read(&mut self, until: Instant) -> io::Result<ReceiverEvent> {
+        let n = read_by(&self.stream, self.reader.space(), until)?;
+        if n == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it closed the connection"));
         }
-        Ok(Err(reject)) => Err(io::Error::other(reject.message)),
-        Err(e) => Err(io::Error::other(e.to_string())),
+        self.reader.filled(n);
+        let Some(body) = self.reader.next_frame().map_err(io::Error::other)? else {
+            return Ok(ReceiverEvent::Heard);
+        };
+        let response = match take_snapshot_frame(body).map_err(io::Error::other)? {
+            SnapshotFrame::Begins { manifest } => SnapshotResponse::Begins { manifest },
+            SnapshotFrame::Bytes { table, offset, bytes } => {
+                let piece = Piece { table, offset, len: bytes.len() };
+                SnapshotResponse::Piece { piece, bytes }
+            }
+            SnapshotFrame::Gone => SnapshotResponse::Gone,
+            _ => return Err(io::Error::other("a question where an answer is expected")),
+        };
+        Ok(ReceiverEvent::Answered(response))
     }
 }

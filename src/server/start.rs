@@ -7,14 +7,14 @@ use super::inbox::raft_inbox;
 use super::logging::{self, Level, Rate, info, warning};
 use super::sockets::PartialBytes;
 use super::view::ClusterView;
-use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop};
+use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop, snapshots};
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
     Applier, BootError, Input, Node, Opened, Part, PeersOptions, Plan, Replica, ReplicaOptions,
-    first_configuration, open, restored,
+    SnapshotReceiver, first_configuration, open, restored,
 };
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -564,6 +564,9 @@ fn run(
     let (raft_inbox, raft_events) = raft_inbox();
     let (log_inbox, log_work) = channel();
     let (apply_inbox, apply_work) = channel();
+    let (snapshot_inbox, snapshot_events) = channel();
+    let reader = machine.reader();
+    let receiver = SnapshotReceiver::new(Arc::clone(&disk), &options.data, reader);
     let raft = Raft::new(raft_options, restored, clock.now_us());
     let members: Vec<String> =
         raft.configuration().members.iter().map(|m| format!("{}@{}", m.id, m.address)).collect();
@@ -596,6 +599,7 @@ fn run(
         log_bytes: AtomicU64::new(wal.bytes()),
         disk,
         data: options.data,
+        snapshots: snapshot_inbox,
         fetching: Mutex::new(None),
         different: AtomicBool::new(false),
         damaged: AtomicBool::new(false),
@@ -634,8 +638,11 @@ fn run(
     spawn("store", Box::new(background))?;
     shared.damage_met();
     let theirs = Arc::clone(&shared);
-    let to_self = apply_inbox.clone();
-    spawn("applier", Box::new(move || applier::run(work, &apply_work, &to_self, &first, &theirs)))?;
+    let to_applier = apply_inbox.clone();
+    let fetch = move || snapshots::run(receiver, &snapshot_events, &to_applier, &theirs);
+    spawn("snapshot", Box::new(fetch))?;
+    let theirs = Arc::clone(&shared);
+    spawn("applier", Box::new(move || applier::run(work, &apply_work, &first, &theirs)))?;
     let theirs = Arc::clone(&shared);
     let body = move || raft_loop::run(node, raft_events, &log_inbox, &apply_inbox, &theirs);
     spawn("raft", Box::new(body))?;

@@ -85,6 +85,11 @@ pub enum Fault {
         /// The other.
         to: NodeId,
     },
+    /// A firewall forgets the connection on which a snapshot travels, and no others.
+    ForgetSnapshot {
+        /// Packets that pass before, the handshake included.
+        packets: u64,
+    },
     /// A line gets that bandwidth.
     Slow {
         /// Sender.
@@ -222,6 +227,7 @@ impl Fault {
             Fault::Bad { .. } => "bad line",
             Fault::Reset { .. } => "connection reset",
             Fault::Forget { .. } => "forgotten connections",
+            Fault::ForgetSnapshot { .. } => "snapshot in the dark",
             Fault::Slow { bandwidth: 0, .. } => "line is fast again",
             Fault::Slow { .. } => "slow line",
             Fault::DialStorm => "dial storm",
@@ -290,6 +296,7 @@ impl Fault {
             | Fault::Forget { from, to }
             | Fault::Slow { from, to, .. } => (Some(from), Some(to)),
             Fault::DialStorm
+            | Fault::ForgetSnapshot { .. }
             | Fault::Heal
             | Fault::Reconnect
             | Fault::Rush { .. }
@@ -337,6 +344,7 @@ impl Fault {
             Fault::Misdirect { from, to, .. } => [from, to, 0, 0],
             Fault::Wipe { down_us, .. } => [down_us, 0, 0, 0],
             Fault::Burst { writes, .. } => [writes, 0, 0, 0],
+            Fault::ForgetSnapshot { packets } => [packets, 0, 0, 0],
             Fault::FillDisk { room, .. } => [room, 0, 0, 0],
             Fault::Rush { for_us } => [for_us, 0, 0, 0],
             Fault::DiskTrouble { trouble, .. } => [trouble as u64, 0, 0, 0],
@@ -385,6 +393,7 @@ impl Fault {
             }
             Fault::Reset { from, to } => world.break_connections(from, to),
             Fault::Forget { from, to } => world.network.forget(from, to),
+            Fault::ForgetSnapshot { packets } => world.network.forget_snapshot(packets),
             Fault::Slow { from, to, bandwidth } => {
                 world.network.line(from, to).bandwidth = bandwidth;
             }

@@ -13,7 +13,7 @@ use crate::node::{
 };
 use crate::raft::{LogRead, Message, NodeId};
 use crate::wal::ReadError;
-use crate::wire::handshake::{self, Hello, Lane};
+use crate::wire::handshake::{self, Hello};
 use std::collections::VecDeque;
 
 /// A dialed connection.
@@ -47,6 +47,8 @@ pub(super) struct Accepted {
     heard_us: u64,
     /// When the dialer was last told that bytes arrive.
     pong_us: u64,
+    /// It is given up after a silence of so long.
+    patience_us: u64,
 }
 
 /// Something happens to a connection.
@@ -77,12 +79,6 @@ const HANDSHAKE_US: u64 = 3_000_000;
 
 impl World {
     // ---- what others may know ----
-
-    /// Whether a node has a connection in use to another one.
-    pub(super) fn is_connected(&self, from: NodeId, to: NodeId) -> bool {
-        let up = self.nodes.get(&from).and_then(|n| n.up.as_ref());
-        from == to || up.is_some_and(|up| up.node.peers().connection(to, Lane::Control).is_some())
-    }
 
     /// The other members of the configuration that a node has in force.
     pub(super) fn peers_of(&self, node: NodeId) -> Vec<NodeId> {
@@ -215,7 +211,11 @@ impl World {
             LinkEvent::Pump { connection } => self.pump(node, connection),
             LinkEvent::Beat { connection } => self.beat(node, connection),
             LinkEvent::Silence { flow } => self.silence(node, flow),
-            LinkEvent::Lost { end: End::Dialer, connection, .. } => {
+            LinkEvent::Lost { end: End::Dialer, connection, flow } => {
+                let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
+                if up.is_some_and(|up| up.transfer.flow == Some(flow)) {
+                    return self.transfer_lost(node, "reset");
+                }
                 self.dial_ended(node, connection, "reset");
             }
             LinkEvent::Lost { end: End::Acceptor, flow, .. } => self.end_accepted(node, flow, true),
@@ -248,23 +248,28 @@ impl World {
         let Some(dialed) = self.dialed(dialer.0, connection) else { return };
         let hello = dialed.hello.take();
         let flow = self.network.open(dialer, (node, life), connection);
-        let now_us = self.now_us;
         if let Some(dialed) = self.dialed(dialer.0, connection) {
             dialed.flow = Some(flow);
         }
-        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-            let (from, welcome) = (dialer.0, false);
-            let accepted = Accepted { from, welcome, heard_us: now_us, pong_us: now_us };
-            up.accepted.insert(flow, accepted);
-        }
-        self.link(SILENCE_MAX_US, node, LinkEvent::Silence { flow });
+        self.accept(node, flow, dialer.0, SILENCE_MAX_US);
         if let Some(hello) = hello {
             self.put(flow, End::Dialer, Packet::Hello(hello));
         }
     }
 
+    /// A process has accepted a connection.
+    pub(super) fn accept(&mut self, node: NodeId, flow: u64, from: NodeId, patience_us: u64) {
+        let now_us = self.now_us;
+        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+            let (heard_us, pong_us) = (now_us, now_us);
+            let accepted = Accepted { from, welcome: false, heard_us, pong_us, patience_us };
+            up.accepted.insert(flow, accepted);
+        }
+        self.link(patience_us, node, LinkEvent::Silence { flow });
+    }
+
     /// Writes at an end of a flow.
-    fn put(&mut self, flow: u64, from: End, packet: Packet) {
+    pub(super) fn put(&mut self, flow: u64, from: End, packet: Packet) {
         let due = self.network.write(self.now_us, flow, from, packet);
         self.await_arrival(flow, from.other(), due);
     }
@@ -276,7 +281,7 @@ impl World {
     }
 
     /// One end closes.
-    fn close(&mut self, flow: u64, end: End) {
+    pub(super) fn close(&mut self, flow: u64, end: End) {
         let due = self.network.close(self.now_us, flow, end);
         self.await_arrival(flow, end.other(), due);
     }
@@ -332,7 +337,8 @@ impl World {
         let Some(accepted) = self.accepted(node, flow) else { return Ok(()) };
         accepted.heard_us = now_us;
         let welcome = accepted.welcome;
-        if now_us >= accepted.pong_us + crate::node::PING_EVERY_US && welcome {
+        let pings = accepted.patience_us == SILENCE_MAX_US;
+        if now_us >= accepted.pong_us + crate::node::PING_EVERY_US && welcome && pings {
             accepted.pong_us = now_us;
             self.pong(node, flow);
         }
@@ -371,9 +377,8 @@ impl World {
                 self.end_accepted(node, flow, true);
                 return Ok(());
             }
-            Packet::Ask(_) | Packet::Told(_) | Packet::Answer(_) | Packet::Pong { .. } => {
-                return Ok(());
-            }
+            Packet::SnapshotRequest(request) => return self.asked(node, flow, request),
+            Packet::SnapshotResponse(_) | Packet::Answer(_) | Packet::Pong { .. } => return Ok(()),
         };
         self.input(node, input);
         Ok(())
@@ -393,6 +398,7 @@ impl World {
         if up.accepted.remove(&flow).is_none() {
             return;
         }
+        up.senders.remove(&flow);
         self.close(flow, End::Acceptor);
         if told {
             self.report(node, PeerEvent::AcceptedClosed { connection: flow });
@@ -402,7 +408,7 @@ impl World {
     fn silence(&mut self, node: NodeId, flow: u64) {
         let now_us = self.now_us;
         let Some(accepted) = self.accepted(node, flow) else { return };
-        let until_us = accepted.heard_us + SILENCE_MAX_US;
+        let until_us = accepted.heard_us + accepted.patience_us;
         if now_us < until_us {
             return self.link(until_us - now_us, node, LinkEvent::Silence { flow });
         }
@@ -413,6 +419,10 @@ impl World {
     // ---- the dialing side ----
 
     fn arrived_dialed(&mut self, node: NodeId, flow: u64, packet: Packet) -> Result<(), Violation> {
+        let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
+        if up.is_some_and(|up| up.transfer.flow == Some(flow)) {
+            return self.arrived_for_receiver(node, packet);
+        }
         let Some(connection) = self.network.flow(flow).map(|f| f.connection) else { return Ok(()) };
         let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
         let Some(dialed) = self.dialed(node, connection) else { return Ok(()) };

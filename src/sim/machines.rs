@@ -2,7 +2,6 @@
 
 use super::checks::{Platter, Violation, can_serve};
 use super::disk::SimDisk;
-use super::network::Packet;
 use super::node::Start;
 use super::world::{ANY_LIFE, Event, World};
 use crate::kv::{Reader as _, View as _};
@@ -10,35 +9,6 @@ use crate::node::{Input, LogPosition, PeerEvent};
 use crate::raft::NodeId;
 
 impl World {
-    /// Sends what belongs to a snapshot, between the present lives of two nodes. It has a connection of
-    /// its own, which is not modelled: what is cut off is lost, and the rest arrives in order.
-    pub(super) fn send(&mut self, from: NodeId, to: NodeId, packet: Packet) {
-        if !self.is_connected(from, to) && !self.is_connected(to, from) {
-            return;
-        }
-        let own = self.nodes.get(&from).map_or(0, |n| n.life);
-        let Some(life) = self.nodes.get(&to).map(|n| n.life) else { return };
-        let Some(delay_us) = self.network.pass(self.now_us, from, to, &packet) else { return };
-        let passed = Event::Snapshot { from, life: own, packet: Box::new(packet) };
-        self.schedule(delay_us, to, life, passed);
-    }
-
-    pub(super) fn passed(
-        &mut self,
-        node: NodeId,
-        (from, life): (NodeId, u64),
-        packet: Packet,
-    ) -> Result<(), Violation> {
-        if self.nodes.get(&from).is_none_or(|n| n.life != life) {
-            return Ok(());
-        }
-        match packet {
-            Packet::Ask(ask) => self.asked(node, from, ask),
-            Packet::Told(told) => self.told(node, from, told),
-            _ => Ok(()),
-        }
-    }
-
     /// Whether every other node runs and has the node's identity on its disk: only then is a wiped
     /// disk sure to be recognised (docs/architecture.md).
     fn is_known_to_all(&self, node: NodeId) -> bool {

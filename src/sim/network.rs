@@ -17,7 +17,9 @@
 //! overtaken, and may arrive in a later life of the receiver. The core stands more than TCP does to it.
 
 use super::dice::Dice;
-use crate::node::{AdminForward, Ask, ChangeRefused, ConnectionId, Forward, Told, Verdict};
+use crate::node::{
+    AdminForward, ChangeRefused, ConnectionId, Forward, SnapshotRequest, SnapshotResponse, Verdict,
+};
 use crate::raft::{Body, Entry, Index, Message, NodeId};
 use crate::wire::handshake::{Hello, Reject, Welcome};
 use std::collections::{BTreeMap, VecDeque};
@@ -49,10 +51,10 @@ pub enum Packet {
         /// The answer.
         result: Result<NodeId, ChangeRefused>,
     },
-    /// A follower fetches a snapshot.
-    Ask(Ask),
-    /// It is told.
-    Told(Told),
+    /// A node fetches a snapshot.
+    SnapshotRequest(SnapshotRequest),
+    /// It is answered.
+    SnapshotResponse(SnapshotResponse),
     /// The sender's digest at an index.
     Digest {
         /// The index.
@@ -84,7 +86,8 @@ impl Packet {
                     entries.iter().map(Entry::weight).sum()
                 }
                 Packet::Forward(forward) => forward.command.len(),
-                Packet::Told(Told::Piece { bytes, .. }) => bytes.len(),
+                Packet::SnapshotResponse(SnapshotResponse::Piece { bytes, .. }) => bytes.len(),
+                Packet::SnapshotResponse(SnapshotResponse::Begins { manifest }) => manifest.len(),
                 _ => 0,
             }
     }
@@ -127,6 +130,9 @@ impl Default for Line {
     }
 }
 
+/// The number of all connections for snapshots: a node fetches on one at a time.
+const SNAPSHOT: ConnectionId = ConnectionId::MAX;
+
 /// An end of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
@@ -152,6 +158,8 @@ pub(super) type Place = (NodeId, u64);
 struct Segment {
     packet: Packet,
     bytes: usize,
+    /// When its first byte arrives, and when all of it is there.
+    first_us: u64,
     due_us: u64,
 }
 
@@ -213,6 +221,8 @@ pub struct Network {
     flows: BTreeMap<u64, Flow>,
     next_flow: u64,
     dice: Dice,
+    /// Packets of snapshots until a firewall forgets the connection that carries them.
+    snapshot_goes_dark: Option<u64>,
     /// Messages of the core do not keep to flows.
     pub(super) harsh: bool,
     /// How often each thing happened.
@@ -224,7 +234,8 @@ impl Network {
     pub fn new(mut dice: Dice) -> Network {
         let harsh = dice.chance(1, 3);
         let (lines, flows, counters) = Default::default();
-        Network { lines, flows, next_flow: 1, dice, harsh, counters }
+        let snapshot_goes_dark = None;
+        Network { lines, flows, next_flow: 1, dice, snapshot_goes_dark, harsh, counters }
     }
 
     fn count(&mut self, what: &'static str) {
@@ -281,24 +292,6 @@ impl Network {
         delays
     }
 
-    /// Delay of what has a connection of its own; none when it is lost.
-    pub(super) fn pass(
-        &mut self,
-        now_us: u64,
-        from: NodeId,
-        to: NodeId,
-        packet: &Packet,
-    ) -> Option<u64> {
-        let line = self.lines.entry((from, to)).or_default();
-        if line.cut {
-            return None;
-        }
-        let takes_us = (packet.bytes() as u64 * 1_000_000).checked_div(line.bandwidth).unwrap_or(0);
-        line.free_us = line.free_us.max(now_us) + takes_us;
-        let delay_us = self.dice.log_between(line.delay_us.0, line.delay_us.1);
-        Some(line.free_us - now_us + delay_us)
-    }
-
     // ---- flows ----
 
     /// A connection is made.
@@ -308,6 +301,20 @@ impl Network {
         let (forgotten, streams) = Default::default();
         self.flows.insert(id, Flow { dialer, acceptor, connection, forgotten, streams });
         id
+    }
+
+    /// A connection for a snapshot is made.
+    pub(super) fn open_for_snapshot(&mut self, dialer: Place, acceptor: Place) -> u64 {
+        self.open(dialer, acceptor, SNAPSHOT)
+    }
+
+    /// Whether bytes of something larger are arriving at that end.
+    pub(super) fn is_arriving(&mut self, now_us: u64, id: u64, to: End) -> bool {
+        let Some(flow) = self.flows.get_mut(&id) else { return false };
+        let (source, target) = (flow.place(to.other()).0, flow.place(to).0);
+        let cut = self.lines.get(&(source, target)).is_some_and(|line| line.cut);
+        let passes = !cut && !flow.forgotten;
+        passes && flow.stream(to).under_way.front().is_some_and(|front| front.first_us <= now_us)
     }
 
     pub(super) fn flow(&self, id: u64) -> Option<&Flow> {
@@ -351,6 +358,16 @@ impl Network {
         if repeated {
             due_us += REPEAT_US.0;
         }
+        if flow.connection == SNAPSHOT && !matches!(packet, Packet::Fin) {
+            self.snapshot_goes_dark = match self.snapshot_goes_dark {
+                Some(0) => {
+                    flow.forgotten = true;
+                    *self.counters.entry("snapshot connections forgotten").or_default() += 1;
+                    None
+                }
+                packets => packets.map(|packets| packets - 1),
+            };
+        }
         let stream = flow.stream(from.other());
         if stream.finished {
             return None;
@@ -359,7 +376,8 @@ impl Network {
         due_us = due_us.max(stream.last_due_us + 1);
         stream.last_due_us = due_us;
         stream.bytes += bytes;
-        stream.under_way.push_back(Segment { packet, bytes, due_us });
+        let first_us = due_us - takes_us;
+        stream.under_way.push_back(Segment { packet, bytes, first_us, due_us });
         let first = !std::mem::replace(&mut stream.awaited, true);
         if repeated {
             self.count("segments repeated");
@@ -438,6 +456,11 @@ impl Network {
             let ends = (flow.dialer.0, flow.acceptor.0);
             flow.forgotten |= ends == (one, other) || ends == (other, one);
         }
+    }
+
+    /// The same for the connection on which snapshots travel next, or do now, behind so many packets.
+    pub(super) fn forget_snapshot(&mut self, packets: u64) {
+        self.snapshot_goes_dark = Some(packets);
     }
 
     /// All flows there are.

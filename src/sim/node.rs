@@ -4,12 +4,14 @@ use super::checks::{Platter, Violation, violated};
 use super::dice::Dice;
 use super::disk::SimDisk;
 use super::links::{Accepted, Dialed};
+use super::snapshots::Transfer;
 use super::store::store_options;
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, Apply, BootError, ConnectionId, Fetch, Input, Node, Opened, PeersOptions, Plan,
-    Replica, ReplicaOptions, Source, Work, first_configuration, open, restored, verify,
+    Applier, Apply, BootError, ConnectionId, Input, Node, Opened, PeersOptions, Plan, Replica,
+    ReplicaOptions, SnapshotReceiver, SnapshotSender, Work, first_configuration, open, restored,
+    verify,
 };
 use crate::raft::invariants::Watch;
 use crate::raft::{self, Configuration, Index, Member, NodeId, Persist, Raft, Restored, Term};
@@ -144,29 +146,12 @@ pub(super) struct Up {
     pub(super) full: bool,
     /// The log up to here is to go.
     pub(super) to_compact: Option<Index>,
-    /// A snapshot that is being fetched.
-    pub(super) fetching: Option<Fetching>,
-    /// What others fetch here.
-    pub(super) sources: BTreeMap<NodeId, Source>,
+    /// Fetches snapshots.
+    pub(super) transfer: Transfer,
+    /// What others fetch here, by the number of the flow.
+    pub(super) senders: BTreeMap<u64, SnapshotSender>,
     /// The configuration the cluster began with.
     pub(super) first: Configuration,
-}
-
-/// A snapshot on its way to a node.
-#[derive(Debug)]
-pub(super) struct Fetching {
-    /// This end.
-    pub(super) fetch: Fetch,
-    /// The other end.
-    pub(super) from: NodeId,
-    /// The store is damaged: whoever has enough will do.
-    pub(super) repairs: bool,
-    /// Questions since the last answer.
-    pub(super) unanswered: u64,
-    /// Number of the present question; grows also when one is given up.
-    pub(super) turn: u64,
-    /// It was handed to the applier.
-    pub(super) handed: bool,
 }
 
 /// What came of starting a process.
@@ -356,8 +341,8 @@ impl SimNode {
             storing: false,
             full: false,
             to_compact: None,
-            fetching: None,
-            sources: BTreeMap::new(),
+            transfer: Transfer::new(SnapshotReceiver::new(disk, data, machine.reader())),
+            senders: BTreeMap::new(),
             first: first_configuration(&identity),
             applier: Applier::new(machine, wal.reader()),
             wal,

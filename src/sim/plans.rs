@@ -16,6 +16,9 @@ use crate::raft::NodeId;
 /// Largest room that is left on a disk that becomes full: a few segments of the log.
 const FULL_ROOM_BYTES_MAX: u64 = 48 << 10;
 
+/// A connection for a snapshot is forgotten within so many packets: handshake, questions, answers.
+const DARK_PACKETS_MAX: u64 = 16;
+
 /// Decides what goes wrong next.
 pub trait Plan {
     /// Faults to apply now, and the time until the next question, in microseconds.
@@ -112,7 +115,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(50) {
+        Some(match dice.below(51) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5..8 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -146,6 +149,7 @@ impl Random {
             46 if from != to => Fault::Slow { from, to, bandwidth: bandwidth(dice) },
             47 if from != to => Fault::Slow { from, to, bandwidth: 0 },
             48 => Fault::DialStorm,
+            49 => Fault::ForgetSnapshot { packets: dice.below(DARK_PACKETS_MAX) },
             _ => {
                 // Damage for good: one node, so that a majority stays.
                 let spent = is_spent(world) || !world.can_lose(down.unwrap_or(node));
@@ -453,6 +457,14 @@ impl Adversary {
                 }
                 let after_us = dice.log_between(10_000, 400_000);
                 script.push((down_us / 9 + after_us, Fault::Reset { from: follower, to: leader }));
+                if dice.chance(1, 2) {
+                    // And its connections go silent.
+                    for _ in 0..dice.between(1, 4) {
+                        let packets = dice.below(DARK_PACKETS_MAX);
+                        let pause_us = dice.log_between(1_000, 3_000_000);
+                        script.push((pause_us, Fault::ForgetSnapshot { packets }));
+                    }
+                }
                 for _ in 0..dice.between(1, 3) {
                     let troubles = [Trouble::Read, Trouble::Write, Trouble::Sync, Trouble::Full];
                     let trouble = *dice.pick(&troubles);

@@ -1,182 +1,341 @@
-//! Snapshots on their way between nodes: who asks, who answers, and what is installed.
+//! Snapshots on their way between nodes: what `server/snapshots.rs` does with sockets, on simulated
+//! flows, and what is installed.
 //!
-//! Questions and answers travel on the connection between the two and are lost with it; whoever got
-//! no answer for a while begins again, perhaps at another node.
+//! Whom to dial, what to ask and when to give up is decided by [`SnapshotReceiver`]; what to answer, by
+//! [`SnapshotSender`]. A connection is let in like any other between nodes, by [`crate::node::Peers`].
 
 use super::checks::{Violation, violated};
-use super::network::Packet;
-use super::node::{ClientId, Fetching};
-use super::world::{Event, World};
-use crate::env::Disk;
-use crate::kv::{Reader as _, Staged, StoreError, View as _};
-use crate::node::{ApplyError, Ask, Fetch, Input, Next, Request, Source, Told};
-use crate::raft::{Index, NodeId, Offer};
-use std::path::Path;
-use std::sync::Arc;
+use super::network::{End, Packet};
+use super::node::ClientId;
+use super::world::{ANY_LIFE, Event, World};
+use crate::kv::Staged;
+use crate::node::{
+    ApplyError, Input, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
+    SNAPSHOT_SILENCE_US, SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse,
+    SnapshotSender, Work,
+};
+use crate::raft::{Index, NodeId};
+use crate::wire::handshake::{Hello, Lane, Role};
+use std::collections::BTreeSet;
 
-/// After so many questions without an answer somebody else is asked, where anybody will do.
-const UNANSWERED_MAX: u64 = 2;
+/// Connecting takes no longer, and neither does the handshake: `server/snapshots.rs`.
+const DIAL_US: u64 = 1_000_000 + SNAPSHOT_SILENCE_US;
+/// How long a sender's store may take to flush.
+const FLUSH_US: (u64, u64) = (1_000, 400_000);
 
-/// Without an answer for so long the question is asked again from the beginning.
-const PATIENCE_US: u64 = 1_000_000;
+/// The thread that fetches.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    /// Its component.
+    pub(super) receiver: SnapshotReceiver,
+    /// Its connection, once the other machine has answered.
+    pub(super) flow: Option<u64>,
+    /// Counts the connections it has dialed; whether the last one is being made.
+    dials: u64,
+    dialing: bool,
+    /// When it goes on.
+    wakes_at_us: Option<u64>,
+}
+
+impl Transfer {
+    pub(super) fn new(receiver: SnapshotReceiver) -> Transfer {
+        Transfer { receiver, flow: None, dials: 0, dialing: false, wakes_at_us: None }
+    }
+}
+
+/// Something happens to a transfer.
+#[derive(Debug)]
+pub(super) enum TransferEvent {
+    /// The fetching thread goes on.
+    Run,
+    /// The first packet of a dialer reaches the machine at an address.
+    Knock { dialer: NodeId, life: u64, dial: u64, hello: Box<Hello> },
+    /// The dialer hears that nobody is there, or nothing in time.
+    NotMade { dial: u64, why: &'static str },
+    /// The store of a sender has flushed, or not.
+    Flushed { flow: u64 },
+}
 
 impl World {
-    /// A leader offers a snapshot: it is fetched, unless one is on its way.
-    pub(super) fn offered(&mut self, node: NodeId, offer: Offer) {
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
-        if let Some(fetching) = &mut up.fetching {
-            // The leader may have changed; the next question goes to the new one.
-            if !fetching.repairs {
-                fetching.from = offer.from;
-                fetching.fetch.aim(offer.index);
+    fn transfer(&mut self, node: NodeId) -> Option<&mut Transfer> {
+        Some(&mut self.nodes.get_mut(&node)?.up.as_mut()?.transfer)
+    }
+
+    fn transfer_in(&mut self, delay_us: u64, node: NodeId, event: TransferEvent) {
+        let life = self.nodes.get(&node).map_or(0, |n| n.life);
+        self.schedule(delay_us, node, life, Event::Transfer(event));
+    }
+
+    pub(super) fn on_transfer(
+        &mut self,
+        node: NodeId,
+        event: TransferEvent,
+    ) -> Result<(), Violation> {
+        match event {
+            TransferEvent::Run => self.fetch(node),
+            TransferEvent::Knock { dialer, life, dial, hello } => {
+                self.knocked_for_snapshot(node, (dialer, life), dial, hello);
+                Ok(())
             }
-            return;
-        }
-        self.begin_fetch(node, offer, false);
-    }
-
-    /// The store is damaged: what takes its place is fetched from whoever has it.
-    pub(super) fn repair(&mut self, node: NodeId) {
-        let from = self.another(node, node);
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
-        let index = up.applier.machine().applied();
-        if let Some(fetching) = &mut up.fetching {
-            fetching.repairs = true;
-            fetching.fetch.aim(index);
-            return;
-        }
-        self.begin_fetch(node, Offer { from, index }, true);
-    }
-
-    /// The member behind that one, but not the node itself.
-    fn another(&self, node: NodeId, behind: NodeId) -> NodeId {
-        let mut all = self.peers_of(node);
-        // All whom it knows in its log may be gone meanwhile.
-        let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
-        all.extend(up.into_iter().flat_map(|up| up.node.peers().others()));
-        all.retain(|id| *id != node);
-        all.sort_unstable();
-        all.dedup();
-        all.iter().copied().find(|id| *id > behind).or(all.first().copied()).unwrap_or(node)
-    }
-
-    fn begin_fetch(&mut self, node: NodeId, offer: Offer, repairs: bool) {
-        let Some(n) = self.nodes.get_mut(&node) else { return };
-        let (life, disk) = (n.life, n.disk.clone());
-        let Some(up) = &mut n.up else { return };
-        let disk: Arc<dyn Disk> = Arc::new(disk);
-        let data = Path::new(super::node::DATA);
-        let fetch = Fetch::new(disk, data, up.reader.clone(), offer.index);
-        let from = offer.from;
-        up.fetching =
-            Some(Fetching { fetch, from, repairs, unanswered: 0, turn: 0, handed: false });
-        self.count("snapshots begun");
-        self.note(node, "snapshot offered", [offer.from, offer.index, 0, 0]);
-        let delay_us = self.hop_us();
-        self.schedule(delay_us, node, life, Event::Fetch { turn: 0 });
-    }
-
-    /// The fetching end goes on. Of two events of one turn only the first counts.
-    pub(super) fn fetch(&mut self, node: NodeId, turn: u64) -> Result<(), Violation> {
-        let from = self.nodes.get(&node).and_then(|n| Some(n.up.as_ref()?.fetching.as_ref()?.from));
-        let next = self.another(node, from.unwrap_or(0));
-        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        let life = n.life;
-        let Some(up) = &mut n.up else { return Ok(()) };
-        let Some(fetching) = up.fetching.as_mut().filter(|f| f.turn == turn && !f.handed) else {
-            return Ok(());
-        };
-        fetching.turn += 1;
-        fetching.unanswered += 1;
-        if fetching.repairs && fetching.unanswered > UNANSWERED_MAX {
-            (fetching.from, fetching.unanswered) = (next, 0);
-        }
-        let (from, turn) = (fetching.from, fetching.turn);
-        match fetching.fetch.go_on() {
-            Ok(Next::Ask(ask)) => {
-                self.send(node, from, Packet::Ask(ask));
-                self.schedule(PATIENCE_US, node, life, Event::Fetch { turn });
-            }
-            Ok(Next::Again) => {
-                let delay_us = self.hop_us();
-                self.schedule(delay_us, node, life, Event::Fetch { turn });
-            }
-            Ok(Next::Done(snapshot)) => {
-                fetching.handed = true;
-                let index = snapshot.applied();
-                if let Err(e) = fetching.fetch.discard() {
-                    return self.store_failed(node, "disk error in fetching a snapshot", &e);
+            TransferEvent::NotMade { dial, why } => {
+                let fits = |t: &mut Transfer| t.dialing && t.dials == dial;
+                match self.transfer(node).is_some_and(fits) {
+                    true => self.transfer_lost(node, why),
+                    false => Ok(()),
                 }
-                up.to_apply.push_back(crate::node::Work::Install { snapshot, index });
-                self.note(node, "snapshot fetched", [index, 0, 0, 0]);
-                self.start_applying(node, 0);
             }
-            Err(e) => return self.fetch_failed(node, &e),
+            TransferEvent::Flushed { flow } => {
+                let up = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut());
+                let sender = up.and_then(|up| up.senders.get_mut(&flow));
+                if let Some(response) = sender.and_then(SnapshotSender::flushed) {
+                    self.put(flow, End::Acceptor, Packet::SnapshotResponse(response));
+                }
+                Ok(())
+            }
         }
+    }
+
+    // ---- the receiver ----
+
+    /// Tells the fetching thread.
+    pub(super) fn tell_receiver(
+        &mut self,
+        node: NodeId,
+        event: ReceiverEvent,
+    ) -> Result<(), Violation> {
+        let now_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
+        let Some(transfer) = self.transfer(node) else { return Ok(()) };
+        let was_idle = transfer.receiver.progress().is_none();
+        let handled = transfer.receiver.handle(event, now_us);
+        let begins = was_idle && transfer.receiver.progress().is_some();
+        if let Err(e) = handled {
+            return self.store_failed(node, "disk error in fetching a snapshot", &e);
+        }
+        if begins {
+            self.count("snapshots begun");
+            self.note(node, "snapshot needed", [0; 4]);
+        }
+        let delay_us = self.hop_us();
+        self.fetch_in(node, delay_us);
         Ok(())
     }
 
-    /// A full disk is waited out; anything else stops the node.
-    fn fetch_failed(&mut self, node: NodeId, e: &StoreError) -> Result<(), Violation> {
-        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        let life = n.life;
-        match n.up.as_mut().and_then(|up| up.fetching.as_mut()) {
-            Some(fetching) if e.is_out_of_space() => {
-                fetching.fetch.set_back();
-                let turn = fetching.turn;
-                self.count("snapshot put off for want of space");
-                self.schedule(PATIENCE_US, node, life, Event::Fetch { turn });
-                Ok(())
-            }
-            _ => self.store_failed(node, "disk error in fetching a snapshot", e),
+    /// The store is damaged: what takes its place is fetched from another node.
+    pub(super) fn repair(&mut self, node: NodeId) -> Result<(), Violation> {
+        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return Ok(()) };
+        let index = up.applier.machine().applied();
+        self.tell_receiver(node, ReceiverEvent::Damaged { index })
+    }
+
+    fn fetch_in(&mut self, node: NodeId, delay_us: u64) {
+        let at_us = self.now_us + delay_us;
+        let Some(transfer) = self.transfer(node) else { return };
+        if transfer.wakes_at_us.is_none_or(|at| at > at_us) {
+            transfer.wakes_at_us = Some(at_us);
+            self.transfer_in(delay_us, node, TransferEvent::Run);
         }
     }
 
-    /// Somebody fetches here.
-    pub(super) fn asked(&mut self, node: NodeId, from: NodeId, ask: Ask) -> Result<(), Violation> {
+    /// The fetching thread goes on until it waits.
+    fn fetch(&mut self, node: NodeId) -> Result<(), Violation> {
+        let due_us = self.now_us;
+        let Some(transfer) = self.transfer(node) else { return Ok(()) };
+        if transfer.wakes_at_us.is_none_or(|at| at > due_us) {
+            return Ok(());
+        }
+        transfer.wakes_at_us = None;
+        // A large answer may be arriving.
+        if let Some(flow) = transfer.flow
+            && self.network.is_arriving(due_us, flow, End::Dialer)
+        {
+            self.tell_receiver(node, ReceiverEvent::Heard)?;
+        }
+        loop {
+            let mut others: BTreeSet<NodeId> = self.peers_of(node).into_iter().collect();
+            let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+            let local_us = n.local_us(due_us);
+            let Some(up) = &mut n.up else { return Ok(()) };
+            // All whom it knows in its log may be gone meanwhile.
+            others.extend(up.node.peers().others());
+            let receiver = &mut up.transfer.receiver;
+            let before = (receiver.lacks_space(), receiver.silences());
+            let effect = receiver.poll(&others, local_us);
+            let after = (receiver.lacks_space(), receiver.silences());
+            if after.0 && !before.0 {
+                self.count("snapshot put off for want of space");
+            }
+            if after.1 > before.1 {
+                self.count("silent snapshot connections given up");
+            }
+            let effect = match effect {
+                Ok(effect) => effect,
+                Err(e) => return self.store_failed(node, "disk error in fetching a snapshot", &e),
+            };
+            match effect {
+                ReceiverEffect::Dial { sender } => self.dial_for_snapshot(node, sender),
+                ReceiverEffect::Send(request) => {
+                    if let Some(flow) = self.transfer(node).and_then(|t| t.flow) {
+                        self.put(flow, End::Dialer, Packet::SnapshotRequest(request));
+                    }
+                }
+                ReceiverEffect::Close => {
+                    if let Some(flow) = self.transfer(node).and_then(|t| t.flow.take()) {
+                        self.close(flow, End::Dialer);
+                    }
+                }
+                ReceiverEffect::Install { snapshot, index } => {
+                    self.note(node, "snapshot fetched", [index, 0, 0, 0]);
+                    if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+                        up.to_apply.push_back(Work::Install { snapshot, index });
+                    }
+                    self.start_applying(node, 0);
+                }
+                ReceiverEffect::Say { warning, .. } => {
+                    if warning {
+                        self.count("snapshots that did not come");
+                    }
+                }
+                ReceiverEffect::Wait { until_us: u64::MAX } => return Ok(()),
+                ReceiverEffect::Wait { until_us } => {
+                    let until_us = self.nodes[&node].global_us(until_us);
+                    let delay_us = until_us.saturating_sub(due_us) + self.hop_us();
+                    self.fetch_in(node, delay_us);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn dial_for_snapshot(&mut self, node: NodeId, sender: NodeId) {
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let life = n.life;
+        let Some(up) = &mut n.up else { return };
+        let peers = up.node.peers();
+        let hello = Box::new(peers.hello(Role::Snapshot, sender, Lane::Control));
+        let addresses = peers.addresses_of(sender);
+        let transfer = &mut up.transfer;
+        transfer.dials += 1;
+        (transfer.dialing, transfer.flow) = (true, None);
+        let dial = transfer.dials;
+        self.transfer_in(DIAL_US, node, TransferEvent::NotMade { dial, why: "no answer" });
+        let is_there = |address: &String| {
+            self.nodes.values().find(|n| n.address == *address && !n.gone).map(|n| n.id)
+        };
+        let Some(target) = addresses.iter().find_map(is_there) else {
+            let delay_us = self.dice.log_between(100, 1_000_000);
+            let event = TransferEvent::NotMade { dial, why: "nobody is there" };
+            return self.transfer_in(delay_us, node, event);
+        };
+        if self.network.is_cut(node, target) {
+            return;
+        }
+        let delay_us = self.network.delay_us(node, target);
+        let knock = TransferEvent::Knock { dialer: node, life, dial, hello };
+        self.schedule(delay_us, target, ANY_LIFE, Event::Transfer(knock));
+    }
+
+    fn knocked_for_snapshot(
+        &mut self,
+        node: NodeId,
+        dialer: (NodeId, u64),
+        dial: u64,
+        hello: Box<Hello>,
+    ) {
+        let lives = self.nodes.get(&dialer.0).is_some_and(|n| n.life == dialer.1);
+        let waits = |t: &mut Transfer| t.dialing && t.dials == dial;
+        if !lives || !self.transfer(dialer.0).is_some_and(waits) {
+            return;
+        }
+        let Some(n) = self.nodes.get(&node) else { return };
+        let (life, up) = (n.life, n.up.is_some());
+        if self.network.is_cut(node, dialer.0) {
+            return;
+        }
+        if !up {
+            let delay_us = self.network.delay_us(node, dialer.0);
+            let event = TransferEvent::NotMade { dial, why: "refused" };
+            return self.transfer_in(delay_us, dialer.0, event);
+        }
+        let flow = self.network.open_for_snapshot(dialer, (node, life));
+        if let Some(transfer) = self.transfer(dialer.0) {
+            transfer.flow = Some(flow);
+        }
+        self.accept(node, flow, dialer.0, SNAPSHOT_IDLE_US);
+        self.put(flow, End::Dialer, Packet::Hello(hello));
+    }
+
+    /// Something arrived on the connection.
+    pub(super) fn arrived_for_receiver(
+        &mut self,
+        node: NodeId,
+        packet: Packet,
+    ) -> Result<(), Violation> {
+        match packet {
+            Packet::Answer(answer) => match *answer {
+                Ok(_) => {
+                    if let Some(transfer) = self.transfer(node) {
+                        transfer.dialing = false;
+                    }
+                    self.tell_receiver(node, ReceiverEvent::Connected)
+                }
+                Err(_) => self.transfer_lost(node, "rejected"),
+            },
+            Packet::SnapshotResponse(response) => {
+                let gone = response == SnapshotResponse::Gone;
+                self.count(if gone { "snapshot pieces gone" } else { "snapshot pieces" });
+                self.tell_receiver(node, ReceiverEvent::Answered(response))
+            }
+            Packet::Fin => self.transfer_lost(node, "closed"),
+            _ => Ok(()),
+        }
+    }
+
+    /// The connection was not made, or has ended.
+    pub(super) fn transfer_lost(&mut self, node: NodeId, why: &str) -> Result<(), Violation> {
+        let Some(transfer) = self.transfer(node) else { return Ok(()) };
+        transfer.dialing = false;
+        if let Some(flow) = transfer.flow.take() {
+            self.close(flow, End::Dialer);
+        }
+        self.tell_receiver(node, ReceiverEvent::Lost { why: why.to_string() })
+    }
+
+    // ---- the sender ----
+
+    /// A node that fetches here asks.
+    pub(super) fn asked(
+        &mut self,
+        node: NodeId,
+        flow: u64,
+        request: SnapshotRequest,
+    ) -> Result<(), Violation> {
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
             return Ok(());
         };
         let reader = &up.reader;
-        let source = up.sources.entry(from).or_insert_with(|| Source::new(reader.clone()));
-        match source.answer(ask) {
-            Ok(told) => {
-                if let Ask::Begin { index } = ask
-                    && told == Told::Gone
-                    && reader.view().applied() >= index
-                {
-                    // Applied, and not in tables yet.
-                    let requests = vec![(0, u64::MAX, Request::Flush { cut: false })];
-                    self.input(node, Input::Client { client: ClientId::MAX, requests });
-                }
-                self.send(node, from, Packet::Told(told));
-                Ok(())
+        let sender = up.senders.entry(flow).or_insert_with(|| SnapshotSender::new(reader.clone()));
+        let response = match sender.asked(request) {
+            SenderEffect::Send(response) => response,
+            SenderEffect::Flush => {
+                self.count("flushed for a snapshot");
+                let requests = vec![(0, u64::MAX, Request::Flush { cut: false })];
+                self.input(node, Input::Client { client: ClientId::MAX, requests });
+                let delay_us = self.dice.log_between(FLUSH_US.0, FLUSH_US.1);
+                self.transfer_in(delay_us, node, TransferEvent::Flushed { flow });
+                return Ok(());
             }
-            Err(e) => self.store_failed(node, "disk error in giving a snapshot", &e),
-        }
-    }
-
-    /// An answer for the fetching end.
-    pub(super) fn told(&mut self, node: NodeId, from: NodeId, told: Told) -> Result<(), Violation> {
-        let hop_us = self.hop_us();
-        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        let life = n.life;
-        let Some(up) = &mut n.up else { return Ok(()) };
-        let Some(fetching) = up.fetching.as_mut().filter(|f| f.from == from && !f.handed) else {
-            return Ok(());
+            SenderEffect::Unreadable(e) => {
+                self.store_failed(node, "disk error in giving a snapshot", &e)?;
+                SnapshotResponse::Gone
+            }
         };
-        let gone = told == Told::Gone;
-        // Whoever has nothing to give is asked no longer.
-        fetching.unanswered = if gone { UNANSWERED_MAX } else { 0 };
-        let turn = fetching.turn;
-        if let Err(e) = fetching.fetch.told(told) {
-            return self.fetch_failed(node, &e);
+        if self.nodes.get(&node).is_some_and(|n| n.up.is_some()) {
+            self.put(flow, End::Acceptor, Packet::SnapshotResponse(response));
         }
-        let delay_us = if gone { PATIENCE_US / 2 } else { hop_us };
-        self.count(if gone { "snapshot pieces gone" } else { "snapshot pieces" });
-        self.schedule(delay_us, node, life, Event::Fetch { turn });
         Ok(())
     }
+
+    // ---- the install ----
 
     /// The applier puts a snapshot in the place of the state.
     pub(super) fn install(
@@ -195,12 +354,12 @@ impl World {
             }
             Err(e) => return violated("a snapshot is installed", e.to_string()),
         };
-        up.fetching = None;
         let repaired = n.store_flipped && mark.is_some() && up.reader.damage().is_none();
         if repaired {
             (n.store_flipped, n.store_repaired) = (false, true);
             self.count("stores repaired");
         }
+        self.tell_receiver(node, ReceiverEvent::Installed)?;
         if let Some(mark) = mark {
             if self.cluster.committed_terms().get(mark.index as usize - 1) != Some(&mark.term) {
                 let detail = format!("node {node}: {} of term {}", mark.index, mark.term);
@@ -231,7 +390,7 @@ impl World {
             let holds =
                 |n: &super::node::SimNode| n.up.as_ref().is_some_and(|up| up.applier.is_holding());
             if self.nodes.get(&node).is_some_and(holds) {
-                self.repair(node);
+                self.repair(node)?;
             }
         }
         self.applier_is_free(node);

@@ -84,7 +84,7 @@ impl World {
             Some(Work::Apply(work)) => work,
             Some(Work::Hold) => {
                 up.applier.hold();
-                self.repair(node);
+                self.repair(node)?;
                 self.applier_is_free(node);
                 return Ok(());
             }

@@ -68,6 +68,10 @@ const MUST_HAPPEN: &[&str] = &[
     "snapshots begun",
     "snapshot pieces",
     "snapshot pieces gone",
+    "snapshot in the dark",
+    "snapshot connections forgotten",
+    "silent snapshot connections given up",
+    "flushed for a snapshot",
     "snapshots installed",
     "stopped right after an install",
     // The store.

@@ -9,14 +9,16 @@ use super::clients::SimClient;
 use super::dice::Dice;
 use super::faults::Fault;
 use super::links::LinkEvent;
-use super::network::{Network, Packet};
+use super::network::Network;
 use super::node::{ClientId, SimNode};
 use super::operator::{Changing, OPERATOR, Operator};
+use super::snapshots::TransferEvent;
 use super::store::empty_model;
 use super::trace::{Step, Trace};
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
-    Answer, Applied, Input, NodeEffects, Outgoing, PeerEvent, Refusal, ReplyTo, Verdict, Work,
+    Answer, Applied, Input, NodeEffects, Outgoing, PeerEvent, ReceiverEvent, Refusal, ReplyTo,
+    Verdict, Work,
 };
 use crate::raft::{Configuration, Index, Member, NodeId, Payload, RoleName};
 use crate::wire::handshake::Lane;
@@ -33,9 +35,8 @@ pub(super) enum Event {
     Apply,
     Applied(Applied<ClientId>),
     Store,
-    Fetch { turn: u64 },
+    Transfer(TransferEvent),
     Link(LinkEvent),
-    Snapshot { from: NodeId, life: u64, packet: Box<Packet> },
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
     ReadNow { client: ClientId, request: u64, key: Vec<u8> },
@@ -256,12 +257,11 @@ impl World {
             }
             Event::Store => self.store(node),
             Event::Link(event) => self.on_link(node, event),
-            Event::Snapshot { from, life, packet } => self.passed(node, (from, life), *packet),
             Event::Changing(changing) => {
                 self.changing(changing);
                 Ok(())
             }
-            Event::Fetch { turn } => self.fetch(node, turn),
+            Event::Transfer(event) => self.on_transfer(node, event),
             Event::Input(input) => {
                 self.input(node, input);
                 Ok(())
@@ -384,7 +384,7 @@ impl World {
         }
         self.deliver(node, effects.answers);
         if let Some(offer) = effects.offer {
-            self.offered(node, offer);
+            self.tell_receiver(node, ReceiverEvent::Offered(offer))?;
         }
         Ok(())
     }

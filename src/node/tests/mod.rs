@@ -12,6 +12,7 @@ mod members;
 mod reads;
 mod restore;
 mod schedule;
+mod snapshot_transfer;
 mod verify;
 mod writes;
 

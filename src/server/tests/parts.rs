@@ -107,6 +107,7 @@ fn made(address: &str, connections_max: usize) -> (Arc<Shared>, RaftEvents, Node
         log_bytes: AtomicU64::new(0),
         disk: TestDisk::default().shared(),
         data: PathBuf::new(),
+        snapshots: channel().0,
         fetching: Mutex::new(None),
         different: AtomicBool::new(false),
         damaged: AtomicBool::new(false),
