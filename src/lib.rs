@@ -20,7 +20,7 @@
 //! | `sim`    | simulated disk, network, clock; scheduler; checkers          | all of the above    |
 //! | `cli`    | the subcommands of the binary                                | all of the above    |
 //!
-//! `raft`, `kv` and `node` are deterministic: no clock, thread, file, socket, hash-map order or
+//! `raft`, `kv`, `node` and `client::core` are deterministic: no clock, thread, file, socket, hash-map order or
 //! random source. The tidy test holds these arrows.
 
 pub mod cli;

@@ -1,7 +1,8 @@
 //! `backup`: a consistent cut of everything, streamed to a file; and `compact`.
 //!
 //! The file gets its name when it is whole and durable: what a broken backup leaves is not mistaken
-//! for one. An existing file is never replaced. Between two pieces the node is left in peace for as
+//! for one. An existing file is never replaced. A backup whose node is gone is begun anew, in the same
+//! file, at another node. Between two pieces the node is left in peace for as
 //! long as the piece took, so that others hardly notice.
 
 use super::answers::{Failed, Shell, exit_of};
@@ -10,8 +11,9 @@ use super::json::Json;
 use super::progress::Progress;
 use crate::client::Error;
 use crate::kv::BackupWriter;
+use crate::wire::client::Class;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter};
+use std::io::{self, BufWriter, Seek as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -20,10 +22,15 @@ const REST_MAX: Duration = Duration::from_millis(50);
 /// How long a node may take to flush its store.
 const COMPACT_WAIT: Duration = Duration::from_secs(60);
 
+/// Times a backup is begun: each member of a large cluster may be restarted once meanwhile.
+const TRIES_MAX: u32 = 8;
+
 /// What went wrong while a backup was written.
 enum Trouble {
     File(io::Error),
     Cluster(Error),
+    /// The node is gone in the middle.
+    Broke(Error),
 }
 
 impl From<io::Error> for Trouble {
@@ -68,7 +75,7 @@ impl Shell<'_> {
                 };
                 self.say(format!("OK {revision}").as_bytes(), json).map(Ok)
             }
-            Err(Trouble::Cluster(e)) => {
+            Err(Trouble::Cluster(e) | Trouble::Broke(e)) => {
                 let why = format!("no backup was made: {e}");
                 Ok(Err(Failed { exit: exit_of(e.class), why }))
             }
@@ -84,7 +91,7 @@ impl Shell<'_> {
         // that its file has no name any more, and it fails when it is done.
         let _ = fs::remove_file(partial);
         let file = OpenOptions::new().write(true).create_new(true).open(partial)?;
-        let result = self.fill_backup(file).and_then(|written| {
+        let result = self.fill_whole_backup(&file).and_then(|written| {
             fs::hard_link(partial, path).or_else(|e| match e.kind() {
                 io::ErrorKind::AlreadyExists => Err(e),
                 // Not every file system has links.
@@ -97,7 +104,22 @@ impl Shell<'_> {
         result
     }
 
-    fn fill_backup(&mut self, file: File) -> Result<Written, Trouble> {
+    /// Begins anew when the node is gone, and with it what the backup consisted of.
+    fn fill_whole_backup(&mut self, mut file: &File) -> Result<Written, Trouble> {
+        for _ in 1..TRIES_MAX {
+            match self.fill_backup(file) {
+                Err(Trouble::Broke(e)) => {
+                    file.set_len(0)?;
+                    file.rewind()?;
+                    let _ = writeln!(self.errors, "kontiki: the backup is begun anew: {e}");
+                }
+                filled => return filled,
+            }
+        }
+        self.fill_backup(file)
+    }
+
+    fn fill_backup(&mut self, file: &File) -> Result<Written, Trouble> {
         let started = Instant::now();
         let now_us = || u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         let mut backup = self.client.backup()?;
@@ -109,7 +131,10 @@ impl Shell<'_> {
         let (mut tables, mut bytes) = (0, 0);
         for piece in contents.pieces() {
             let asked = Instant::now();
-            let got = backup.piece(piece)?;
+            let got = backup.piece(piece).map_err(|e| match e.class {
+                Class::Unavailable => Trouble::Broke(e),
+                _ => Trouble::Cluster(e),
+            })?;
             writer.put(&got)?;
             tables += u64::from(piece.offset == 0);
             bytes += got.len() as u64;
@@ -120,7 +145,8 @@ impl Shell<'_> {
             std::thread::sleep(asked.elapsed().min(REST_MAX));
         }
         let (out, bytes) = writer.finish()?;
-        out.into_inner().map_err(|e| e.into_error())?.sync_all()?;
+        out.into_inner().map_err(|e| e.into_error())?;
+        file.sync_all()?;
         if let Some(text) = progress.finish(now_us(), tables, total) {
             let _ = self.errors.write_all(text.as_bytes());
         }

@@ -1,12 +1,11 @@
 //! Taking a backup: from one node, over one connection. What it consists of stays readable there for
 //! as long as that lives; when it breaks, the backup is begun anew.
 
-use super::connection::Connection;
+use super::Client;
 use super::error::{Cause, Error};
-use super::{Client, exchange, refused};
 use crate::kv::{Contents, Piece};
-use crate::wire::client::{Answer, Call, Class, Request};
-use std::time::{Duration, Instant};
+use crate::wire::client::{Answer, Call, Class};
+use std::time::Duration;
 
 /// How long the beginning may take: the node makes everything durable first.
 const BEGIN_WAIT: Duration = Duration::from_secs(60);
@@ -16,7 +15,7 @@ const PIECE_WAIT: Duration = Duration::from_secs(10);
 /// A backup that is being taken.
 #[derive(Debug)]
 pub struct Backup<'c> {
-    connection: &'c mut Connection,
+    client: &'c mut Client,
     manifest: Vec<u8>,
     contents: Contents,
 }
@@ -27,17 +26,13 @@ impl Client {
     /// # Errors
     /// Any class but `Unknown`.
     pub fn backup(&mut self) -> Result<Backup<'_>, Error> {
-        let until = Instant::now() + BEGIN_WAIT.max(self.options.timeout);
-        let Answer::Backup { manifest } = self.ask_until(Call::Backup, true, until)? else {
+        let timeout = BEGIN_WAIT.max(self.options().timeout);
+        let Answer::Backup { manifest } = self.ask_within(Call::Backup, timeout)? else {
             return Err(self.unexpected(Class::Unavailable, "to the beginning of a backup"));
         };
-        let bad = Cause::Unexpected("a manifest that does not decode");
-        let Some(connection) = &mut self.connection else {
-            return Err(Error { class: Class::Unavailable, address: None, cause: bad });
-        };
         match Contents::of(&manifest) {
-            Ok(contents) => Ok(Backup { connection, manifest, contents }),
-            Err(_) => Err(Error::new(Class::Unavailable, connection.address(), bad)),
+            Ok(contents) => Ok(Backup { client: self, manifest, contents }),
+            Err(_) => Err(self.unexpected(Class::Unavailable, "a manifest that does not decode")),
         }
     }
 
@@ -59,7 +54,7 @@ impl Client {
 impl Backup<'_> {
     /// The cluster it is of.
     pub fn cluster(&self) -> u64 {
-        self.connection.welcome().cluster
+        self.client.core.cluster()
     }
 
     /// What it is made of, as bytes.
@@ -79,16 +74,13 @@ impl Backup<'_> {
     pub fn piece(&mut self, piece: Piece) -> Result<Vec<u8>, Error> {
         let Piece { table, offset, len } = piece;
         let call = Call::Piece { table, offset, len: u32::try_from(len).unwrap_or(u32::MAX) };
-        let mut request = Request { id: 0, deadline_ms: 0, call };
-        let address = self.connection.address().to_owned();
-        match exchange(self.connection, &mut request, Instant::now() + PIECE_WAIT) {
-            Ok(Ok(Answer::Bytes(bytes))) if bytes.len() == len => Ok(bytes),
-            Ok(Ok(_)) => {
-                let cause = Cause::Unexpected("to a question for a piece of a backup");
-                Err(Error::new(Class::Unavailable, &address, cause))
+        match self.client.ask_within(call, PIECE_WAIT) {
+            Ok(Answer::Bytes(bytes)) if bytes.len() == len => Ok(bytes),
+            Ok(_) => Err(self.client.unexpected(Class::Unavailable, "to a question for a piece")),
+            Err(error) if error.class == Class::Unknown => {
+                Err(Error { class: Class::Unavailable, ..error })
             }
-            Ok(Err(failure)) => Err(refused(&failure, &address)),
-            Err(lost) => Err(Error { class: Class::Unavailable, ..lost.error }),
+            Err(error) => Err(error),
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::env::resolve::{connect_one, first_that, resolve};
 use crate::wire::client::{Class, Request, Response, put_request, take_response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{Hello, Remembered, Welcome, put_hello, take_answer};
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -29,6 +30,17 @@ pub struct Sent {
     pub end: u64,
 }
 
+/// What a wait has brought.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// An answer.
+    Answer(Response),
+    /// Bytes that are no whole answer yet.
+    Bytes,
+    /// Nothing.
+    Nothing,
+}
+
 /// A connection that has passed the handshake.
 #[derive(Debug)]
 pub struct Connection {
@@ -36,7 +48,10 @@ pub struct Connection {
     reader: FrameReader,
     out: Vec<u8>,
     handed: u64,
-    next_id: u64,
+    /// What is not handed over whole, in the order of the stream.
+    unsent: VecDeque<Sent>,
+    /// The last id that was used.
+    last_id: u64,
     /// When something was last sent.
     sent: Instant,
     address: String,
@@ -90,7 +105,8 @@ impl Connection {
             reader: FrameReader::new(HANDSHAKE_FRAME_MAX),
             out: PREAMBLE.to_vec(),
             handed: 0,
-            next_id: 0,
+            unsent: VecDeque::new(),
+            last_id: 0,
             sent: Instant::now(),
             address: address.to_owned(),
             welcome: Welcome {
@@ -149,13 +165,12 @@ impl Connection {
         self.handed
     }
 
-    /// Queues a request under a new id, which it puts into it; [`Connection::flush`] sends it.
+    /// Queues a request under its own id, which is larger than those before.
     ///
     /// # Errors
-    /// `TooLarge` when it fits no frame; the connection goes on without it.
-    pub fn send(&mut self, request: &mut Request) -> Result<Sent, Error> {
-        self.next_id += 1;
-        request.id = self.next_id;
+    /// As [`Connection::send`].
+    pub(super) fn queue(&mut self, request: &Request) -> Result<Sent, Error> {
+        self.last_id = request.id;
         let start = self.out.len();
         let bytes = put_request(&mut self.out, request);
         if bytes > CLIENT_FRAME_MAX {
@@ -163,7 +178,23 @@ impl Connection {
             let cause = Cause::Frameless { bytes, limit: CLIENT_FRAME_MAX };
             return Err(Error { class: Class::TooLarge, address: None, cause });
         }
-        Ok(Sent { id: request.id, end: self.handed + self.out.len() as u64 })
+        let sent = Sent { id: request.id, end: self.handed + self.out.len() as u64 };
+        self.unsent.push_back(sent);
+        Ok(sent)
+    }
+
+    /// Requests from this id on have surely not been handed to the network whole.
+    pub(super) fn unsent_from(&self) -> u64 {
+        self.unsent.front().map_or(u64::MAX, |sent| sent.id)
+    }
+
+    /// Queues a request under a new id, which it puts into it; [`Connection::flush`] sends it.
+    ///
+    /// # Errors
+    /// `TooLarge` when it fits no frame; the connection goes on without it.
+    pub fn send(&mut self, request: &mut Request) -> Result<Sent, Error> {
+        request.id = self.last_id + 1;
+        self.queue(request)
     }
 
     /// Sends what is queued.
@@ -171,13 +202,31 @@ impl Connection {
     /// # Errors
     /// The connection is of no further use then; [`Connection::handed`] says what was sent.
     pub fn flush(&mut self, until: Instant) -> Result<(), Error> {
+        let left = until.saturating_duration_since(Instant::now());
+        if self.flush_steadily(left, left)? {
+            return Ok(());
+        }
+        Err(Error::io(Class::Unknown, &self.address, "send", ErrorKind::TimedOut.into()))
+    }
+
+    /// Sends what is queued. False when the network took nothing for `stall`, or all of it has taken
+    /// longer than `within`: the connection is of no further use then.
+    ///
+    /// # Errors
+    /// As [`Connection::flush`].
+    pub(super) fn flush_steadily(
+        &mut self,
+        stall: Duration,
+        within: Duration,
+    ) -> Result<bool, Error> {
         let mut at = 0;
-        self.sent = Instant::now();
+        let begun = Instant::now();
+        self.sent = begun;
         while let Some(piece) = self.out[at..].chunks(WRITE_AT_ONCE).next() {
-            let result = self
-                .stream
-                .set_write_timeout(Some(remaining(until)))
-                .and_then(|()| self.stream.write(piece));
+            // What was taken in part is life: the next piece has its time anew.
+            let wait = stall.min(within.saturating_sub(begun.elapsed())).max(WAIT_MIN);
+            let result =
+                self.stream.set_write_timeout(Some(wait)).and_then(|()| self.stream.write(piece));
             match result {
                 Ok(0) => {
                     let source = ErrorKind::WriteZero.into();
@@ -185,12 +234,16 @@ impl Connection {
                 }
                 Ok(n) => {
                     at += n;
-                    self.handed += n as u64;
+                    self.took(n);
                 }
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => {
+                    let piece_len = piece.len();
                     if !FAILED_WRITE_TAKES_NOTHING {
-                        self.handed += piece.len() as u64;
+                        self.took(piece_len);
+                    }
+                    if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) {
+                        return Ok(false);
                     }
                     return Err(Error::io(Class::Unknown, &self.address, "send", e));
                 }
@@ -198,7 +251,15 @@ impl Connection {
         }
         self.out.clear();
         self.out.shrink_to(OUT_KEPT_MAX);
-        Ok(())
+        Ok(true)
+    }
+
+    /// The network has taken so many bytes more, or may have.
+    fn took(&mut self, bytes: usize) {
+        self.handed += bytes as u64;
+        while self.unsent.front().is_some_and(|sent| sent.end <= self.handed) {
+            self.unsent.pop_front();
+        }
     }
 
     /// The next answer; none when none is there until then.
@@ -214,6 +275,20 @@ impl Connection {
                 return Ok(None);
             }
         }
+    }
+
+    /// Waits until something has arrived.
+    ///
+    /// # Errors
+    /// As [`Connection::receive`].
+    pub(super) fn arrive(&mut self, until: Instant) -> Result<Arrival, Error> {
+        if let Some(response) = self.received()? {
+            return Ok(Arrival::Answer(response));
+        }
+        if !self.fill(until)? {
+            return Ok(Arrival::Nothing);
+        }
+        Ok(self.received()?.map_or(Arrival::Bytes, Arrival::Answer))
     }
 
     /// The next answer that has arrived already; does not wait.

@@ -59,6 +59,11 @@ pub enum Cause {
         /// For how long.
         wait: Duration,
     },
+    /// The network took no more bytes of a request.
+    Blocked {
+        /// For how long.
+        wait: Duration,
+    },
     /// No answer within the time of the call.
     GaveUp {
         /// The time of the call.
@@ -86,7 +91,8 @@ impl Error {
         Error::new(class, address, Cause::Io { doing, source })
     }
 
-    pub(super) fn rejected(address: &str, reject: Reject) -> Error {
+    /// The error of a node that does not take the connection.
+    pub fn rejected(address: &str, reject: Reject) -> Error {
         let class = match reject.code {
             RejectCode::Token => Class::Unauthorised,
             RejectCode::TooManyConnections => Class::Busy,
@@ -140,6 +146,9 @@ impl fmt::Display for Error {
                 write!(f, "an earlier copy may have been done; the last one was refused: {later}")
             }
             Cause::Silent { wait } => write!(f, "no answer for {} ms", wait.as_millis()),
+            Cause::Blocked { wait } => {
+                write!(f, "nothing could be sent for {} ms", wait.as_millis())
+            }
             Cause::GaveUp { after, last } => {
                 write!(f, "gave up after {} ms", after.as_millis())?;
                 last.as_ref().map_or(Ok(()), |last| write!(f, "; last: {last}"))

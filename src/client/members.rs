@@ -1,8 +1,7 @@
 //! Who belongs to the cluster and who leads: asking, and changing it.
 
-use super::{Client, Error, LEARNED_MAX, MEMBERS_EVERY, MEMBERS_WAIT, exchange};
-use crate::wire::client::{Answer, Call, Class, Joined, MemberInfo, Request};
-use std::time::Instant;
+use super::{Client, Error};
+use crate::wire::client::{Answer, Call, Class, Joined, MemberInfo};
 
 impl Client {
     /// Who belongs to the cluster, as the connected node knows it. Their addresses are remembered.
@@ -10,11 +9,8 @@ impl Client {
     /// # Errors
     /// Any class but `Unknown`.
     pub fn members(&mut self) -> Result<Vec<MemberInfo>, Error> {
-        match self.ask(Call::Members, true)? {
-            Answer::Members(members) => {
-                self.learn(&members.members);
-                Ok(members.members)
-            }
+        match self.ask(Call::Members)? {
+            Answer::Members(members) => Ok(members.members),
             _ => Err(self.unexpected(Class::Unavailable, "to a question for the members")),
         }
     }
@@ -24,7 +20,7 @@ impl Client {
     /// # Errors
     /// Class `Unknown` when it may have happened.
     pub fn transfer(&mut self, to: Option<u64>) -> Result<(), Error> {
-        match self.ask(Call::Transfer { to }, false)? {
+        match self.ask(Call::Transfer { to })? {
             Answer::Ok => Ok(()),
             _ => Err(self.unexpected(Class::Unknown, "to a transfer")),
         }
@@ -36,7 +32,7 @@ impl Client {
     /// # Errors
     /// Class `Invalid` when it is refused for good; any other.
     pub fn join(&mut self, address: &str, identity: u64) -> Result<Joined, Error> {
-        match self.ask(Call::Join { address: address.to_string(), identity }, true)? {
+        match self.ask(Call::Join { address: address.to_string(), identity })? {
             Answer::Joined(joined) => Ok(joined),
             _ => Err(self.unexpected(Class::Unknown, "to a join")),
         }
@@ -47,36 +43,9 @@ impl Client {
     /// # Errors
     /// Class `Unknown` when it may have happened, or may yet.
     pub fn change_members(&mut self, call: Call) -> Result<u64, Error> {
-        match self.ask(call, false)? {
+        match self.ask(call)? {
             Answer::Changed { id } => Ok(id),
             _ => Err(self.unexpected(Class::Unknown, "to a change of the members")),
         }
-    }
-
-    /// Asks for the members if that was long ago. Nothing may be open on the connection.
-    pub(super) fn refresh_members(&mut self, until: Instant) {
-        let since = self.members_at.get_or_insert_with(Instant::now);
-        if since.elapsed() >= MEMBERS_EVERY {
-            self.ask_members(until);
-        }
-    }
-
-    /// Asks for the members in passing; an answer that does not come costs the connection.
-    pub(super) fn ask_members(&mut self, until: Instant) {
-        let Some(connection) = &mut self.connection else { return };
-        let now = Instant::now();
-        self.members_at = Some(now);
-        let mut request = Request { id: 0, deadline_ms: 0, call: Call::Members };
-        match exchange(connection, &mut request, until.min(now + MEMBERS_WAIT)) {
-            Ok(Ok(Answer::Members(members))) => self.learn(&members.members),
-            Ok(_) => {}
-            Err(_) => self.connection = None,
-        }
-    }
-
-    /// Those that are members are known from now on, and beside them those that were given.
-    fn learn(&mut self, members: &[MemberInfo]) {
-        let all = members.iter().map(|m| m.address.clone()).filter(|a| !a.is_empty());
-        self.learned = all.take(LEARNED_MAX).collect();
     }
 }

@@ -1,57 +1,35 @@
 //! The client library: leader discovery, retries, sessions. On `std::net`, without threads.
 //!
 //! A [`Client`] knows some addresses of a cluster and keeps one connection, to the leader where it
-//! finds it: in the welcome of any node, in the failure of a node that cannot serve, or by dialing
-//! the other members. What is sent again, and what is not, follows docs/protocol.md, "Failures", to
-//! the letter; `writer` is the one place that decides it for writes, [`Client`] for everything
-//! else. Writes carry the stamp of a session unless [`Options::sessions`] is off, so that a write
+//! finds it. Everything that is decided is decided by [`Core`], which the simulator runs as well: whom
+//! to ask, how long to wait, what is sent again. Here are the socket, the clock, and the calls by
+//! name. Writes carry the stamp of a session unless [`Options::sessions`] is off, so that a write
 //! whose answer was lost is sent again and still takes effect once.
 //!
 //! Left out: encryption, connection pools, and any caching of what was read.
 
-mod backoff;
 mod backup;
 mod connection;
+mod core;
 mod error;
 mod members;
 mod writer;
 
 pub use backup::Backup;
 pub use connection::{Connection, Sent};
+pub use core::{Core, Effect, Event, GRACE};
 pub use error::{Cause, Error};
 
 use crate::kv::{Found, Op, OpResult, Outcome, Page, Query, Range, Reply, Revision, Write};
 use crate::wire::client::{
-    Answer, Call, Class, Consistency, Failure, NO_REQUEST, NodeStatus, Request,
+    Answer, Call, Class, Consistency, Failure, NO_REQUEST, NodeStatus, Request, Response,
 };
-use backoff::Backoff;
+use connection::Arrival;
+use std::collections::VecDeque;
+use std::collections::hash_map::RandomState;
 use std::fmt;
-use std::sync::Arc;
+use std::hash::{BuildHasher as _, Hasher as _};
 use std::time::{Duration, Instant};
-
-/// How much longer than the deadline that was sent an answer is waited for: the way there and back.
-pub const GRACE: Duration = Duration::from_millis(200);
-
-/// How long one node is given before another is asked, where asking twice does no harm. It doubles
-/// with each attempt, for questions that take long.
-const ATTEMPT: Duration = Duration::from_secs(2);
-
-/// Of a short time limit one attempt may take this part: a node that hangs must leave time for the
-/// others.
-const ATTEMPTS_MIN: u32 = 3;
-
-/// How long an address that did not answer is not dialed just because a node names it as leader.
-const AVOID: Duration = Duration::from_secs(2);
-
-/// Most addresses that are kept, beside those given: more members than a cluster has.
-const LEARNED_MAX: usize = 64;
-
-/// How often the members are asked for by a client that is used: they come and go, and who else there
-/// is must be known before the node that is connected is gone.
-const MEMBERS_EVERY: Duration = Duration::from_millis(250);
-
-/// How long the question for the members may take; it is asked in passing and may fail.
-const MEMBERS_WAIT: Duration = Duration::from_millis(500);
 
 /// How a client behaves.
 #[derive(Clone)]
@@ -96,57 +74,29 @@ impl fmt::Debug for Options {
     }
 }
 
-/// A session of this client: see docs/protocol.md, "Sessions and exactly-once".
-#[derive(Debug)]
-struct Session {
-    id: u64,
-    next_sequence: u64,
-}
-
 /// A client of one cluster.
 #[derive(Debug)]
 pub struct Client {
-    options: Options,
-    given: Vec<String>,
-    learned: Vec<String>,
-    /// Addresses that will never take this client, with the reason.
-    barred: Vec<(String, Arc<Error>)>,
-    /// Where the leader is believed to be.
-    leader: Option<String>,
-    /// The last leader that could not be dialed, and when.
-    avoid: Option<(String, Instant)>,
-    /// Where the round through the addresses begins.
-    first: usize,
-    /// The cluster, once one has answered: a node of another one is never mistaken for it.
-    cluster: u64,
+    core: Core,
     connection: Option<Connection>,
-    session: Option<Session>,
-    /// When the members were last asked for; none before anything was asked.
-    members_at: Option<Instant>,
-}
-
-/// An exchange that gave no answer.
-struct Lost {
-    error: Error,
-    /// Whether the whole request was handed to the network.
-    handed: bool,
+    /// The beginning of the core's time.
+    begun: Instant,
+    next_number: u64,
+    /// What the core wants done.
+    effects: VecDeque<Effect>,
 }
 
 impl Client {
     /// A client that dials when it is first used.
     pub fn new(addresses: &[String], options: Options) -> Client {
+        // A fresh hasher of the standard library is keyed at random: enough to spread clients.
+        let seed = RandomState::new().build_hasher().finish();
         Client {
-            options,
-            given: addresses.to_vec(),
-            learned: Vec::new(),
-            barred: Vec::new(),
-            leader: None,
-            avoid: None,
-            first: 0,
-            cluster: 0,
+            core: Core::new(addresses, options, seed),
             connection: None,
-            session: None,
-            members_at: None,
+            begun: Instant::now(),
+            next_number: 0,
+            effects: VecDeque::new(),
         }
     }
 
@@ -156,33 +106,37 @@ impl Client {
     /// When no address takes it within [`Options::timeout`].
     pub fn connect(addresses: &[String], options: Options) -> Result<Client, Error> {
         let mut client = Client::new(addresses, options);
-        let until = Instant::now() + client.options.timeout;
-        client.ensure_connection(until)?;
+        let (number, timeout) = (client.number(), client.options().timeout);
+        client.call(Event::Reach { number, timeout })?;
         Ok(client)
+    }
+
+    fn options(&self) -> &Options {
+        self.core.options()
     }
 
     /// The node that is connected at present.
     pub fn address(&self) -> Option<&str> {
-        self.connection.as_ref().map(Connection::address)
+        self.core.address()
     }
 
     /// Every address this client knows of: those given, and those it has learned.
     pub fn known_addresses(&self) -> Vec<String> {
-        self.addresses()
+        self.core.known_addresses()
     }
 
-    /// The connection alone, for who wants to send requests of its own.
+    /// The connection alone, to send requests of one's own on.
     pub fn into_connection(self) -> Option<Connection> {
         self.connection
     }
 
     /// Ends the session, as far as that goes without waiting.
     pub fn close(mut self) {
-        let (Some(session), Some(connection)) = (self.session.take(), &mut self.connection) else {
+        let (Some(session), Some(connection)) = (self.core.end_session(), &mut self.connection)
+        else {
             return;
         };
-        let call = Call::CloseSession { session: session.id };
-        let mut request = Request { id: 0, deadline_ms: 0, call };
+        let mut request = Request { id: 0, deadline_ms: 0, call: Call::CloseSession { session } };
         // A session that is not closed is forgotten in time: failing here costs nothing.
         if connection.send(&mut request).is_ok() {
             let _ = connection.flush(Instant::now() + GRACE);
@@ -308,7 +262,7 @@ impl Client {
     /// Any class but `Unknown`.
     pub fn query(&mut self, query: Query) -> Result<Reply, Error> {
         let call = Call::Query { query, consistency: Consistency::Linearizable };
-        match self.ask(call, true)? {
+        match self.ask(call)? {
             Answer::Reply(reply) => Ok(reply),
             _ => Err(self.unexpected(Class::Unavailable, "to a query")),
         }
@@ -319,7 +273,7 @@ impl Client {
     /// # Errors
     /// Any class but `Unknown`.
     pub fn ping(&mut self) -> Result<(), Error> {
-        match self.ask(Call::Ping, true)? {
+        match self.ask(Call::Ping)? {
             Answer::Pong => Ok(()),
             _ => Err(self.unexpected(Class::Unavailable, "to a ping")),
         }
@@ -342,12 +296,15 @@ impl Client {
     /// Asks one node, once, over a connection of its own, what may be asked twice.
     fn ask_one(&self, address: &str, call: Call, wait: Duration) -> Result<Answer, Error> {
         let until = Instant::now() + wait;
-        let mut connection = Connection::dial(address, &self.options.token, self.cluster, wait)?;
+        let (token, cluster) = (&self.options().token, self.core.cluster());
+        let mut connection = Connection::dial(address, token, cluster, wait)?;
         let mut request = Request { id: 0, deadline_ms: 0, call };
         match exchange(&mut connection, &mut request, until) {
             Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(failure)) => Err(refused(&failure, address)),
-            Err(lost) => Err(Error { class: Class::Unavailable, ..lost.error }),
+            Ok(Err(Failure { class, message, .. })) => {
+                Err(Error::new(class, address, Cause::Refused(message)))
+            }
+            Err(error) => Err(Error { class: Class::Unavailable, ..error }),
         }
     }
 
@@ -358,242 +315,115 @@ impl Client {
         Error { class, address, cause: Cause::Unexpected(what) }
     }
 
-    // ---- one question, asked until it is answered ----
+    // ---- what the core wants done ----
 
-    fn ask(&mut self, call: Call, repeatable: bool) -> Result<Answer, Error> {
-        let until = Instant::now() + self.options.timeout;
-        self.ask_until(call, repeatable, until)
+    fn ask(&mut self, call: Call) -> Result<Answer, Error> {
+        self.ask_within(call, self.options().timeout)
     }
 
-    /// Asks until there is an answer. What is not `repeatable` is asked again only when it surely
-    /// was not carried out.
-    fn ask_until(&mut self, call: Call, repeatable: bool, until: Instant) -> Result<Answer, Error> {
-        let mut request = Request { id: 0, deadline_ms: 0, call };
-        let mut backoff = Backoff::default();
-        let mut attempt = self.first_attempt();
-        let mut last: Option<Arc<Error>> = None;
+    fn ask_within(&mut self, call: Call, timeout: Duration) -> Result<Answer, Error> {
+        let number = self.number();
+        self.call(Event::Begin { number, call, timeout })
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
+    }
+
+    /// One call, until it is answered.
+    fn call(&mut self, begin: Event) -> Result<Answer, Error> {
+        self.tell(begin);
+        let mut answer = None;
         loop {
-            if last.is_some() && Instant::now() >= until {
-                let class = match last.as_ref().map(|e| e.class) {
-                    Some(Class::Busy) => Class::Busy,
-                    _ => Class::Unavailable,
-                };
-                return Err(Error::gave_up(class, self.options.timeout, last));
+            let gave_up = self.act(&mut |_, result| answer = Some(result));
+            match (answer.take(), gave_up) {
+                (Some(result), _) => return result,
+                (None, Err(error)) => return Err(error),
+                (None, Ok(())) => self.wait(),
             }
-            self.ensure_connection(until)?;
-            self.refresh_members(until);
-            let Some(connection) = &mut self.connection else { continue };
-            let address = connection.address().to_owned();
-            let by = if repeatable { until.min(Instant::now() + attempt) } else { until };
-            attempt *= 2;
-            let error = match exchange(connection, &mut request, by) {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(failure)) => {
-                    let error = refused(&failure, &address);
-                    match failure.class {
-                        Class::Unavailable => self.go_elsewhere(failure.leader.as_ref()),
-                        Class::Busy => {}
-                        Class::Unknown if repeatable => {}
-                        _ => return Err(error),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let now_us = micros(self.begun.elapsed());
+        self.effects.extend(self.core.handle(event, now_us));
+    }
+
+    /// Does what the core wants done, until it waits for something.
+    fn act(&mut self, done: &mut dyn FnMut(u64, Result<Answer, Error>)) -> Result<(), Error> {
+        let mut flush = None;
+        loop {
+            while let Some(effect) = self.effects.pop_front() {
+                match effect {
+                    Effect::Connect { address, cluster, within } => {
+                        let token = &self.core.options().token;
+                        let event = match Connection::dial(&address, token, cluster, within) {
+                            Ok(connection) => {
+                                let welcome = connection.welcome().clone();
+                                self.connection = Some(connection);
+                                Event::Connected { welcome }
+                            }
+                            Err(error) => Event::ConnectFailed { error },
+                        };
+                        self.tell(event);
                     }
-                    error
+                    Effect::Send(request) => self.queue(&request),
+                    Effect::Flush { stall, within } => flush = Some((stall, within)),
+                    Effect::Close => (self.connection, flush) = (None, None),
+                    Effect::Done { number, result } => done(number, result),
+                    Effect::GaveUp { error } => return Err(error),
                 }
-                Err(lost) if lost.error.class == Class::TooLarge => return Err(lost.error),
-                Err(lost) => {
-                    self.go_elsewhere(None);
-                    self.connection = None;
-                    if lost.handed && !repeatable {
-                        return Err(lost.error);
-                    }
-                    lost.error
-                }
+            }
+            let Some((stall, within)) = flush.take() else { return Ok(()) };
+            let Some(connection) = &mut self.connection else { return Ok(()) };
+            let event = match connection.flush_steadily(stall, within) {
+                Ok(true) => Event::Flushed,
+                Ok(false) => Event::Blocked { unsent_from: connection.unsent_from() },
+                Err(error) => Event::Broke { error, unsent_from: connection.unsent_from() },
             };
-            last = Some(Arc::new(error));
-            pause(backoff.next(), until);
+            self.tell(event);
         }
     }
 
-    /// How long the first attempt may take, where further ones do no harm.
-    fn first_attempt(&self) -> Duration {
-        (self.options.timeout / ATTEMPTS_MIN).min(ATTEMPT)
-    }
-
-    // ---- connections ----
-
-    /// The node cannot serve: the next attempt goes to the leader it names, else to another node.
-    fn go_elsewhere(&mut self, leader: Option<&(u64, String)>) {
-        let here = self.address().map(str::to_owned);
-        if let Some((_, address)) = leader.filter(|(_, a)| !a.is_empty() && !self.avoided(a)) {
-            self.leader = Some(address.clone());
-            if here.as_deref() != Some(address) {
-                self.connection = None;
-            }
-            return;
-        }
-        self.leader = None;
-        // The round goes on behind the node that was asked.
-        let addresses = self.addresses();
-        if let Some(at) = addresses.iter().position(|a| Some(a.as_str()) == here.as_deref()) {
-            self.first = at + 1;
-        }
-        if addresses.len() > 1 {
-            self.connection = None;
+    fn queue(&mut self, request: &Request) {
+        let Some(connection) = &mut self.connection else { return };
+        if let Err(error) = connection.queue(request) {
+            let failure = Failure { class: error.class, message: error.to_string(), leader: None };
+            self.tell(Event::Answered {
+                response: Response { id: request.id, result: Err(failure) },
+            });
         }
     }
 
-    fn avoided(&self, address: &str) -> bool {
-        self.avoid.as_ref().is_some_and(|(a, at)| a == address && at.elapsed() < AVOID)
-    }
-
-    fn addresses(&self) -> Vec<String> {
-        let learned = self.learned.iter().filter(|a| !self.given.contains(a));
-        self.given.iter().chain(learned).cloned().collect()
-    }
-
-    /// Addresses to dial, in order: the leader, then all others from where the round stands.
-    fn candidates(&self) -> Vec<String> {
-        let mut all = self.addresses();
-        if !all.is_empty() {
-            let first = self.first % all.len();
-            all.rotate_left(first);
-        }
-        if let Some(leader) = &self.leader {
-            all.retain(|a| a != leader);
-            all.insert(0, leader.clone());
-        }
-        all.retain(|a| !self.barred.iter().any(|(barred, _)| barred == a));
-        all
-    }
-
-    /// Dials until there is a connection.
-    fn ensure_connection(&mut self, until: Instant) -> Result<(), Error> {
-        if self.connection.as_ref().is_some_and(|c| c.idle() < self.options.idle_max) {
-            return Ok(());
-        }
-        self.connection = None;
-        let mut backoff = Backoff::default();
-        let mut last: Option<Arc<Error>> = None;
-        loop {
-            let candidates = self.candidates();
-            if candidates.is_empty() {
-                return Err(match self.barred.pop() {
-                    Some((address, error)) => {
-                        // It is told again to whoever asks again.
-                        self.barred.push((address, Arc::clone(&error)));
-                        Error::passed_on(&error)
-                    }
-                    None => {
-                        let cause = Cause::NoAddress;
-                        Error { class: Class::Unavailable, address: None, cause }
-                    }
-                });
-            }
-            let mut busy = None;
-            for address in candidates {
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() && last.is_some() {
-                    break;
-                }
-                match self.dial(&address, left) {
-                    Ok(connection) => {
-                        let connection = self.follow(connection, until);
-                        self.learn_from(&connection);
-                        self.connection = Some(connection);
-                        return Ok(());
-                    }
-                    Err(error) if error.class == Class::Unauthorised => return Err(error),
-                    Err(error) => {
-                        let error = self.note_failed(&address, error);
-                        if error.class == Class::Busy {
-                            busy = Some(Arc::clone(&error));
+    /// Waits until something has arrived, or the core wants to be asked.
+    fn wait(&mut self) {
+        let now = Instant::now();
+        let until = self.core.next_us().map_or(now, |us| self.begun + Duration::from_micros(us));
+        let awaited = self.core.awaits_answers();
+        let Some(connection) = self.connection.as_mut().filter(|_| awaited) else {
+            std::thread::sleep(until.saturating_duration_since(now));
+            return self.tell(Event::Time);
+        };
+        match connection.arrive(until) {
+            Ok(Arrival::Answer(response)) => {
+                self.tell(Event::Answered { response });
+                // Those that came with it are taken in before anything is sent.
+                while let Some(connection) = &mut self.connection
+                    && let Some(next) = connection.received().transpose()
+                {
+                    match next {
+                        Ok(response) => self.tell(Event::Answered { response }),
+                        Err(error) => {
+                            return self.tell(Event::Broke { error, unsent_from: u64::MAX });
                         }
-                        last = Some(error);
                     }
                 }
             }
-            // A full node stays full longer than a call waits, and dialing on makes it no better.
-            if let Some(error) = busy {
-                return Err(Error::passed_on(&error));
-            }
-            if Instant::now() >= until {
-                return Err(Error::gave_up(Class::Unavailable, self.options.timeout, last));
-            }
-            pause(backoff.next(), until);
+            Ok(Arrival::Bytes) => self.tell(Event::Heard),
+            Ok(Arrival::Nothing) => self.tell(Event::Time),
+            Err(error) => self.tell(Event::Broke { error, unsent_from: u64::MAX }),
         }
-    }
-
-    fn dial(&self, address: &str, left: Duration) -> Result<Connection, Error> {
-        let wait = self.options.connect_timeout.min(left);
-        Connection::dial(address, &self.options.token, self.cluster, wait)
-    }
-
-    fn note_failed(&mut self, address: &str, error: Error) -> Arc<Error> {
-        if self.leader.as_deref() == Some(address) {
-            self.leader = None;
-        }
-        let error = Arc::new(error);
-        self.avoid = Some((address.to_owned(), Instant::now()));
-        if error.bars_address() && self.barred.len() < LEARNED_MAX {
-            self.barred.push((address.to_owned(), Arc::clone(&error)));
-        }
-        error
-    }
-
-    /// Goes on to the leader that a node names; stays with the node when that fails.
-    fn follow(&mut self, connection: Connection, until: Instant) -> Connection {
-        let welcome = connection.welcome();
-        let leader = welcome.leader_address.clone();
-        let here = welcome.leader == welcome.node || leader == connection.address();
-        let barred = self.barred.iter().any(|(a, _)| *a == leader);
-        let left = until.saturating_duration_since(Instant::now());
-        if leader.is_empty() || here || barred || self.avoided(&leader) || left.is_zero() {
-            return connection;
-        }
-        match self.dial(&leader, left) {
-            Ok(next) => next,
-            Err(error) => {
-                self.note_failed(&leader, error);
-                connection
-            }
-        }
-    }
-
-    fn learn_from(&mut self, connection: &Connection) {
-        let welcome = connection.welcome();
-        if welcome.cluster != 0 {
-            self.cluster = welcome.cluster;
-        }
-        self.learn_address(connection.address().to_owned());
-        let address = welcome.leader_address.clone();
-        if welcome.leader != 0 && welcome.leader == welcome.node {
-            self.leader = Some(connection.address().to_owned());
-        } else if !address.is_empty() {
-            self.learn_address(address);
-        }
-    }
-
-    fn learn_address(&mut self, address: String) {
-        let known = self.given.contains(&address) || self.learned.contains(&address);
-        if !known && !address.is_empty() && self.learned.len() < LEARNED_MAX {
-            self.learned.push(address);
-        }
-    }
-
-    // ---- sessions ----
-
-    /// Opens a session if there is none. Nothing may be open on the connection.
-    fn ensure_session(&mut self, until: Instant) -> Result<(), Error> {
-        if self.session.is_some() {
-            return Ok(());
-        }
-        match self.ask_until(Call::OpenSession, true, until)? {
-            Answer::Outcome(Outcome::SessionOpened { session }) => {
-                self.session = Some(Session { id: session, next_sequence: 1 });
-            }
-            _ => return Err(self.unexpected(Class::Unavailable, "to opening a session")),
-        }
-        self.ask_members(until);
-        Ok(())
     }
 }
 
@@ -603,54 +433,25 @@ fn exchange(
     connection: &mut Connection,
     request: &mut Request,
     by: Instant,
-) -> Result<Result<Answer, Failure>, Lost> {
+) -> Result<Result<Answer, Failure>, Error> {
     let started = Instant::now();
-    request.deadline_ms = deadline_ms(by.saturating_duration_since(started));
-    let sent = match connection.send(request) {
-        Ok(sent) => sent,
-        Err(error) => return Err(Lost { error, handed: false }),
+    let left = by.saturating_duration_since(started);
+    // 0 would leave it to the node.
+    request.deadline_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1);
+    let sent = connection.send(request)?;
+    connection.flush(by + GRACE)?;
+    let cause = match connection.receive(by + GRACE)? {
+        Some(response) if response.id == sent.id => return Ok(response.result),
+        Some(Response { id: NO_REQUEST, result: Err(failure) }) => Cause::Refused(failure.message),
+        Some(_) => Cause::Unexpected("an id that nobody asked"),
+        None => Cause::Silent { wait: started.elapsed() },
     };
-    let lost =
-        |connection: &Connection, error| Lost { error, handed: connection.handed() >= sent.end };
-    connection.flush(by + GRACE).map_err(|e| lost(connection, e))?;
-    match connection.receive(by + GRACE) {
-        Ok(Some(response)) if response.id == sent.id => Ok(response.result),
-        Ok(Some(response)) => {
-            let error = stray(connection.address(), response.id, response.result.err());
-            Err(lost(connection, error))
-        }
-        Ok(None) => {
-            let cause = Cause::Silent { wait: started.elapsed() };
-            let error = Error::new(Class::Unknown, connection.address(), cause);
-            Err(lost(connection, error))
-        }
-        Err(error) => Err(lost(connection, error)),
-    }
+    Err(Error::new(Class::Unknown, connection.address(), cause))
 }
 
-/// The error for an answer to no open request: about the connection, or out of place.
-fn stray(address: &str, id: u64, failure: Option<Failure>) -> Error {
-    match failure {
-        Some(failure) if id == NO_REQUEST => {
-            Error::new(Class::Unknown, address, Cause::Refused(failure.message))
-        }
-        _ => Error::new(Class::Unknown, address, Cause::Unexpected("an id that nobody asked")),
-    }
-}
-
-fn refused(failure: &Failure, address: &str) -> Error {
-    Error::new(failure.class, address, Cause::Refused(failure.message.clone()))
-}
-
-/// A deadline as requests carry it: 0 would leave it to the node.
-fn deadline_ms(wait: Duration) -> u32 {
-    u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1)
-}
-
-/// Sleeps, but not beyond `until`.
-fn pause(wait: Duration, until: Instant) {
-    let left = until.saturating_duration_since(Instant::now());
-    std::thread::sleep(wait.min(left));
+/// In microseconds, as the core counts.
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

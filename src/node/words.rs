@@ -3,7 +3,8 @@
 use super::membership::{Change, ChangeRefused};
 use crate::kv::bytes::Malformed;
 use crate::kv::{NotTaken, Outcome, TooLarge};
-use crate::raft::{Configuration, Index, NodeId, PeerProgress, RoleName, Term};
+use crate::raft::{Configuration, Index, Member, NodeId, PeerProgress, RoleName, Term};
+use crate::wire::client::{Class, MemberInfo, MemberRole, Members};
 use std::fmt;
 use std::sync::Arc;
 
@@ -71,6 +72,26 @@ pub enum Refusal {
     },
     /// Its bytes are no command.
     Malformed(Malformed),
+}
+
+impl Refusal {
+    /// What a client may conclude from it.
+    pub fn class(self) -> Class {
+        match self {
+            Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
+            Refusal::DiskFull { .. } => Class::DiskFull,
+            // An empty key is no matter of size.
+            Refusal::TooLarge { why: TooLarge::EmptyKey, .. } | Refusal::Malformed(_) => {
+                Class::Invalid
+            }
+            Refusal::TooLarge { .. } => Class::TooLarge,
+            Refusal::NoLeader
+            | Refusal::NotLeader
+            | Refusal::Overwritten
+            | Refusal::Damaged
+            | Refusal::Deadline => Class::Unavailable,
+        }
+    }
 }
 
 impl fmt::Display for Refusal {
@@ -186,4 +207,27 @@ pub struct Status {
     pub configuration: Arc<Configuration>,
     /// On a leader: what it knows of its followers.
     pub peers: Vec<PeerProgress>,
+}
+
+impl Status {
+    /// The members, as a client is told of them.
+    pub fn members(&self) -> Members {
+        let role = |id| {
+            if self.leader == Some(id) {
+                MemberRole::Leader
+            } else if self.configuration.is_voter(id) {
+                MemberRole::Follower
+            } else {
+                MemberRole::Learner
+            }
+        };
+        let of = |m: &Member| MemberInfo {
+            id: m.id,
+            address: m.address.clone(),
+            role: role(m.id),
+            voter: self.configuration.is_voter(m.id),
+            replaces: self.configuration.replaces.get(&m.id).copied(),
+        };
+        Members { members: self.configuration.members.iter().map(of).collect() }
+    }
 }

@@ -129,14 +129,7 @@ impl Shared {
 
     /// A refusal as a client sees it, with the leader's address where that may help.
     pub(crate) fn refused(&self, refusal: Refusal) -> Failure {
-        let class = match refusal {
-            Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
-            Refusal::DiskFull { .. } => Class::DiskFull,
-            Refusal::TooLarge { why, .. } => class_of(why),
-            Refusal::Malformed(_) => Class::Invalid,
-            _ => Class::Unavailable,
-        };
-        Failure { class, message: refusal.to_string(), leader: self.leader_hint() }
+        Failure { class: refusal.class(), message: refusal.to_string(), leader: self.leader_hint() }
     }
 }
 

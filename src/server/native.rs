@@ -9,10 +9,10 @@ use super::{Shared, lock, members, peer_in};
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::kv::{Command, Op, Outcome, Piece, Query};
 use crate::node::{Answer, Request, Status, Verdict};
-use crate::raft::{NodeId, NotProposed, RoleName};
+use crate::raft::{NotProposed, RoleName};
 use crate::wire::client::{
-    self, Answer as Reply, Call, Class, Consistency, Failure, MemberInfo, MemberRole, Members,
-    NO_REQUEST, NodeStatus, PeerStatus, Response,
+    self, Answer as Reply, Call, Class, Consistency, Failure, MemberRole, NO_REQUEST, NodeStatus,
+    PeerStatus, Response,
 };
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
 use crate::wire::handshake::{self, Hello, Local, Reject, RejectCode, Remembered, Role, Welcome};
@@ -362,7 +362,7 @@ fn reply_of(session: &Session, asked: &Asked, answer: Answer) -> Result<Reply, F
         Answer::Write(Verdict::NotApplied(refusal)) => Err(session.shared.refused(refusal)),
         Answer::Write(Verdict::Unknown(why)) => Err(failure(Class::Unknown, why.to_string())),
         Answer::Status(status) => Ok(match asked {
-            Asked::Members => Reply::Members(all_members(&status)),
+            Asked::Members => Reply::Members(status.members()),
             _ => Reply::Status(node_status(&session.shared, &status)),
         }),
         Answer::Changed(result) => {
@@ -389,27 +389,6 @@ pub(super) fn class_of(why: NotProposed) -> Class {
         | NotProposed::ChangeOpen
         | NotProposed::TooEarly => Class::Unavailable,
     }
-}
-
-fn role_of(status: &Status, id: NodeId) -> MemberRole {
-    if status.leader == Some(id) {
-        MemberRole::Leader
-    } else if status.configuration.is_voter(id) {
-        MemberRole::Follower
-    } else {
-        MemberRole::Learner
-    }
-}
-
-fn all_members(status: &Status) -> Members {
-    let of = |m: &crate::raft::Member| MemberInfo {
-        id: m.id,
-        address: m.address.clone(),
-        role: role_of(status, m.id),
-        voter: status.configuration.is_voter(m.id),
-        replaces: status.configuration.replaces.get(&m.id).copied(),
-    };
-    Members { members: status.configuration.members.iter().map(of).collect() }
 }
 
 pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {

@@ -1,33 +1,60 @@
 //! Simulated clients: what they ask, what they are told, and the history they leave.
 //!
-//! A client has one call open at a time. Writes of a client with a session carry a stamp and are
-//! sent again, to any node, while their outcome is unknown; the history shows such a call once,
-//! from its first sending to its last answer.
+//! Each runs the client library's [`Core`], which decides whom to ask and what to send again; here are
+//! its calls. A client has one call open at a time, or several writes. The history shows each call once,
+//! from its beginning to its end; `traffic` carries what is sent.
 
+use super::checks::{Violation, violated};
 use super::dice::Dice;
 use super::linearizability::{Answer as Told, Call, End, Op, Seen};
 use super::node::{ClientId, VALUE_LIMITS_BYTES};
+use crate::client::{Core, Error, Event, Options};
 use crate::kv::codec::encode_command;
-use crate::kv::{self, Command, Condition, OpResult, Outcome, SessionStamp, Test};
-use crate::node::{Answer, Refusal, Request, Verdict};
-use crate::raft::Index;
+use crate::kv::{self, Command, Condition, Found, OpResult, Outcome, Query, Reply, Test};
+use crate::node::Request;
+use crate::raft::{Index, NodeId};
+use crate::wire::client::Call as Asked;
+use crate::wire::client::{Answer, Class, Consistency};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-/// What a client does next.
-#[derive(Debug)]
-pub(super) enum Next {
-    /// Send this to a node of its choice.
-    Send(Request),
-    /// Read the key from the store of the node that answered.
-    ReadNow(Vec<u8>),
-    /// The call is over.
-    Over,
+/// How long a client's calls may take, in milliseconds.
+const TIMEOUTS_MS: [u64; 3] = [3_000, 5_000, 8_000];
+
+/// Most writes that a client begins together.
+const TOGETHER_MAX: u64 = 6;
+
+/// A connection of a client to a node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClientConnection {
+    /// Its number.
+    pub(super) number: u64,
+    /// The node.
+    pub(super) node: NodeId,
+    /// Its life.
+    pub(super) life: u64,
+    /// The process is gone.
+    pub(super) gone: bool,
+    /// What is sent does not arrive.
+    pub(super) mute: bool,
+    /// What is answered does not arrive.
+    pub(super) deaf: bool,
+    /// When what was sent last arrives there, and here.
+    pub(super) due_us: (u64, u64),
 }
 
+/// A request that a node has, by the number that the node knows it by.
 #[derive(Clone, Debug)]
-enum Doing {
-    OpenSession,
-    Call { call: Call, command: Option<Arc<[u8]>>, stamped: bool, doubtful: bool, tries: u32 },
+pub(super) struct Sent {
+    /// The connection.
+    pub(super) connection: u64,
+    /// Its id there.
+    pub(super) id: u64,
+    /// The key that it reads.
+    pub(super) key: Option<Vec<u8>>,
+    /// What was committed when it was sent: a read must see that.
+    pub(super) committed: Index,
 }
 
 /// A client.
@@ -35,81 +62,100 @@ enum Doing {
 pub(super) struct SimClient {
     /// Its id.
     pub(super) id: ClientId,
-    /// Number of its request under way.
-    pub(super) request: u64,
-    /// What was committed when its request was sent: a read must see that.
-    pub(super) committed: Index,
+    /// What decides.
+    pub(super) core: Core,
     /// Only the events of its present turn make it act.
     pub(super) turn: u64,
+    /// When its core is told the time.
+    pub(super) wakes_at_us: Option<u64>,
+    /// Number of its last dial, and whether it waits for that.
+    pub(super) dial: (u64, bool),
+    /// Its connection.
+    pub(super) connection: Option<ClientConnection>,
+    /// Requests under way, and the last number.
+    pub(super) sent: BTreeMap<u64, Sent>,
+    pub(super) last_request: u64,
+    /// When one of its reads was last answered.
+    pub(super) served_us: Option<u64>,
+    timeout: Duration,
     dice: Dice,
     keys: u64,
-    sessions: bool,
-    session: Option<u64>,
-    sequence: u64,
-    doing: Option<Doing>,
+    open: BTreeMap<u64, Call>,
+    last_number: u64,
     values: u64,
     last_revision: Option<u64>,
+    /// Addresses that were known at the first attempt since a call was last answered and had none yet,
+    /// and the patience of that time.
+    untried: Option<(BTreeSet<String>, Duration)>,
+    /// What it was connected to then.
+    from: Option<String>,
     /// Calls that are over.
     pub(super) history: Vec<Call>,
 }
 
-/// Times one call is sent.
-const TRIES_MAX: u32 = 12;
-
 impl SimClient {
-    /// A client that uses so many keys.
-    pub(super) fn new(id: ClientId, keys: u64, mut dice: Dice) -> SimClient {
+    /// A client that uses so many keys and knows these addresses.
+    pub(super) fn new(id: ClientId, keys: u64, addresses: &[String], mut dice: Dice) -> SimClient {
+        let timeout = Duration::from_millis(*dice.pick(&TIMEOUTS_MS));
+        let options = Options { timeout, sessions: dice.chance(2, 3), ..Options::default() };
         SimClient {
             id,
-            request: 0,
-            committed: 0,
+            core: Core::new(addresses, options, dice.roll()),
             turn: 0,
+            wakes_at_us: None,
+            dial: (0, false),
+            connection: None,
+            sent: BTreeMap::new(),
+            last_request: 0,
+            served_us: None,
+            timeout,
             keys,
-            sessions: dice.chance(1, 2),
             dice,
-            session: None,
-            sequence: 0,
-            doing: None,
+            open: BTreeMap::new(),
+            last_number: 0,
             values: 0,
             last_revision: None,
+            untried: None,
+            from: None,
             history: Vec::new(),
         }
     }
 
     /// Whether a call is open.
     pub(super) fn is_busy(&self) -> bool {
-        self.doing.is_some()
+        !self.core.is_idle()
     }
 
-    /// Begins a call; with `read` a read.
-    pub(super) fn begin(&mut self, now_us: u64, read: bool) -> Request {
-        if self.sessions && self.session.is_none() && !read {
-            self.doing = Some(Doing::OpenSession);
-            return write_of(&Command::OpenSession);
-        }
+    /// What it begins next; with `read` a read.
+    pub(super) fn begin(&mut self, now_us: u64, read: bool) -> Vec<Event> {
+        self.forget_attempts();
+        let together = if read || self.dice.chance(1, 2) { 1 } else { TOGETHER_MAX };
+        let count = self.dice.between(1, together);
+        let calls: Vec<Call> =
+            (0..count).map(|_| self.choose(now_us, read, together > 1)).collect();
+        calls.into_iter().map(|call| self.begin_one(call)).collect()
+    }
+
+    fn begin_one(&mut self, call: Call) -> Event {
+        self.last_number += 1;
+        let number = self.last_number;
+        let event = Event::Begin { number, call: asked(&call), timeout: self.timeout };
+        self.open.insert(number, call);
+        event
+    }
+
+    fn choose(&mut self, now_us: u64, read: bool, writes: bool) -> Call {
         let number = self.dice.below(self.keys);
-        let (key, op) = self.choose(number, read);
-        let call = Call { client: self.id, key, op, called: now_us, end: End::Open };
-        let stamp = self.session.filter(|_| call.op != Op::Get).map(|session| {
-            self.sequence += 1;
-            let sequence = self.sequence;
-            SessionStamp { session, sequence, answered_below: sequence }
-        });
-        let command = command_of(&call, stamp);
-        let request = match &command {
-            Some(bytes) => Request::Write(Arc::clone(bytes)),
-            None => Request::Read,
+        let (key, op) = if read {
+            (format!("key-{number}").into_bytes(), Op::Get)
+        } else {
+            self.operation(number, writes)
         };
-        let stamped = stamp.is_some();
-        self.doing = Some(Doing::Call { call, command, stamped, doubtful: false, tries: 1 });
-        request
+        Call { client: self.id, key, op, called: now_us, end: End::Open }
     }
 
-    fn choose(&mut self, number: u64, read: bool) -> (Vec<u8>, Op) {
+    fn operation(&mut self, number: u64, writes: bool) -> (Vec<u8>, Op) {
         let register = format!("key-{number}").into_bytes();
-        if read {
-            return (register, Op::Get);
-        }
         self.values += 1;
         // Some values are longer than a sector, so that batches tear within an entry. A few are about
         // as long as the flags of one node or another allow.
@@ -122,7 +168,8 @@ impl SimClient {
         let pad = pad.saturating_sub(value.len() + self.dice.below(2) as usize);
         value.push_str(&"x".repeat(pad));
         let value = value.into_bytes();
-        match self.dice.below(16) {
+        let first = if writes { 6 } else { 0 };
+        match self.dice.between(first, 15) {
             0..6 => (register, Op::Get),
             6..11 => (register, Op::Put { value }),
             11 => (register, Op::Delete),
@@ -138,110 +185,84 @@ impl SimClient {
         }
     }
 
-    /// An answer to its request.
-    pub(super) fn answered(&mut self, now_us: u64, answer: Answer) -> Next {
-        match answer {
-            Answer::Write(Verdict::Applied(outcome)) => self.applied(now_us, outcome),
-            // Not to be sent again, as it is.
-            Answer::Write(Verdict::NotApplied(Refusal::TooLarge { .. })) => {
-                if let Some(Doing::Call { tries, .. }) = &mut self.doing {
-                    *tries = TRIES_MAX;
-                }
-                self.failed(false)
+    /// A call is over.
+    pub(super) fn done(&mut self, now_us: u64, number: u64, result: Result<Answer, Error>) {
+        self.forget_attempts();
+        let Some(mut call) = self.open.remove(&number) else { return };
+        let told = match result {
+            Ok(Answer::Outcome(outcome)) => self.outcome(outcome),
+            Ok(Answer::Reply(Reply::Value(found))) => {
+                self.served_us = Some(now_us);
+                Some(Told::Found(found.map(|found| self.seen(found))))
             }
-            Answer::Write(Verdict::NotApplied(_)) => self.failed(false),
-            Answer::Write(Verdict::Unknown(_)) => self.failed(true),
-            Answer::Read(Ok(())) => match &self.doing {
-                Some(Doing::Call { call, .. }) => Next::ReadNow(call.key.clone()),
-                _ => Next::Over,
-            },
-            Answer::Read(Err(_)) => self.failed(false),
-            Answer::Status(_) | Answer::Transfer(_) | Answer::Changed(_) | Answer::Flushed(_) => {
-                Next::Over
+            Ok(_) => None,
+            Err(error) => {
+                call.end = match error.class {
+                    Class::Unknown => End::Open,
+                    _ => End::Refused,
+                };
+                None
             }
-        }
-    }
-
-    /// What it read.
-    pub(super) fn read(&mut self, now_us: u64, found: Option<kv::Found>) {
-        let found = found.map(|f| {
-            self.last_revision = Some(f.revision);
-            Seen { value: f.value, revision: Some(f.revision) }
-        });
-        self.end(End::Answered { at: now_us, answer: Told::Found(found) });
-    }
-
-    /// The node that had its request is gone, or has not answered for too long.
-    pub(super) fn lost(&mut self) -> Next {
-        self.failed(true)
-    }
-
-    fn end(&mut self, end: End) {
-        if let Some(Doing::Call { mut call, .. }) = self.doing.take() {
-            call.end = end;
-            self.history.push(call);
-        }
-    }
-
-    /// Gives up, at the end of the run.
-    pub(super) fn abandon(&mut self) {
-        self.end(End::Open);
-        self.doing = None;
-    }
-
-    fn failed(&mut self, doubt: bool) -> Next {
-        let Some(Doing::Call { command, stamped, doubtful, tries, .. }) = &mut self.doing else {
-            self.doing = None;
-            return Next::Over;
         };
-        *doubtful |= doubt;
-        let again = *tries < TRIES_MAX && (*stamped || !*doubtful || command.is_none());
-        if again {
-            *tries += 1;
-            return Next::Send(match command {
-                Some(bytes) => Request::Write(Arc::clone(bytes)),
-                None => Request::Read,
-            });
+        if let Some(answer) = told {
+            call.end = End::Answered { at: now_us, answer };
+            // Writes of one key take effect in the order given: the next one begins now.
+            let same = |later: &&mut Call| later.key == call.key;
+            self.open.values_mut().filter(same).for_each(|later| later.called = now_us);
         }
-        let end = if *doubtful { End::Open } else { End::Refused };
-        self.end(end);
-        Next::Over
+        self.history.push(call);
     }
 
-    fn applied(&mut self, now_us: u64, outcome: Outcome) -> Next {
-        let doubtful = matches!(self.doing, Some(Doing::Call { doubtful: true, .. }));
-        let answer = match outcome {
-            Outcome::SessionOpened { session } => {
-                self.session = Some(session);
-                self.sequence = 0;
-                self.doing = None;
-                return Next::Over;
-            }
+    fn seen(&mut self, found: Found) -> Seen {
+        self.last_revision = Some(found.revision);
+        Seen { value: found.value, revision: Some(found.revision) }
+    }
+
+    fn outcome(&mut self, outcome: Outcome) -> Option<Told> {
+        match outcome {
             Outcome::Done { revision, results } => {
                 self.last_revision = Some(revision);
                 let revision = Some(revision);
-                match results.first() {
+                Some(match results.first() {
                     Some(OpResult::Deleted { existed }) => {
                         Told::Deleted { existed: Some(*existed), revision }
                     }
                     Some(OpResult::Number { value }) => Told::Number { value: *value, revision },
                     _ => Told::Written { revision },
-                }
+                })
             }
-            Outcome::ConditionFalse { found, .. } => Told::Mismatch { found: Some(found) },
-            // Nothing was done by this copy; an earlier one may have been.
-            Outcome::SessionUnknown | Outcome::SequenceForgotten => {
-                self.session = None;
-                self.end(if doubtful { End::Open } else { End::Refused });
-                return Next::Over;
-            }
-            _ => {
-                self.end(End::Refused);
-                return Next::Over;
-            }
-        };
-        self.end(End::Answered { at: now_us, answer });
-        Next::Over
+            Outcome::ConditionFalse { found, .. } => Some(Told::Mismatch { found: Some(found) }),
+            _ => None,
+        }
+    }
+
+    /// The rest is open at the end of the run.
+    pub(super) fn abandon(&mut self) {
+        self.history.extend(std::mem::take(&mut self.open).into_values());
+    }
+
+    // ---- how it divides its time ----
+
+    fn forget_attempts(&mut self) {
+        self.untried = None;
+        self.from = self.core.address().map(str::to_owned);
+    }
+
+    /// It dials. A node that is gone may use up no more than its share: no attempt gets more time
+    /// before every address had one.
+    pub(super) fn dials(&mut self, address: &str) -> Result<(), Violation> {
+        let patience = self.core.patience();
+        let known = || self.core.known_addresses().into_iter().collect();
+        let (untried, first) = self.untried.get_or_insert_with(|| (known(), patience));
+        // Those that are no members any more are not asked.
+        let known = self.core.known_addresses();
+        let from = self.from.as_ref();
+        untried.retain(|a| a != address && from != Some(a) && known.contains(a));
+        if !untried.is_empty() && patience > *first {
+            let detail = format!("client {}: {patience:?} for {address}, {untried:?}", self.id);
+            return violated("every address gets its share of a call's time", detail);
+        }
+        Ok(())
     }
 }
 
@@ -257,17 +278,20 @@ pub(super) fn filler(dice: &mut Dice) -> Request {
     write_of(&Command::Write(kv::Write { stamp: None, conditions: Vec::new(), ops }))
 }
 
-fn write_of(command: &Command) -> Request {
+pub(super) fn write_of(command: &Command) -> Request {
     let mut bytes = Vec::new();
     encode_command(command, &mut bytes);
     Request::Write(Arc::from(bytes))
 }
 
-fn command_of(call: &Call, stamp: Option<SessionStamp>) -> Option<Arc<[u8]>> {
+fn asked(call: &Call) -> Asked {
     let key = call.key.clone();
     let mut conditions = Vec::new();
     let op = match &call.op {
-        Op::Get => return None,
+        Op::Get => {
+            let query = Query::Get { key };
+            return Asked::Query { query, consistency: Consistency::Linearizable };
+        }
         Op::Put { value } => kv::Op::Put { key, value: value.clone() },
         Op::Delete => kv::Op::Delete { key },
         Op::Increment { by } => kv::Op::Increment { key, by: *by },
@@ -276,9 +300,5 @@ fn command_of(call: &Call, stamp: Option<SessionStamp>) -> Option<Arc<[u8]>> {
             kv::Op::Put { key, value: value.clone() }
         }
     };
-    let write = kv::Write { stamp, conditions, ops: vec![op] };
-    match write_of(&Command::Write(write)) {
-        Request::Write(bytes) => Some(bytes),
-        _ => None,
-    }
+    Asked::Write(kv::Write { stamp: None, conditions, ops: vec![op] })
 }

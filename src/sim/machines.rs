@@ -112,6 +112,7 @@ impl World {
         self.note(node, "stopped", [u64::from(power_lost), 0, 0, 0]);
         if was_up {
             self.end_flows(node, power_lost);
+            self.end_client_connections(node, power_lost);
         }
         // What it remembers of an old copy goes with it.
         if was_up && !old_copy {

@@ -301,6 +301,12 @@ impl Adversary {
                         false => Fault::FlipStore { node: follower, at },
                     };
                     script.push((500, flip));
+                    // Compactions may meet it before anybody reads it.
+                    for _ in 0..4 {
+                        let writes = dice.between(20, 60);
+                        let burst = Fault::Burst { node: leader, writes };
+                        script.push((dice.log_between(20_000, 120_000), burst));
+                    }
                 }
                 for _ in 0..6 {
                     let down_us = dice.log_between(1_000, 60_000);

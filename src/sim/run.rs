@@ -178,15 +178,19 @@ fn calm(world: &mut World) -> Result<(), Violation> {
             );
         }
         let settled = since_us > 8_000_000 && leader;
-        let idle = || world.clients.iter().all(|c| !c.is_busy());
-        if settled && idle() && world.unsettled().is_none() && world.replicas_equal()? {
+        let idle = || world.clients.iter().all(|c| !c.is_busy() || world.is_lost(c));
+        let served = world.are_served_since(begin_us);
+        if settled && idle() && served && world.unsettled().is_none() && world.replicas_equal()? {
             return Ok(());
         }
         if !more {
             let busy = world.clients.iter().filter(|c| c.is_busy()).count();
             let members = world.unsettled().unwrap_or("settled".to_string());
             let equal = world.replicas_equal()?;
-            let detail = format!("{busy} calls open, replicas equal: {equal}, members: {members}");
+            let detail = format!(
+                "{busy} clients wait, all served: {served}, replicas equal: {equal}, \
+                 members: {members}"
+            );
             return violated("everything settles", detail);
         }
     }

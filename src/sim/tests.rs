@@ -173,6 +173,13 @@ const MUST_HAPPEN: &[&str] = &[
     "change passed on without an answer",
     "messages read from the log file",
     "requests without an answer",
+    // The clients' own network.
+    "dials that nobody answers",
+    "tokens refused",
+    "clients without a place",
+    "connections of clients broken",
+    "writes of clients blocked",
+    "calls given up",
     "elections",
 ];
 

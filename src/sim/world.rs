@@ -15,6 +15,7 @@ use super::operator::{Changing, OPERATOR, Operator};
 use super::snapshots::TransferEvent;
 use super::store::empty_model;
 use super::trace::{Step, Trace};
+use super::traffic::ClientEvent;
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
     Answer, Applied, Input, NodeEffects, Outgoing, PeerEvent, ReceiverEvent, Refusal, ReplyTo,
@@ -39,9 +40,7 @@ pub(super) enum Event {
     Link(LinkEvent),
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
-    ReadNow { client: ClientId, request: u64, key: Vec<u8> },
-    ClientLost { client: ClientId, request: u64 },
-    ClientActs { client: ClientId, turn: u64 },
+    Client { client: ClientId, event: ClientEvent },
     Changing(Changing),
     Start,
     Fault,
@@ -121,6 +120,9 @@ impl World {
             let address = format!("node-{id}:1");
             (id, SimNode::new(id, 0, address, members.clone(), dice.split()))
         };
+        // A client is given some of the addresses.
+        let known = dice.between(1, nodes) as usize;
+        let known: Vec<String> = members.iter().map(|m| m.address.clone()).take(known).collect();
         let mut world = World {
             now_us: 0,
             queue: BinaryHeap::new(),
@@ -128,7 +130,9 @@ impl World {
             nodes: (1..=nodes).map(|id| node(id, &mut dice)).collect(),
             platters: (1..=nodes).map(|id| (id, Platter::default())).collect(),
             network: Network::new(dice.split()),
-            clients: (0..clients).map(|id| SimClient::new(id, keys, dice.split())).collect(),
+            clients: (0..clients)
+                .map(|id| SimClient::new(id, keys, &known, dice.split()))
+                .collect(),
             operator: Operator::new(nodes),
             first: members.clone(),
             cluster: Cluster::begin(Configuration::of_voters(1, members.clone())),
@@ -147,7 +151,8 @@ impl World {
             world.schedule(delay, id, ANY_LIFE, Event::Start);
         }
         for client in 0..clients {
-            world.schedule(500_000, 0, ANY_LIFE, Event::ClientActs { client, turn: 0 });
+            let event = ClientEvent::Acts { turn: 0 };
+            world.schedule(500_000, 0, ANY_LIFE, Event::Client { client, event });
         }
         world
     }
@@ -273,15 +278,7 @@ impl World {
                 self.client_answered(node, client, request, *answer);
                 Ok(())
             }
-            Event::ReadNow { client, request, key } => self.read_now(node, client, request, &key),
-            Event::ClientLost { client, request } => {
-                self.client_lost(client, request);
-                Ok(())
-            }
-            Event::ClientActs { client, turn } => {
-                self.client_acts(client, turn);
-                Ok(())
-            }
+            Event::Client { client, event } => self.on_client(node, client, event),
             Event::Start => self.start(node),
             Event::Fault => {
                 self.fault_due = true;

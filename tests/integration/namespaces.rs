@@ -5,8 +5,13 @@ use crate::support::say;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No fault may cost a client of the majority's side more, on a machine that has other work, too.
-const GAP_MAX: Duration = Duration::from_secs(6);
+/// No fault may cost a client of the majority's side more. Elections take up to a second, and the aim
+/// is 1.5 s; the rest is for a machine that has other work, too.
+const GAP_MAX: Duration = Duration::from_secs(2);
+
+/// A fault that costs more is made again: the median of so many tries counts, as other work on the
+/// machine may have cost one of them its time.
+const TRIES: usize = 3;
 
 /// How long a fault lasts: longer than any election takes.
 const FAULT: Duration = Duration::from_millis(2500);
@@ -57,7 +62,12 @@ fn a_fault_of_the_network_costs_the_majoritys_clients_little() {
     let writers: Vec<Writer> = (0..hosts.len()).map(|place| hosts.writer(place)).collect();
     let mut gaps = Vec::new();
     let mut fault = |what, hosts: &mut Hosts, strike: fn(&mut Hosts) -> Vec<usize>| {
-        gaps.push((what, measure(what, hosts, &writers, strike)));
+        let mut tries = vec![measure(what, hosts, &writers, strike)];
+        while tries[0] > GAP_MAX && tries.len() < TRIES {
+            tries.push(measure(what, hosts, &writers, strike));
+        }
+        tries.sort();
+        gaps.push((what, tries[tries.len() / 2]));
     };
 
     fault("nothing", &mut hosts, |hosts| {
@@ -106,6 +116,8 @@ fn a_fault_of_the_network_costs_the_majoritys_clients_little() {
         others(hosts, first).into_iter().filter(|&place| place != second).collect()
     });
     drop(writers);
+    let (what, worst) = gaps.iter().max_by_key(|(_, gap)| *gap).expect("faults");
+    say("namespaces", &format!("worst gap of all: {worst:.2?}, {what}"));
     for (what, gap) in gaps {
         assert!(gap <= GAP_MAX, "{what}: {gap:?}");
     }
