@@ -1,14 +1,14 @@
 //! The components of one node, as plain structs: an event goes in, effects come out.
 //!
-//! | component   | owns                                              | production thread |
-//! |-------------|---------------------------------------------------|-------------------|
-//! | [`Replica`] | the consensus core, who waits for which log index | raft loop         |
-//! | [`Peers`]   | connections with other nodes: dialing, admission  | raft loop         |
-//! | [`Node`]    | the two above, and what one tells the other       | raft loop         |
-//! | [`Applier`] | the state machine                                 | applier           |
+//! | component     | owns                                              | production thread |
+//! |---------------|---------------------------------------------------|-------------------|
+//! | [`Replica`]   | the consensus core, who waits for which log index | raft loop         |
+//! | [`Peers`]     | connections with other nodes: dialing, admission  | raft loop         |
+//! | [`Node`]      | the two above, and what one tells the other       | raft loop         |
+//! | [`Applier`]   | the state machine                                 | applier           |
 //! | [`SnapshotReceiver`] | a snapshot on its way here               | snapshot          |
 //! | [`SnapshotSender`]   | a snapshot that another node fetches     | peer reader       |
-//! | `wal::Wal`  | the log file                                      | log writer        |
+//! | [`LogWriter`] | the log file                                      | log writer        |
 //!
 //! None of them has a thread, socket or clock; time is an argument. `server/` runs each on a thread
 //! with one inbox, the simulator steps each as an actor.
@@ -27,6 +27,7 @@ mod digests;
 mod events;
 mod flushes;
 mod link;
+mod log_writer;
 mod membership;
 mod peers;
 mod proposals;
@@ -47,6 +48,7 @@ pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restore
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};
 pub use link::{LOG_MESSAGE_BYTES, read_entries};
+pub use log_writer::{BATCH_REQUESTS_MAX, Cut, LogEffects, LogError, LogEvent, LogWriter, Written};
 pub use membership::{Change, ChangeRefused, MEMBERS_MAX};
 pub use peers::{
     ConfigurationHistory, ConnectionId, Due, HASTENED_PATIENCE_US, Keepalive, LogPosition,

@@ -1,158 +1,66 @@
-//! The log writer's thread: whatever is queued becomes one batch with one `fdatasync`.
-//!
-//! While it syncs, the next batch accumulates in its inbox. Spare segments are made by a thread
-//! beside it.
+//! The log writer's thread, and the one beside it that makes spare segments.
 
 use super::logging::{debug, warning};
 use super::{ClientHandle, Shared, fatal};
-use crate::node::Input;
-use crate::raft::{Index, Persist};
-use crate::wal::{Preparer, Spare, Wal, WalError};
+use crate::node::{Input, LogEffects, LogEvent, LogWriter};
+use crate::wal::Preparer;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// What the log writer is sent.
-#[derive(Debug)]
-pub(crate) enum LogWork {
-    /// Make this durable.
-    Persist(Persist),
-    /// The log up to there is not needed any more.
-    Compact(Index),
-    /// A spare segment is ready, or could not be made.
-    Spare(Result<Spare, WalError>),
-}
-
-/// Without space, a spare is tried again after so long.
-const SPACE_PAUSE: Duration = Duration::from_secs(1);
-
-/// The log waits for space only so long before it is written all the same, and the process ends if
-/// that fails: so many attempts, with this pause.
-const SPACE_TRIES: usize = 200;
-const SPACE_STEP: Duration = Duration::from_millis(10);
-
-/// Requests written as one batch at most: bounds the memory of one write.
-const BATCH_REQUESTS_MAX: usize = 256;
-
 pub(crate) fn run(
-    mut wal: Wal,
-    inbox: &Receiver<LogWork>,
-    to_self: Sender<LogWork>,
+    mut writer: LogWriter,
+    inbox: &Receiver<LogEvent>,
+    to_self: Sender<LogEvent>,
     shared: &Arc<Shared>,
 ) {
-    let (spares, orders) = channel::<Preparer>();
+    let (orders, to_make) = channel::<Preparer>();
     let maker = thread::Builder::new().name("spare-maker".into());
-    let made = maker.spawn(move || make_spares(&orders, &to_self));
-    if let Err(e) = made {
+    if let Err(e) = maker.spawn(move || make_spares(&to_make, &to_self)) {
         fatal(format_args!("cannot start a thread: {e}"));
     }
-    order_spare(&mut wal, &spares);
-    let mut batch: Vec<Persist> = Vec::new();
     loop {
-        let lacks_space = wal.lacks_space();
-        // The store's reserve is for the log, too.
-        shared.reader.lacks_space(lacks_space);
-        let mut next = match lacks_space {
-            false => inbox.recv().ok(),
-            true => match inbox.recv_timeout(SPACE_PAUSE) {
-                Ok(work) => Some(work),
-                Err(RecvTimeoutError::Disconnected) => None,
-                Err(RecvTimeoutError::Timeout) => {
-                    wal.hope();
-                    order_spare(&mut wal, &spares);
-                    continue;
-                }
-            },
-        };
-        if next.is_none() {
-            return;
+        match writer.step(shared.clock.now_us()) {
+            Ok(effects) => act(effects, &orders, shared),
+            Err(e) => fatal(format_args!("{e}")),
         }
-        let mut through = None;
-        while let Some(work) = next {
-            match work {
-                LogWork::Persist(persist) => batch.push(persist),
-                LogWork::Compact(index) => through = Some(index),
-                LogWork::Spare(spare) => {
-                    if let Err(e) = &spare
-                        && !(wal.lacks_space() && e.is_out_of_space())
-                    {
-                        warning!("no spare log segment, the next one is tried later: {e}");
-                    }
-                    wal.prepared(spare);
-                }
-            }
-            next = if batch.len() < BATCH_REQUESTS_MAX { inbox.try_recv().ok() } else { None };
+        let wait_us = writer.next_step_us().saturating_sub(shared.clock.now_us());
+        match inbox.recv_timeout(Duration::from_micros(wait_us)) {
+            Ok(event) => writer.handle(event),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
         }
-        if let Some(index) = through {
-            compact(&mut wal, index, shared);
-            order_spare(&mut wal, &spares);
-        }
-        if batch.is_empty() {
-            continue;
-        }
-        wait_for_space(&mut wal, &batch, shared);
-        match wal.write(&batch) {
-            Ok(durable) => {
-                let (seq, log_bytes) = (durable.seq, wal.bytes());
-                let persisted: Input<ClientHandle> = Input::Persisted { seq, log_bytes };
-                if shared.raft.send(persisted).is_err() {
-                    return;
-                }
-            }
-            Err(e) => {
-                fatal(format_args!("the log cannot be written, nothing more is promised: {e}"))
-            }
-        }
-        batch.clear();
-        shared.log_bytes.store(wal.bytes(), Ordering::Relaxed);
-        order_spare(&mut wal, &spares);
+        inbox.try_iter().for_each(|event| writer.handle(event));
     }
 }
 
-/// Makes the segments that are needed now. If there is no space for them, the store gives up its
-/// reserve as soon as it hears of that.
-fn wait_for_space(wal: &mut Wal, batch: &[Persist], shared: &Shared) {
-    let mut tries = 0;
-    while tries < SPACE_TRIES
-        && let Some(bytes) = wal.needs_segment(batch)
-    {
-        match wal.make_spare(bytes) {
-            Ok(()) => {}
-            Err(e) if e.is_out_of_space() => {
-                shared.reader.lacks_space(true);
-                thread::sleep(SPACE_STEP);
-                tries += 1;
-            }
-            // Whatever else the disk says, it says to the log, too.
-            Err(_) => return,
-        }
+fn act(effects: LogEffects, orders: &Sender<Preparer>, shared: &Shared) {
+    let LogEffects { written, cut, log_bytes, order, spare_failed, lacks_space } = effects;
+    if let Some(written) = written {
+        let persisted: Input<ClientHandle> = Input::Persisted { seq: written.seq, log_bytes };
+        let _ = shared.raft.send(persisted);
     }
-}
-
-fn compact(wal: &mut Wal, through: Index, shared: &Shared) {
-    match wal.compact(through) {
-        Ok(segments) => {
-            let log_bytes = wal.bytes();
-            if segments > 0 {
-                debug!("cut the log through={through} segments={segments} bytes={log_bytes}");
-            }
-            shared.log_bytes.store(log_bytes, Ordering::Relaxed);
-            let _ = shared.raft.send(Input::Compacted { log_bytes });
+    if let Some(cut) = cut {
+        if cut.segments > 0 {
+            let (through, segments) = (cut.through, cut.segments);
+            debug!("cut the log through={through} segments={segments} bytes={log_bytes}");
         }
-        Err(e) => fatal(format_args!("the log cannot be cut, nothing more is promised: {e}")),
+        let _ = shared.raft.send(Input::Compacted { log_bytes });
     }
-}
-
-fn order_spare(wal: &mut Wal, spares: &Sender<Preparer>) {
-    if let Some(order) = wal.prepare() {
+    shared.log_bytes.store(log_bytes, Ordering::Relaxed);
+    if let Some(order) = order {
         // The maker lives as long as this thread.
-        let _ = spares.send(order);
+        let _ = orders.send(order);
     }
+    if let Some(e) = spare_failed {
+        warning!("no spare log segment, the next one is tried later: {e}");
+    }
+    shared.reader.lacks_space(lacks_space);
 }
 
-fn make_spares(orders: &Receiver<Preparer>, done: &Sender<LogWork>) {
+fn make_spares(orders: &Receiver<Preparer>, done: &Sender<LogEvent>) {
     while let Ok(mut order) = orders.recv() {
         let spare = loop {
             match order.step() {
@@ -161,7 +69,7 @@ fn make_spares(orders: &Receiver<Preparer>, done: &Sender<LogWork>) {
                 Err(e) => break Err(e),
             }
         };
-        if done.send(LogWork::Spare(spare)).is_err() {
+        if done.send(LogEvent::Spare(spare)).is_err() {
             return;
         }
     }

@@ -3,12 +3,11 @@
 use super::applier::deliver;
 use super::connections::Connections;
 use super::inbox::RaftEvents;
-use super::log_writer::LogWork;
 use super::logging::{Level, info, log};
 use super::mailbox::DirectWrite;
 use super::view::ClusterView;
 use super::{ApplyQueue, ClientHandle, Shared, fatal};
-use crate::node::{Difference, Effects, Input, Node, NodeEffects, ReceiverEvent, Work};
+use crate::node::{Difference, Effects, Input, LogEvent, Node, NodeEffects, ReceiverEvent, Work};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,7 +18,7 @@ use std::time::Duration;
 pub(crate) fn run(
     mut node: Node<ClientHandle>,
     mut events: RaftEvents,
-    log_writer: &Sender<LogWork>,
+    log_writer: &Sender<LogEvent>,
     applier: &ApplyQueue,
     shared: &Arc<Shared>,
 ) {
@@ -97,7 +96,7 @@ fn tell_difference(shared: &Shared, difference: &Difference) {
 
 fn act(
     effects: Effects<ClientHandle>,
-    log_writer: &Sender<LogWork>,
+    log_writer: &Sender<LogEvent>,
     applier: &ApplyQueue,
     answers: &Sender<DirectWrite>,
     shared: &Arc<Shared>,
@@ -110,7 +109,7 @@ fn act(
     }
     // The other threads end the process rather than themselves: sends do not fail while it lives.
     if let Some(persist) = effects.persist {
-        let _ = log_writer.send(LogWork::Persist(persist));
+        let _ = log_writer.send(LogEvent::Persist(persist));
     }
     if effects.flush {
         let _ = applier.send(Work::Flush);
@@ -119,7 +118,7 @@ fn act(
         let _ = applier.send(Work::Apply(apply));
     }
     if let Some(through) = effects.compact {
-        let _ = log_writer.send(LogWork::Compact(through));
+        let _ = log_writer.send(LogEvent::Compact(through));
     }
     if let Some(offer) = effects.offer {
         let _ = shared.snapshots.send(ReceiverEvent::Offered(offer));

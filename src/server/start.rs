@@ -13,8 +13,8 @@ use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
-    Applier, BootError, Input, Node, Opened, Part, PeersOptions, Plan, Replica, ReplicaOptions,
-    SnapshotReceiver, first_configuration, open, restored,
+    Applier, BATCH_REQUESTS_MAX, BootError, Input, LogWriter, Node, Opened, Part, PeersOptions,
+    Plan, Replica, ReplicaOptions, SnapshotReceiver, first_configuration, open, restored,
 };
 use crate::raft::{self, Member, NodeId, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -608,6 +608,7 @@ fn run(
         _lock: lock,
     });
     let work = Applier::new(machine, wal.reader());
+    let writer = LogWriter::new(wal, BATCH_REQUESTS_MAX);
     let first = first_configuration(identity);
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
         let builder = Builder::new().name(name.into());
@@ -616,7 +617,7 @@ fn run(
     };
     let theirs = Arc::clone(&shared);
     let to_self = log_inbox.clone();
-    spawn("log-writer", Box::new(move || log_writer::run(wal, &log_work, to_self, &theirs)))?;
+    spawn("log-writer", Box::new(move || log_writer::run(writer, &log_work, to_self, &theirs)))?;
     let theirs = Arc::clone(&shared);
     let background = move || {
         let mut was_full = false;

@@ -85,6 +85,7 @@ impl World {
                     self.compare(node)?;
                 }
                 self.start_storing(node);
+                self.start_writing(node);
                 self.wake_at(node, life, now_us + 1);
             }
             Start::Refused => {
@@ -183,6 +184,7 @@ impl World {
         self.count("old copies of disks");
         self.note(node, "old copy", [life, 0, 0, 0]);
         self.start_storing(node);
+        self.start_writing(node);
         self.wake_at(node, life, now_us + 1);
         Ok(())
     }

@@ -20,6 +20,7 @@ pub mod faults;
 mod handshakes;
 pub mod linearizability;
 mod links;
+mod log;
 mod machines;
 pub mod network;
 mod node;

@@ -9,13 +9,13 @@ use super::store::store_options;
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, Apply, BootError, ConnectionId, Input, Node, Opened, PeersOptions, Plan, Replica,
-    ReplicaOptions, SnapshotReceiver, SnapshotSender, Work, first_configuration, open, restored,
-    verify,
+    Applier, Apply, BATCH_REQUESTS_MAX, BootError, ConnectionId, Input, LogEvent, LogWriter, Node,
+    Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, SnapshotSender, Work,
+    first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
 use crate::raft::{self, Configuration, Index, Member, NodeId, Persist, Raft, Restored, Term};
-use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, Wal, WalError};
+use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, WalError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,6 +29,9 @@ pub(super) const DATA: &str = "data";
 /// Small segments, so that a run rolls over several. A node's flags may be others at every start: what
 /// was written with some is read with others.
 const SEGMENT_BYTES: [u64; 4] = [8 << 10, 16 << 10, 16 << 10, 32 << 10];
+
+/// Requests that a log writer takes at once: seldom so few in production that any are left for the next batch.
+const BATCH_REQUESTS: [usize; 4] = [1, 3, BATCH_REQUESTS_MAX, BATCH_REQUESTS_MAX];
 
 /// Largest values that a node's flags may allow; clients write some of about these lengths.
 pub(super) const VALUE_LIMITS_BYTES: [usize; 4] = [600, 6_000, 20_000, 40_000];
@@ -117,15 +120,17 @@ pub(super) struct Up {
     /// Whether it led after its last step.
     pub(super) led: bool,
     /// The log writer's component.
-    pub(super) wal: Wal,
+    pub(super) log_writer: LogWriter,
     /// Its inbox.
-    pub(super) to_write: VecDeque<Persist>,
+    pub(super) to_log: VecDeque<LogEvent>,
     /// It is busy.
     pub(super) writing: bool,
-    /// Attempts to find space for a segment that is needed now.
-    pub(super) space_tries: u32,
-    /// A spare segment in the making.
-    pub(super) preparer: Option<Preparer>,
+    /// When it is next woken.
+    pub(super) log_wakes_at_us: Option<u64>,
+    /// It said last that it lacks space.
+    pub(super) lacks_space: bool,
+    /// Spare segments in the making.
+    pub(super) preparers: VecDeque<Preparer>,
     /// Reads the log file.
     pub(super) log: LogReader,
     /// The applier's component.
@@ -144,8 +149,6 @@ pub(super) struct Up {
     pub(super) storing: bool,
     /// It said last that the disk is full.
     pub(super) full: bool,
-    /// The log up to here is to go.
-    pub(super) to_compact: Option<Index>,
     /// Fetches snapshots.
     pub(super) transfer: Transfer,
     /// What others fetch here, by the number of the flow.
@@ -235,6 +238,7 @@ impl SimNode {
             self.limits = limits;
         }
         let segment_bytes = *self.dice.pick(&SEGMENT_BYTES);
+        let batch_requests_max = *self.dice.pick(&BATCH_REQUESTS);
         let torn = self.torn.take();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let data = Path::new(DATA);
@@ -331,21 +335,21 @@ impl SimNode {
             wakes_at_us: None,
             watch: Watch::default(),
             led: false,
-            to_write: VecDeque::new(),
+            to_log: VecDeque::new(),
             writing: false,
-            space_tries: 0,
-            preparer: None,
+            log_wakes_at_us: None,
+            lacks_space: false,
+            preparers: VecDeque::new(),
             log: wal.reader(),
             reader: machine.reader(),
             worker,
             storing: false,
             full: false,
-            to_compact: None,
             transfer: Transfer::new(SnapshotReceiver::new(disk, data, machine.reader())),
             senders: BTreeMap::new(),
             first: first_configuration(&identity),
             applier: Applier::new(machine, wal.reader()),
-            wal,
+            log_writer: LogWriter::new(wal, batch_requests_max),
             to_apply: VecDeque::new(),
             applying: false,
             waiting: VecDeque::new(),

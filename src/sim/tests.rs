@@ -31,6 +31,7 @@ const MUST_HAPPEN: &[&str] = &[
     "work put off for want of space",
     "log short of space",
     "log waited for space",
+    "more to write than a batch holds",
     "growth refused",
     "full disk recovered",
     "slow disk",

@@ -18,10 +18,10 @@ use super::trace::{Step, Trace};
 use super::traffic::ClientEvent;
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
-    Answer, Applied, Input, NodeEffects, Outgoing, PeerEvent, ReceiverEvent, Refusal, ReplyTo,
-    Verdict, Work,
+    Answer, Applied, Input, LogEvent, NodeEffects, Outgoing, PeerEvent, ReceiverEvent, Refusal,
+    ReplyTo, Verdict, Work,
 };
-use crate::raft::{Configuration, Index, Member, NodeId, Payload, RoleName};
+use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wire::handshake::Lane;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -72,10 +72,6 @@ impl Ord for Scheduled {
         (self.at_us, self.order).cmp(&(other.at_us, other.order))
     }
 }
-
-/// How often the log writer tries to find space for a segment, and the pause between.
-const SPACE_TRIES: u32 = 200;
-const SPACE_STEP_US: u64 = 10_000;
 
 /// The life of an event that concerns no process.
 pub(super) const ANY_LIFE: u64 = u64::MAX;
@@ -244,11 +240,7 @@ impl World {
             Event::Wake => self.wake(node),
             Event::Write => self.write(node),
             Event::Written { seq, log_bytes } => {
-                if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-                    up.writing = false;
-                }
-                self.input(node, Input::Persisted { seq, log_bytes });
-                self.start_writing(node);
+                self.written(node, seq, log_bytes);
                 Ok(())
             }
             Event::Prepare => {
@@ -369,11 +361,11 @@ impl World {
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
             return Ok(());
         };
-        up.to_write.extend(effects.persist);
+        up.to_log.extend(effects.persist.map(LogEvent::Persist));
+        up.to_log.extend(effects.compact.map(LogEvent::Compact));
         up.to_apply.extend(effects.repair.then_some(Work::Hold));
         up.to_apply.extend(effects.flush.then_some(Work::Flush));
         up.to_apply.extend(effects.apply.map(Work::Apply));
-        up.to_compact = effects.compact.or(up.to_compact);
         self.start_writing(node);
         self.start_applying(node, 0);
         for (connection, outgoing) in sends {
@@ -420,104 +412,7 @@ impl World {
         }
     }
 
-    // ---- the log writer ----
-
-    fn start_writing(&mut self, node: NodeId) {
-        let hop_us = self.hop_us();
-        let Some(n) = self.nodes.get_mut(&node) else { return };
-        let Some(up) = &mut n.up else { return };
-        let waits = !up.to_write.is_empty() || up.to_compact.is_some();
-        if !up.writing && waits {
-            up.writing = true;
-            let life = n.life;
-            self.schedule(hop_us, node, life, Event::Write);
-        }
-    }
-
-    fn write(&mut self, node: NodeId) -> Result<(), Violation> {
-        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        let life = n.life;
-        let Some(up) = &mut n.up else { return Ok(()) };
-        let batch: Vec<_> = up.to_write.drain(..).collect();
-        if let Some(through) = up.to_compact.take() {
-            match up.wal.compact(through) {
-                Ok(segments) => {
-                    let log_bytes = up.wal.bytes();
-                    if segments > 0 {
-                        self.count("log compacted");
-                    }
-                    self.note(node, "log compacted", [through, segments as u64, log_bytes, 0]);
-                    self.input(node, Input::Compacted { log_bytes });
-                }
-                Err(_) => {
-                    n.torn = Some(batch);
-                    self.disk_failed(node, "disk error in the log writer");
-                    return Ok(());
-                }
-            }
-        }
-        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        let limits = n.limits;
-        let Some(up) = &mut n.up else { return Ok(()) };
-        if batch.is_empty() {
-            up.writing = false;
-            self.start_writing(node);
-            return Ok(());
-        }
-        let mut made = Ok(());
-        while made.is_ok()
-            && let Some(bytes) = up.wal.needs_segment(&batch)
-        {
-            made = up.wal.make_spare(bytes);
-        }
-        if made.is_err_and(|e| e.is_out_of_space()) && up.space_tries < SPACE_TRIES {
-            up.space_tries += 1;
-            batch.into_iter().rev().for_each(|persist| up.to_write.push_front(persist));
-            up.reader.lacks_space(true);
-            self.count("log waited for space");
-            self.start_storing(node);
-            self.schedule(SPACE_STEP_US, node, life, Event::Write);
-            return Ok(());
-        }
-        up.space_tries = 0;
-        let commands = batch.iter().flat_map(|p| &p.entries).filter_map(|e| match &e.payload {
-            Payload::Command(bytes) => Some(bytes),
-            _ => None,
-        });
-        let foreign = commands.filter(|bytes| {
-            bytes.len() > limits.max_value_bytes && limits.check_command(bytes).is_err()
-        });
-        if foreign.count() > 0 {
-            *self.counters.entry("logged what its own flags do not allow").or_default() += 1;
-        }
-        let written = up.wal.write(&batch);
-        match written {
-            Ok(durable) => {
-                let log_bytes = up.wal.bytes();
-                if let Some(platter) = self.platters.get_mut(&node) {
-                    platter.written(&batch);
-                }
-                if up.preparer.is_none() {
-                    up.preparer = up.wal.prepare();
-                    if up.preparer.is_some() {
-                        self.schedule(3_000, node, life, Event::Prepare);
-                    }
-                }
-                let slow_us = self.nodes[&node].sync_us_max;
-                let delay_us = self.dice.log_between(60, slow_us);
-                self.note(node, "log synced", [durable.seq, durable.bytes, delay_us, 0]);
-                let written = Event::Written { seq: durable.seq, log_bytes };
-                self.schedule(delay_us, node, life, written);
-            }
-            Err(_) => {
-                if let Some(n) = self.nodes.get_mut(&node) {
-                    n.torn = Some(batch);
-                }
-                self.disk_failed(node, "disk error in the log writer");
-            }
-        }
-        Ok(())
-    }
+    // ---- the end ----
 
     /// The disk failed an operation: the power is gone, or the process stops by itself.
     pub(super) fn disk_failed(&mut self, node: NodeId, whose: &'static str) {
@@ -536,49 +431,6 @@ impl World {
         let delay_us = self.dice.log_between(10_000, 3_000_000);
         self.schedule(delay_us, node, ANY_LIFE, Event::Start);
     }
-
-    fn prepare(&mut self, node: NodeId) {
-        let Some(n) = self.nodes.get_mut(&node) else { return };
-        let life = n.life;
-        let Some(up) = &mut n.up else { return };
-        if up.preparer.is_none() {
-            // It failed, and a while has passed.
-            up.wal.hope();
-            up.preparer = up.wal.prepare();
-        }
-        let Some(preparer) = &mut up.preparer else {
-            up.reader.lacks_space(up.wal.lacks_space());
-            return;
-        };
-        match preparer.step() {
-            Ok(None) => self.schedule(2_000, node, life, Event::Prepare),
-            Ok(Some(spare)) => {
-                up.preparer = None;
-                up.wal.prepared(Ok(spare));
-                up.reader.lacks_space(up.wal.lacks_space());
-                self.start_storing(node);
-            }
-            Err(e) => {
-                up.preparer = None;
-                up.wal.prepared(Err(e));
-                let lacks_space = up.wal.lacks_space();
-                up.reader.lacks_space(lacks_space);
-                if n.disk.is_dark() {
-                    self.disk_failed(node, "");
-                    return;
-                }
-                self.count("spare segment failed");
-                if lacks_space {
-                    self.count("log short of space");
-                    self.start_storing(node);
-                    let delay_us = self.dice.log_between(50_000, 1_000_000);
-                    self.schedule(delay_us, node, life, Event::Prepare);
-                }
-            }
-        }
-    }
-
-    // ---- the end ----
 
     /// Whether some running node leads and knows what is committed.
     pub(super) fn leader(&self) -> Option<NodeId> {

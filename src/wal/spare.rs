@@ -144,17 +144,19 @@ impl Wal {
     }
 
     /// Takes what came of a [`Preparer`]. A failure is not the log's: it makes its own segment
-    /// when it has to, and fails then if the disk still does. The caller reports it.
-    pub fn prepared(&mut self, outcome: Result<Spare, WalError>) {
+    /// when it has to, and fails then if the disk still does. It is given back, to be reported.
+    pub fn prepared(&mut self, outcome: Result<Spare, WalError>) -> Option<WalError> {
         self.preparing = self.preparing.saturating_sub(1);
         match outcome {
             Ok(spare) => {
                 self.no_space = false;
                 self.spares.push(spare);
+                None
             }
             Err(e) => {
                 self.no_space = e.is_out_of_space();
                 self.no_spares = true;
+                Some(e)
             }
         }
     }
