@@ -6,7 +6,7 @@
 //! write finds it.
 //!
 //! When the store is damaged the applier *holds*: nothing is applied until a snapshot has taken the
-//! place of the state. What comes meanwhile waits with the owner, in order.
+//! place of the state. Entries that come meanwhile wait, in order; everything else is done.
 
 use super::events::Apply;
 use super::words::{Answer, ReplyTo, Verdict};
@@ -16,6 +16,7 @@ use crate::kv::{
 };
 use crate::raft::{Configuration, Entry, Index, Payload, SnapshotMark, codec};
 use crate::wal::{LogReader, ReadError};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
@@ -23,21 +24,28 @@ use std::sync::Arc;
 const REPLAY_BYTES_MAX: usize = 4 << 20;
 
 /// Owns the state machine.
-pub struct Applier<S: Store> {
+///
+/// Invariant: `tasks` are in the order in which they came, and what is left of a task that met damage is
+/// the first of them.
+pub struct Applier<S: Store, C> {
     machine: Machine<S>,
     log: LogReader,
+    first: Configuration,
     holding: bool,
+    tasks: VecDeque<ApplyTask<C, S::Snapshot>>,
 }
 
-impl<S: Store> fmt::Debug for Applier<S> {
+impl<S: Store, C> fmt::Debug for Applier<S, C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Applier").field("applied", &self.machine.applied()).finish_non_exhaustive()
+        let (applied, tasks) = (self.machine.applied(), self.tasks.len());
+        let mut f = f.debug_struct("Applier");
+        f.field("applied", &applied).field("tasks", &tasks).finish_non_exhaustive()
     }
 }
 
 /// What an applier is to do; in order.
 #[derive(Debug)]
-pub enum Work<C, Snapshot> {
+pub enum ApplyTask<C, Snapshot> {
     /// Committed entries.
     Apply(Apply<C>),
     /// The store is to flush.
@@ -53,21 +61,61 @@ pub enum Work<C, Snapshot> {
     },
 }
 
-/// What came of one piece of work.
+/// What came of one task.
 #[derive(Debug)]
-pub struct Applied<C> {
-    /// Everything up to here is applied.
-    pub index: Index,
+pub struct ApplyEffects<C> {
+    /// Entries were applied, or are behind what is.
+    pub applied: Option<Applied>,
     /// For whoever waited.
     pub answers: Vec<(ReplyTo<C>, Answer)>,
-    /// How long to rest before the next piece of work, in microseconds, so that the store keeps up.
+    /// How long to rest before the next step, in microseconds, so that the store keeps up.
     pub rest_us: u64,
-    /// The store holds everything up to here durably.
-    pub flushed: Index,
     /// The state machine's digest at an index, to be compared with the others'.
     pub digest: Option<(Index, u32)>,
-    /// Damage was met in the store: this is yet to be applied, once a snapshot is installed.
-    pub held: Option<(Apply<C>, StoreError)>,
+    /// Damage was met in the store: the applier holds.
+    pub damage: Option<StoreError>,
+    /// What became of a snapshot. None is fetched any more, unless `repair` asks for one.
+    pub installed: Option<Installed>,
+    /// The store is damaged, and holds everything up to here: a snapshot that reaches as far is to be
+    /// fetched, from whoever has one.
+    pub repair: Option<Index>,
+}
+
+/// How far a node has applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Everything up to here is applied.
+    pub index: Index,
+    /// The store holds everything up to here durably.
+    pub flushed: Index,
+}
+
+/// What became of a snapshot.
+#[derive(Clone, Debug)]
+pub enum Installed {
+    /// It took the place of the state.
+    Done {
+        /// Where it ends, for the log that goes on behind it.
+        mark: SnapshotMark,
+        /// It took the place of a damaged store: the hold is over.
+        repaired: bool,
+    },
+    /// This node was further already, and nothing was done.
+    TooLate,
+}
+
+impl<C> Default for ApplyEffects<C> {
+    fn default() -> ApplyEffects<C> {
+        ApplyEffects {
+            applied: None,
+            answers: Vec::new(),
+            rest_us: 0,
+            digest: None,
+            damage: None,
+            installed: None,
+            repair: None,
+        }
+    }
 }
 
 /// Why the applier cannot go on. The node stops: a gap would be worse.
@@ -77,6 +125,8 @@ pub enum ApplyError {
     Log(ReadError),
     /// The store failed.
     Store(StoreError),
+    /// A snapshot cannot be installed. What is on disk is the old state or the new one.
+    Install(StoreError),
 }
 
 impl fmt::Display for ApplyError {
@@ -84,6 +134,7 @@ impl fmt::Display for ApplyError {
         match self {
             ApplyError::Log(e) => write!(f, "a committed entry cannot be read back: {e}"),
             ApplyError::Store(e) => write!(f, "the store failed: {e}"),
+            ApplyError::Install(e) => write!(f, "a snapshot cannot be installed: {e}"),
         }
     }
 }
@@ -92,24 +143,20 @@ impl std::error::Error for ApplyError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             ApplyError::Log(e) => Some(e),
-            ApplyError::Store(e) => Some(e),
+            ApplyError::Store(e) | ApplyError::Install(e) => Some(e),
         }
     }
 }
 
-impl<S: Store> Applier<S> {
-    /// An applier that continues from what the machine has applied.
-    pub fn new(machine: Machine<S>, log: LogReader) -> Applier<S> {
+impl<S: Store, C> Applier<S, C> {
+    /// An applier that continues from what the machine has applied. `first` is the configuration the cluster
+    /// began with.
+    pub fn new(machine: Machine<S>, log: LogReader, first: Configuration) -> Applier<S, C> {
         let holding = machine.is_spoiled();
-        Applier { machine, log, holding }
+        Applier { machine, log, first, holding, tasks: VecDeque::new() }
     }
 
-    /// From now on nothing is applied until a snapshot is installed.
-    pub fn hold(&mut self) {
-        self.holding = true;
-    }
-
-    /// Nothing is to be applied now.
+    /// Nothing is applied now: the store is damaged.
     pub fn is_holding(&self) -> bool {
         self.holding
     }
@@ -119,10 +166,53 @@ impl<S: Store> Applier<S> {
         &self.machine
     }
 
-    /// Applies one piece of work; not to be called while it holds. What it gives to rest is the
-    /// caller's to wait: the writers slow down with the applier, as no more than a few batches may
-    /// wait for it.
-    pub fn handle<C>(&mut self, apply: Apply<C>) -> Result<Applied<C>, ApplyError> {
+    /// Something is to be done; [`Applier::step`] does it.
+    pub fn handle(&mut self, task: ApplyTask<C, S::Snapshot>) {
+        self.tasks.push_back(task);
+    }
+
+    /// What the next step does; none when there is nothing to do now.
+    pub fn next_task(&self) -> Option<&ApplyTask<C, S::Snapshot>> {
+        self.tasks.get(self.next_at()?)
+    }
+
+    fn next_at(&self) -> Option<usize> {
+        let waits =
+            |task: &ApplyTask<C, S::Snapshot>| self.holding && matches!(task, ApplyTask::Apply(_));
+        self.tasks.iter().position(|task| !waits(task))
+    }
+
+    /// Does the next task; none when there is nothing to do now. What it gives to rest is the caller's to
+    /// wait: the writers slow down with the applier, as no more than a few batches may wait for it.
+    ///
+    /// # Errors
+    /// The node stops: a gap would be worse.
+    pub fn step(&mut self) -> Result<Option<ApplyEffects<C>>, ApplyError> {
+        let Some(task) = self.next_at().and_then(|at| self.tasks.remove(at)) else {
+            return Ok(None);
+        };
+        match task {
+            ApplyTask::Apply(apply) => self.apply_committed(apply).map(Some),
+            ApplyTask::Flush => {
+                self.machine.store_mut().flush();
+                Ok(Some(ApplyEffects::default()))
+            }
+            ApplyTask::Hold => {
+                self.holding = true;
+                let repair = Some(self.machine.applied());
+                Ok(Some(ApplyEffects { repair, ..ApplyEffects::default() }))
+            }
+            ApplyTask::Install { snapshot, index } => {
+                let installed = self.install(snapshot, index).map_err(ApplyError::Install)?;
+                // One that was on its way when the damage was met, and is too old.
+                let repair = self.holding.then(|| self.machine.applied());
+                let installed = Some(installed);
+                Ok(Some(ApplyEffects { installed, repair, ..ApplyEffects::default() }))
+            }
+        }
+    }
+
+    fn apply_committed(&mut self, apply: Apply<C>) -> Result<ApplyEffects<C>, ApplyError> {
         let Apply { mut committed, waiters } = apply;
         if committed.first <= self.machine.applied() {
             return self.behind_a_snapshot(Apply { committed, waiters });
@@ -159,26 +249,29 @@ impl<S: Store> Applier<S> {
                 Err(e) => damage = Some(e),
             }
         }
-        let flushed = self.machine.store().flushed();
         let index = self.machine.applied();
+        let applied = Some(Applied { index, flushed: self.machine.store().flushed() });
         let Some(damage) = damage else {
             // Each waits for a command, and each command has an outcome: nobody is forgotten.
             assert!(waiters.next().is_none(), "every waiter is answered");
             let digest = self.machine.take_digest();
-            return Ok(Applied { index, answers, rest_us, flushed, digest, held: None });
+            let effects = ApplyEffects::default();
+            return Ok(ApplyEffects { applied, answers, rest_us, digest, ..effects });
         };
         if !damage.is_damage() {
             return Err(ApplyError::Store(damage));
         }
         self.holding = true;
         committed.first = index + 1;
-        let held = Some((Apply { committed, waiters: waiters.collect() }, damage));
-        Ok(Applied { index, answers, rest_us, flushed, digest: None, held })
+        let rest = Apply { committed, waiters: waiters.collect() };
+        self.tasks.push_front(ApplyTask::Apply(rest));
+        let (damage, effects) = (Some(damage), ApplyEffects::default());
+        Ok(ApplyEffects { applied, answers, rest_us, damage, ..effects })
     }
 
     /// Entries that were handed over before a snapshot was known to have taken their place. What is
     /// in it is not applied again, and whoever waited for that cannot be told what came of it.
-    fn behind_a_snapshot<C>(&mut self, apply: Apply<C>) -> Result<Applied<C>, ApplyError> {
+    fn behind_a_snapshot(&mut self, apply: Apply<C>) -> Result<ApplyEffects<C>, ApplyError> {
         let Apply { mut committed, mut waiters } = apply;
         let applied = self.machine.applied();
         let rest = waiters.partition_point(|waiter| waiter.0 <= applied);
@@ -187,39 +280,25 @@ impl<S: Store> Applier<S> {
         let told = waiters.into_iter().map(|(_, to)| (to, Answer::Write(why.clone()))).collect();
         if committed.last <= applied {
             let flushed = self.machine.store().flushed();
-            let index = committed.last;
-            let (answers, digest) = (told, None);
-            return Ok(Applied { index, answers, rest_us: 0, flushed, digest, held: None });
+            let applied = Some(Applied { index: committed.last, flushed });
+            return Ok(ApplyEffects { applied, answers: told, ..ApplyEffects::default() });
         }
         committed.entries.retain(|entry| entry.index > applied);
         committed.first = applied + 1;
-        let mut done = self.handle(Apply { committed, waiters: rest })?;
+        let mut done = self.apply_committed(Apply { committed, waiters: rest })?;
         done.answers.extend(told);
         Ok(done)
     }
 
-    /// Begins to make what was applied durable.
-    pub fn flush(&mut self) {
-        self.machine.store_mut().flush();
-    }
-
-    /// Puts a snapshot in the place of the state, which ends a hold. Gives where it ends, or none when
-    /// this node was further already and nothing was done. `first` is the configuration the cluster began with.
-    ///
-    /// # Errors
-    /// The store's; the node stops. What is on disk is the old state or the new one.
-    pub fn install(
-        &mut self,
-        snapshot: S::Snapshot,
-        index: Index,
-        first: &Configuration,
-    ) -> Result<Option<SnapshotMark>, ApplyError> {
-        let taken = self.machine.install(snapshot, index, self.holding);
-        if !taken.map_err(ApplyError::Store)? {
-            return Ok(None);
+    /// Puts a snapshot in the place of the state, which ends a hold.
+    fn install(&mut self, snapshot: S::Snapshot, index: Index) -> Result<Installed, StoreError> {
+        let repaired = self.holding;
+        if !self.machine.install(snapshot, index, self.holding)? {
+            return Ok(Installed::TooLate);
         }
         self.holding = false;
-        mark_of(&self.machine.reader().view(), first).map(Some).map_err(ApplyError::Store)
+        let mark = mark_of(&self.machine.reader().view(), &self.first)?;
+        Ok(Installed::Done { mark, repaired })
     }
 
     fn apply(

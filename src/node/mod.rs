@@ -5,7 +5,7 @@
 //! | [`Replica`]   | the consensus core, who waits for which log index | raft loop         |
 //! | [`Peers`]     | connections with other nodes: dialing, admission  | raft loop         |
 //! | [`Node`]      | the two above, and what one tells the other       | raft loop         |
-//! | [`Applier`]   | the state machine                                 | applier           |
+//! | [`Applier`]   | the state machine, what waits for a repair of it  | applier           |
 //! | [`SnapshotReceiver`] | a snapshot on its way here               | snapshot          |
 //! | [`SnapshotSender`]   | a snapshot that another node fetches     | peer reader       |
 //! | [`LogWriter`] | the log file                                      | log writer        |
@@ -43,7 +43,9 @@ mod words;
 mod tests;
 
 pub use admin::{Admin, AdminForward};
-pub use applier::{Applied, Applier, ApplyError, Work, apply_entries, mark_of};
+pub use applier::{
+    Applied, Applier, ApplyEffects, ApplyError, ApplyTask, Installed, apply_entries, mark_of,
+};
 pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input, Wants};

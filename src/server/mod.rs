@@ -11,7 +11,7 @@
 //! | peer sender | `peer_out` `peer_pump`            | `Command`, of one dialed connection                                   |
 //! | probe       | `connections`                     | none: it asks who is at an address, and ends                          |
 //! | answers     | `raft_loop`                       | refusals of the raft loop, to be written to sockets                   |
-//! | applier     | `applier`                         | `Apply`                                                               |
+//! | applier     | `applier`                         | `ApplyTask`                                                           |
 //! | snapshot    | `snapshots`                       | `ReceiverEvent`; while one is fetched, a connection of its own        |
 //! | store       | `lsm::Worker::run`                | a bell: something to flush or to compact                              |
 //!
@@ -49,7 +49,7 @@ pub use start::{ServerOptions, StartError, start};
 
 use crate::env::{Clock, DirLock, Disk};
 use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::{ReceiverEvent, TransferProgress, Work};
+use crate::node::{ApplyTask, ReceiverEvent, TransferProgress};
 use crate::raft::{Member, NodeId};
 use crate::wal::LogReader;
 use std::path::PathBuf;
@@ -101,7 +101,7 @@ pub(crate) struct Shared {
 }
 
 /// The applier's inbox.
-pub(crate) type ApplyQueue = Sender<Work<ClientHandle, Staged>>;
+pub(crate) type ApplyQueue = Sender<ApplyTask<ClientHandle, Staged>>;
 
 /// Locks that guard plain data stay usable whatever thread died.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

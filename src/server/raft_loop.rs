@@ -7,7 +7,9 @@ use super::logging::{Level, info, log};
 use super::mailbox::DirectWrite;
 use super::view::ClusterView;
 use super::{ApplyQueue, ClientHandle, Shared, fatal};
-use crate::node::{Difference, Effects, Input, LogEvent, Node, NodeEffects, ReceiverEvent, Work};
+use crate::node::{
+    ApplyTask, Difference, Effects, Input, LogEvent, Node, NodeEffects, ReceiverEvent,
+};
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -105,17 +107,17 @@ fn act(
         tell_difference(shared, difference);
     }
     if effects.repair {
-        let _ = applier.send(Work::Hold);
+        let _ = applier.send(ApplyTask::Hold);
     }
     // The other threads end the process rather than themselves: sends do not fail while it lives.
     if let Some(persist) = effects.persist {
         let _ = log_writer.send(LogEvent::Persist(persist));
     }
     if effects.flush {
-        let _ = applier.send(Work::Flush);
+        let _ = applier.send(ApplyTask::Flush);
     }
     if let Some(apply) = effects.apply {
-        let _ = applier.send(Work::Apply(apply));
+        let _ = applier.send(ApplyTask::Apply(apply));
     }
     if let Some(through) = effects.compact {
         let _ = log_writer.send(LogEvent::Compact(through));

@@ -12,8 +12,8 @@ use super::{ApplyQueue, Shared, fatal, lock};
 use crate::env::resolve::connect;
 use crate::kv::{Piece, StoreError};
 use crate::node::{
-    ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
-    SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, Work,
+    ApplyTask, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US,
+    SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender,
 };
 use crate::raft::NodeId;
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
@@ -112,7 +112,7 @@ pub(crate) fn run(
             }
             // The applier says when it is done with it.
             ReceiverEffect::Install { snapshot, index } => {
-                let _ = applier.send(Work::Install { snapshot, index });
+                let _ = applier.send(ApplyTask::Install { snapshot, index });
                 None
             }
             ReceiverEffect::Say { warning, text } => {

@@ -607,9 +607,8 @@ fn run(
         refusals: Rate::default(),
         _lock: lock,
     });
-    let work = Applier::new(machine, wal.reader());
+    let work = Applier::new(machine, wal.reader(), first_configuration(identity));
     let writer = LogWriter::new(wal, BATCH_REQUESTS_MAX);
-    let first = first_configuration(identity);
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
         let builder = Builder::new().name(name.into());
         let what = format!("cannot start thread {name}");
@@ -643,7 +642,7 @@ fn run(
     let fetch = move || snapshots::run(receiver, &snapshot_events, &to_applier, &theirs);
     spawn("snapshot", Box::new(fetch))?;
     let theirs = Arc::clone(&shared);
-    spawn("applier", Box::new(move || applier::run(work, &apply_work, &first, &theirs)))?;
+    spawn("applier", Box::new(move || applier::run(work, &apply_work, &theirs)))?;
     let theirs = Arc::clone(&shared);
     let body = move || raft_loop::run(node, raft_events, &log_inbox, &apply_inbox, &theirs);
     spawn("raft", Box::new(body))?;

@@ -9,12 +9,12 @@ use super::store::store_options;
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, Apply, BATCH_REQUESTS_MAX, BootError, ConnectionId, Input, LogEvent, LogWriter, Node,
-    Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, SnapshotSender, Work,
+    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ConnectionId, Input, LogEvent, LogWriter,
+    Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, SnapshotSender,
     first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
-use crate::raft::{self, Configuration, Index, Member, NodeId, Persist, Raft, Restored, Term};
+use crate::raft::{self, Index, Member, NodeId, Persist, Raft, Restored, Term};
 use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, WalError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -134,13 +134,11 @@ pub(super) struct Up {
     /// Reads the log file.
     pub(super) log: LogReader,
     /// The applier's component.
-    pub(super) applier: Applier<LsmStore>,
+    pub(super) applier: Applier<LsmStore, ClientId>,
     /// Its inbox.
-    pub(super) to_apply: VecDeque<Work<ClientId, Staged>>,
+    pub(super) to_apply: VecDeque<ApplyTask<ClientId, Staged>>,
     /// It is busy.
     pub(super) applying: bool,
-    /// What came for it while it held.
-    pub(super) waiting: VecDeque<Apply<ClientId>>,
     /// Reads the store.
     pub(super) reader: LsmReader,
     /// The store's background.
@@ -153,8 +151,6 @@ pub(super) struct Up {
     pub(super) transfer: Transfer,
     /// What others fetch here, by the number of the flow.
     pub(super) senders: BTreeMap<u64, SnapshotSender>,
-    /// The configuration the cluster began with.
-    pub(super) first: Configuration,
 }
 
 /// What came of starting a process.
@@ -347,12 +343,10 @@ impl SimNode {
             full: false,
             transfer: Transfer::new(SnapshotReceiver::new(disk, data, machine.reader())),
             senders: BTreeMap::new(),
-            first: first_configuration(&identity),
-            applier: Applier::new(machine, wal.reader()),
+            applier: Applier::new(machine, wal.reader(), first_configuration(&identity)),
             log_writer: LogWriter::new(wal, batch_requests_max),
             to_apply: VecDeque::new(),
             applying: false,
-            waiting: VecDeque::new(),
         });
         Ok(Start::Running)
     }

@@ -8,11 +8,10 @@ use super::checks::{Violation, violated};
 use super::network::{End, Packet};
 use super::node::ClientId;
 use super::world::{ANY_LIFE, Event, World};
-use crate::kv::Staged;
 use crate::node::{
-    ApplyError, Input, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
+    ApplyTask, Input, Installed, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
     SNAPSHOT_SILENCE_US, SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse,
-    SnapshotSender, Work,
+    SnapshotSender,
 };
 use crate::raft::{Index, NodeId};
 use crate::wire::handshake::{Hello, Lane, Role};
@@ -121,9 +120,7 @@ impl World {
     }
 
     /// The store is damaged: what takes its place is fetched from another node.
-    pub(super) fn repair(&mut self, node: NodeId) -> Result<(), Violation> {
-        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return Ok(()) };
-        let index = up.applier.machine().applied();
+    pub(super) fn repair(&mut self, node: NodeId, index: Index) -> Result<(), Violation> {
         self.tell_receiver(node, ReceiverEvent::Damaged { index })
     }
 
@@ -186,7 +183,7 @@ impl World {
                 ReceiverEffect::Install { snapshot, index } => {
                     self.note(node, "snapshot fetched", [index, 0, 0, 0]);
                     if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-                        up.to_apply.push_back(Work::Install { snapshot, index });
+                        up.to_apply.push_back(ApplyTask::Install { snapshot, index });
                     }
                     self.start_applying(node, 0);
                 }
@@ -337,64 +334,49 @@ impl World {
 
     // ---- the install ----
 
-    /// The applier puts a snapshot in the place of the state.
-    pub(super) fn install(
+    /// The applier says what became of a snapshot.
+    pub(super) fn installed(
         &mut self,
         node: NodeId,
-        snapshot: Staged,
-        index: Index,
+        installed: Installed,
     ) -> Result<(), Violation> {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
-        let mark = match up.applier.install(snapshot, index, &up.first) {
-            Ok(mark) => mark,
-            Err(ApplyError::Store(e)) => {
-                return self.store_failed(node, "disk error in installing a snapshot", &e);
-            }
-            Err(e) => return violated("a snapshot is installed", e.to_string()),
-        };
-        let repaired = n.store_flipped && mark.is_some() && up.reader.damage().is_none();
-        if repaired {
+        let undamaged = up.reader.damage().is_none();
+        if matches!(installed, Installed::Done { .. }) && n.store_flipped && undamaged {
             (n.store_flipped, n.store_repaired) = (false, true);
             self.count("stores repaired");
         }
         self.tell_receiver(node, ReceiverEvent::Installed)?;
-        if let Some(mark) = mark {
-            if self.cluster.committed_terms().get(mark.index as usize - 1) != Some(&mark.term) {
-                let detail = format!("node {node}: {} of term {}", mark.index, mark.term);
-                return violated("a snapshot ends with what is committed", detail);
-            }
-            if let Some(platter) = self.platters.get_mut(&node) {
-                platter.installed(&mark, self.cluster.committed_terms());
-            }
-            self.count("snapshots installed");
-            if !mark.configuration.is_voter(node) {
-                self.count("snapshots to learners");
-            }
-            self.note(node, "snapshot installed", [mark.index, mark.term, 0, 0]);
-            self.compare(node)?;
-            // The one moment at which the store is ahead of the log.
-            if !self.quiet && self.dice.chance(1, 6) {
-                self.count("stopped right after an install");
-                let power_lost = self.dice.chance(1, 2);
-                self.stop(node, power_lost);
-                let delay_us = self.dice.log_between(10_000, 1_000_000);
-                self.start_in(delay_us, node);
-                return Ok(());
-            }
-            let delay_us = self.hop_us();
-            self.schedule(delay_us, node, life, Event::Input(Input::Installed { mark }));
-        } else {
+        let Installed::Done { mark, .. } = installed else {
             self.count("snapshots that came too late");
-            let holds =
-                |n: &super::node::SimNode| n.up.as_ref().is_some_and(|up| up.applier.is_holding());
-            if self.nodes.get(&node).is_some_and(holds) {
-                self.repair(node)?;
-            }
+            return Ok(());
+        };
+        if self.cluster.committed_terms().get(mark.index as usize - 1) != Some(&mark.term) {
+            let detail = format!("node {node}: {} of term {}", mark.index, mark.term);
+            return violated("a snapshot ends with what is committed", detail);
         }
-        self.applier_is_free(node);
-        self.start_storing(node);
+        if let Some(platter) = self.platters.get_mut(&node) {
+            platter.installed(&mark, self.cluster.committed_terms());
+        }
+        self.count("snapshots installed");
+        if !mark.configuration.is_voter(node) {
+            self.count("snapshots to learners");
+        }
+        self.note(node, "snapshot installed", [mark.index, mark.term, 0, 0]);
+        self.compare(node)?;
+        // The one moment at which the store is ahead of the log.
+        if !self.quiet && self.dice.chance(1, 6) {
+            self.count("stopped right after an install");
+            let power_lost = self.dice.chance(1, 2);
+            self.stop(node, power_lost);
+            let delay_us = self.dice.log_between(10_000, 1_000_000);
+            self.start_in(delay_us, node);
+            return Ok(());
+        }
+        let delay_us = self.hop_us();
+        self.schedule(delay_us, node, life, Event::Input(Input::Installed { mark }));
         Ok(())
     }
 }

@@ -12,7 +12,7 @@ use crate::kv::{
     fingerprint,
 };
 use crate::lsm::{self, Step};
-use crate::node::{Applied, ApplyError, Input, Work};
+use crate::node::{Applied, ApplyEffects, ApplyError, ApplyTask, Input};
 use crate::raft::{Entry, Index, NodeId, Payload, codec};
 use std::ops::ControlFlow;
 
@@ -61,8 +61,7 @@ impl World {
         let hop_us = self.hop_us();
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let Some(up) = &mut n.up else { return };
-        let waits = !up.waiting.is_empty() && !up.applier.is_holding();
-        if !up.applying && (waits || !up.to_apply.is_empty()) {
+        if !up.applying && (up.applier.next_task().is_some() || !up.to_apply.is_empty()) {
             up.applying = true;
             let life = n.life;
             self.schedule(hop_us + rest_us, node, life, Event::Apply);
@@ -70,103 +69,112 @@ impl World {
     }
 
     pub(super) fn apply(&mut self, node: NodeId) -> Result<(), Violation> {
-        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-        let life = n.life;
-        let Some(up) = &mut n.up else { return Ok(()) };
-        let waits = if up.applier.is_holding() { None } else { up.waiting.pop_front() };
-        let work = match waits.map(Work::Apply).or_else(|| up.to_apply.pop_front()) {
-            None => return Ok(()),
-            Some(Work::Apply(work)) if up.applier.is_holding() => {
-                up.waiting.push_back(work);
-                self.applier_is_free(node);
-                return Ok(());
-            }
-            Some(Work::Apply(work)) => work,
-            Some(Work::Hold) => {
-                up.applier.hold();
-                self.repair(node)?;
-                self.applier_is_free(node);
-                return Ok(());
-            }
-            Some(Work::Flush) => {
-                up.applier.flush();
-                self.applier_is_free(node);
-                self.start_storing(node);
-                return Ok(());
-            }
-            Some(Work::Install { snapshot, index }) => {
-                if self.dice.chance(1, 3) {
-                    // A flush is to be under way when it is installed.
-                    up.to_apply.push_front(Work::Install { snapshot, index });
-                    up.applier.flush();
-                    self.start_storing(node);
-                    let delay_us = self.dice.log_between(50, 2_000);
-                    self.schedule(delay_us, node, life, Event::Apply);
-                    return Ok(());
-                }
-                return self.install(node, snapshot, index);
-            }
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
+            return Ok(());
         };
-        let committed = &work.committed;
-        let mut read = Vec::new();
-        if committed.entries.is_empty() {
-            match up.log.read(committed.first, committed.last, usize::MAX) {
-                Ok(entries) => read = entries,
-                Err(_) => {
-                    self.disk_failed(node, "disk error in the applier");
-                    return Ok(());
+        if up.applier.next_task().is_none() {
+            if matches!(up.to_apply.front(), Some(ApplyTask::Install { .. }))
+                && self.dice.chance(1, 3)
+            {
+                // A flush is to be under way when it is installed.
+                up.to_apply.push_front(ApplyTask::Flush);
+            }
+            up.to_apply.pop_front().into_iter().for_each(|task| up.applier.handle(task));
+        }
+        let whose = match up.applier.next_task() {
+            Some(ApplyTask::Install { .. }) => "disk error in installing a snapshot",
+            _ => "disk error in the applier",
+        };
+        if let Some(ApplyTask::Apply(apply)) = up.applier.next_task() {
+            let committed = &apply.committed;
+            let mut read = Vec::new();
+            if committed.entries.is_empty() {
+                match up.log.read(committed.first, committed.last, usize::MAX) {
+                    Ok(entries) => read = entries,
+                    Err(_) => {
+                        self.disk_failed(node, whose);
+                        return Ok(());
+                    }
                 }
             }
+            let entries = if read.is_empty() { &committed.entries[..] } else { &read[..] };
+            self.cluster.applies(node, entries)?;
+            follow(&mut self.model, entries)?;
         }
-        let entries = if read.is_empty() { &committed.entries[..] } else { &read[..] };
-        self.cluster.applies(node, entries)?;
-        follow(&mut self.model, entries)?;
-        match up.applier.handle(work) {
-            Ok(mut applied) => {
-                if let Some((held, e)) = applied.held.take() {
-                    up.waiting.push_front(held);
-                    self.count("damage met by the applier");
-                    self.store_failed(node, "", &e)?;
-                }
-                let words = [applied.index, applied.answers.len() as u64, applied.rest_us, 0];
-                if applied.rest_us > 0 {
-                    self.count("writers slowed down");
-                }
-                if self.dice.chance(1, 64) {
-                    self.compare(node)?;
-                }
-                self.note(node, "applied", words);
-                let delay_us = self.hop_us();
-                self.schedule(delay_us, node, life, Event::Applied(applied));
-                self.start_storing(node);
+        match up.applier.step() {
+            Ok(Some(effects)) => self.apply_stepped(node, effects),
+            // It holds: what came is to wait.
+            Ok(None) => {
+                self.count("entries held back for a repair");
+                self.applier_is_free(node);
                 Ok(())
             }
-            Err(ApplyError::Store(e)) => self.store_failed(node, "disk error in the applier", &e),
+            Err(ApplyError::Store(e) | ApplyError::Install(e)) => {
+                self.store_failed(node, whose, &e)
+            }
             Err(ApplyError::Log(_)) => {
-                self.disk_failed(node, "disk error in the applier");
+                self.disk_failed(node, whose);
                 Ok(())
             }
         }
     }
 
+    fn apply_stepped(
+        &mut self,
+        node: NodeId,
+        mut effects: ApplyEffects<ClientId>,
+    ) -> Result<(), Violation> {
+        if let Some(e) = effects.damage.take() {
+            self.count("damage met by the applier");
+            self.store_failed(node, "", &e)?;
+        }
+        if let Some(installed) = effects.installed.take() {
+            self.installed(node, installed)?;
+        }
+        if let Some(index) = effects.repair {
+            self.repair(node, index)?;
+        }
+        let Some(Applied { index, .. }) = effects.applied else {
+            self.applier_is_free(node);
+            self.start_storing(node);
+            return Ok(());
+        };
+        let words = [index, effects.answers.len() as u64, effects.rest_us, 0];
+        if effects.rest_us > 0 {
+            self.count("writers slowed down");
+        }
+        if self.dice.chance(1, 64) {
+            self.compare(node)?;
+        }
+        self.note(node, "applied", words);
+        let delay_us = self.hop_us();
+        let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return Ok(()) };
+        self.schedule(delay_us, node, life, Event::Applied(effects));
+        self.start_storing(node);
+        Ok(())
+    }
+
     /// It goes on with what waits.
-    pub(super) fn applier_is_free(&mut self, node: NodeId) {
+    fn applier_is_free(&mut self, node: NodeId) {
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
             up.applying = false;
         }
         self.start_applying(node, 0);
     }
 
-    pub(super) fn applied(&mut self, node: NodeId, applied: Applied<ClientId>) {
+    /// Those who wait hear of what was applied.
+    pub(super) fn applied(&mut self, node: NodeId, effects: ApplyEffects<ClientId>) {
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
             up.applying = false;
         }
-        self.deliver(node, applied.answers);
-        if let Some((index, digest)) = applied.digest {
+        self.deliver(node, effects.answers);
+        if let Some((index, digest)) = effects.digest {
             self.input(node, Input::Digest { node, index, digest });
         }
-        self.input(node, Input::Applied { index: applied.index, flushed: applied.flushed });
-        self.start_applying(node, applied.rest_us);
+        if let Some(Applied { index, flushed }) = effects.applied {
+            self.input(node, Input::Applied { index, flushed });
+        }
+        self.start_applying(node, effects.rest_us);
     }
 
     // ---- the store's background ----

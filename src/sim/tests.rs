@@ -59,6 +59,7 @@ const MUST_HAPPEN: &[&str] = &[
     "damage met by a compaction",
     "started with a damaged store",
     "stores repaired",
+    "entries held back for a repair",
     "digests compared",
     "log cut on demand",
     "disk error in fetching a snapshot",

@@ -18,8 +18,8 @@ use super::trace::{Step, Trace};
 use super::traffic::ClientEvent;
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
-    Answer, Applied, Input, LogEvent, NodeEffects, Outgoing, PeerEvent, ReceiverEvent, Refusal,
-    ReplyTo, Verdict, Work,
+    Answer, ApplyEffects, ApplyTask, Input, LogEvent, NodeEffects, Outgoing, PeerEvent,
+    ReceiverEvent, Refusal, ReplyTo, Verdict,
 };
 use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wire::handshake::Lane;
@@ -34,7 +34,7 @@ pub(super) enum Event {
     Written { seq: u64, log_bytes: u64 },
     Prepare,
     Apply,
-    Applied(Applied<ClientId>),
+    Applied(ApplyEffects<ClientId>),
     Store,
     Transfer(TransferEvent),
     Link(LinkEvent),
@@ -248,8 +248,8 @@ impl World {
                 Ok(())
             }
             Event::Apply => self.apply(node),
-            Event::Applied(applied) => {
-                self.applied(node, applied);
+            Event::Applied(effects) => {
+                self.applied(node, effects);
                 Ok(())
             }
             Event::Store => self.store(node),
@@ -363,9 +363,9 @@ impl World {
         };
         up.to_log.extend(effects.persist.map(LogEvent::Persist));
         up.to_log.extend(effects.compact.map(LogEvent::Compact));
-        up.to_apply.extend(effects.repair.then_some(Work::Hold));
-        up.to_apply.extend(effects.flush.then_some(Work::Flush));
-        up.to_apply.extend(effects.apply.map(Work::Apply));
+        up.to_apply.extend(effects.repair.then_some(ApplyTask::Hold));
+        up.to_apply.extend(effects.flush.then_some(ApplyTask::Flush));
+        up.to_apply.extend(effects.apply.map(ApplyTask::Apply));
         self.start_writing(node);
         self.start_applying(node, 0);
         for (connection, outgoing) in sends {

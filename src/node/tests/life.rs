@@ -100,10 +100,27 @@ fn an_entry_that_cannot_be_read_back_stops_the_applier() {
     let node = c.node(leader);
     let first = node.applier.machine().applied() + 1;
     let committed = crate::raft::Committed { first, last: first, entries: Vec::new() };
-    let missing: Apply<Client> = Apply { committed, waiters: Vec::new() };
-    let e = node.applier.handle(missing).unwrap_err();
+    node.applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new() }));
+    let e = node.applier.step().unwrap_err();
     assert!(matches!(e, ApplyError::Log(_)), "{e}");
     assert!(std::error::Error::source(&e).is_some());
+}
+
+/// The store is damaged: a repair is asked for, and what is committed waits. A flush does not.
+#[test]
+fn entries_wait_for_a_repair_and_a_flush_does_not() {
+    let (mut c, leader) = Cluster::led(1);
+    let applier = &mut c.node(leader).applier;
+    let applied = applier.machine().applied();
+    let (first, last) = (applied + 1, applied + 1);
+    let committed = crate::raft::Committed { first, last, entries: Vec::new() };
+    applier.handle(ApplyTask::Hold);
+    applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new() }));
+    applier.handle(ApplyTask::Flush);
+    assert_eq!(applier.step().unwrap().unwrap().repair, Some(applied));
+    assert!(matches!(applier.next_task(), Some(ApplyTask::Flush)));
+    assert!(applier.step().unwrap().is_some_and(|done| done.repair.is_none()));
+    assert!(applier.step().unwrap().is_none() && applier.is_holding());
 }
 
 /// Status is answered at once, and so is a transfer by the leader.
@@ -147,12 +164,13 @@ fn a_replay_that_meets_a_truncation_is_continued() {
     };
     wal.write(&[persist(1, 1, (1..=10).map(|index| entry(index, 1)).collect())]).unwrap();
     let machine = Machine::open(MemoryStore::default()).unwrap();
-    let mut applier = Applier::new(machine, wal.reader());
+    let mut applier: Applier<_, Client> =
+        Applier::new(machine, wal.reader(), Configuration::default());
     disk.before_read(move || {
         wal.write(&[persist(2, 2, vec![entry(6, 2)])]).unwrap();
     });
     let committed = Committed { first: 1, last: 5, entries: Vec::new() };
-    let applied = applier.handle::<Client>(Apply { committed, waiters: Vec::new() }).unwrap();
-    assert_eq!(applied.index, 5);
+    applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new() }));
+    assert_eq!(applier.step().unwrap().unwrap().applied, Some(Applied { index: 5, flushed: 0 }));
     assert_eq!(applier.machine().applied(), 5);
 }

@@ -51,9 +51,8 @@ struct Node {
     replica: Replica<Client>,
     wal: Wal,
     disk: TestDisk,
-    applier: Applier<MemoryStore>,
+    applier: Applier<MemoryStore, Client>,
     persists: VecDeque<Persist>,
-    applies: VecDeque<Apply<Client>>,
     /// The log writer, or the applier, stands still.
     disk_held: bool,
     applier_held: bool,
@@ -162,13 +161,13 @@ impl Cluster {
         };
         let raft = Raft::new(options, restored, self.now_us);
         let machine = Machine::open(MemoryStore::default()).unwrap();
+        let first = Configuration::default();
         let node = Node {
             replica: Replica::new(raft, replica_options),
-            applier: Applier::new(machine, wal.reader()),
+            applier: Applier::new(machine, wal.reader(), first),
             wal,
             disk,
             persists: VecDeque::new(),
-            applies: VecDeque::new(),
             disk_held: false,
             applier_held: false,
             configurations: Vec::new(),
@@ -208,7 +207,7 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).unwrap();
         let effects = node.replica.effects();
         node.persists.extend(effects.persist);
-        node.applies.extend(effects.apply);
+        effects.apply.into_iter().for_each(|apply| node.applier.handle(ApplyTask::Apply(apply)));
         node.configurations.extend(effects.configuration);
         let mut told_of_reads = Vec::new();
         for read in effects.from_log {
@@ -276,10 +275,10 @@ impl Cluster {
     /// The applier does one piece of work.
     fn apply(&mut self, id: NodeId) -> bool {
         let node = self.node(id);
-        let Some(work) = node.applies.pop_front() else { return false };
-        let applied = node.applier.handle(work).unwrap();
-        self.answered(id, applied.answers);
-        self.input(id, Input::Applied { index: applied.index, flushed: 0 });
+        let Some(effects) = node.applier.step().unwrap() else { return false };
+        self.answered(id, effects.answers);
+        let index = effects.applied.unwrap().index;
+        self.input(id, Input::Applied { index, flushed: 0 });
         true
     }
 
