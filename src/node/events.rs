@@ -1,4 +1,4 @@
-//! What goes into a replica and what comes out: inputs, effects, and what is worth waking for.
+//! What goes into a replica and what comes out: inputs and effects.
 
 use super::admin::AdminForward;
 use super::digests::Difference;
@@ -213,16 +213,4 @@ pub struct Apply<C> {
     pub committed: Committed,
     /// Ascending by index.
     pub waiters: Vec<(Index, ReplyTo<C>)>,
-}
-
-/// What would be acted on at once if it came now. Anything else may wait in a queue until the
-/// replica is next woken, which is certain to happen.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wants {
-    /// Writes of clients.
-    pub writes: bool,
-    /// Reads and other requests of clients.
-    pub reads: bool,
-    /// News of the applier.
-    pub applied: bool,
 }

@@ -5,6 +5,7 @@
 //! | [`Replica`]   | the consensus core, who waits for which log index | raft loop         |
 //! | [`Peers`]     | connections with other nodes: dialing, admission  | raft loop         |
 //! | [`Node`]      | the two above, and what one tells the other       | raft loop         |
+//! | [`Inbox`]     | what waits for the raft loop, and what wakes it   | everybody's       |
 //! | [`Applier`]   | the state machine, what waits for a repair of it  | applier           |
 //! | [`SnapshotReceiver`] | a snapshot on its way here               | snapshot          |
 //! | [`SnapshotSender`]   | a snapshot that another node fetches     | peer reader       |
@@ -26,6 +27,7 @@ mod compaction;
 mod digests;
 mod events;
 mod flushes;
+mod inbox;
 mod link;
 mod log_writer;
 mod membership;
@@ -48,7 +50,8 @@ pub use applier::{
 };
 pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
 pub use digests::Difference;
-pub use events::{Apply, Effects, Input, Wants};
+pub use events::{Apply, Effects, Input};
+pub use inbox::{INPUTS_MAX, Inbox, WakeInterest};
 pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use log_writer::{BATCH_REQUESTS_MAX, Cut, LogEffects, LogError, LogEvent, LogWriter, Written};
 pub use membership::{Change, ChangeRefused, MEMBERS_MAX};

@@ -10,7 +10,6 @@
 //! leads, the one that was asked has a moment to say so, as it does when it hands leadership on; then
 //! the outcome is unknown.
 
-use super::events::Wants;
 use super::words::{Answer, Forward, Refusal, ReplyTo, Verdict};
 use crate::kv::codec::CommandRef;
 use crate::raft::{Committed, Index, NodeId, NotProposed, Raft, RoleName, Term};
@@ -355,9 +354,8 @@ impl<C: Clone> Proposals<C> {
     }
 
     /// Whether a write that came now could be begun.
-    pub(super) fn wants(raft: &Raft) -> Wants {
-        let leads = raft.role() == RoleName::Leader;
-        Wants { writes: !leads || may_begin_batch(raft), ..Wants::default() }
+    pub(super) fn wants_writes(raft: &Raft) -> bool {
+        raft.role() != RoleName::Leader || may_begin_batch(raft)
     }
 }
 

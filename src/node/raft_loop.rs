@@ -8,7 +8,8 @@
 //! Once the node has come to a verdict about itself ([`PeerEffect::Stop`]) nothing leaves it any more.
 
 use super::admin::AdminForward;
-use super::events::{Effects, Input, Wants};
+use super::events::{Effects, Input};
+use super::inbox::WakeInterest;
 use super::membership::ChangeRefused;
 use super::peers::{ConnectionId, PeerEffect, Peers, PeersOptions, Told};
 use super::replica::Replica;
@@ -168,8 +169,8 @@ impl<C: Clone> Node<C> {
     }
 
     /// What is worth waking for.
-    pub fn wants(&self) -> Wants {
-        self.replica.wants()
+    pub fn wake_interest(&self) -> WakeInterest {
+        self.replica.wake_interest()
     }
 
     /// Does what can be done now, and says what is to be done outside.

@@ -15,8 +15,9 @@
 use super::admin::{Admin, Forwards};
 use super::compaction::Compaction;
 use super::digests::{Difference, Digests};
-use super::events::{Apply, Effects, Input, Wants};
+use super::events::{Apply, Effects, Input};
 use super::flushes::{Flushes, Flushing};
+use super::inbox::WakeInterest;
 use super::membership::{Change, ChangeRefused, Membership};
 use super::proposals::{Bounds, Proposals};
 use super::reads::Reads;
@@ -341,12 +342,12 @@ impl<C: Clone> Replica<C> {
     }
 
     /// What is worth waking for.
-    pub fn wants(&self) -> Wants {
+    pub fn wake_interest(&self) -> WakeInterest {
         let leads = self.raft.role() == RoleName::Leader;
-        Wants {
+        WakeInterest {
             reads: !leads || self.reads.none_is_asked(),
             applied: self.reads.wait_for_the_applier() || self.raft.applier_is_full(),
-            ..Proposals::<C>::wants(&self.raft)
+            writes: Proposals::<C>::wants_writes(&self.raft),
         }
     }
 

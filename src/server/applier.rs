@@ -36,7 +36,7 @@ fn act(effects: ApplyEffects<ClientHandle>, shared: &Shared) {
     let ApplyEffects { applied, answers, rest_us, digest, damage, installed, repair } = effects;
     deliver(shared, answers, DirectWrite::write);
     if let Some(Applied { index, flushed }) = applied {
-        shared.raft.applied(index, flushed);
+        let _ = shared.raft.send(Input::Applied { index, flushed });
     }
     if let Some((index, digest)) = digest {
         let _ = shared.raft.send(Input::Digest { node: shared.id, index, digest });

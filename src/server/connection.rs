@@ -67,13 +67,11 @@ impl Session {
         let first = self.next_request;
         let count = requests.len();
         self.next_request += count as u64;
-        let reads = requests.iter().any(|(_, what)| !matches!(what, Request::Write(_)));
-        let writes = requests.iter().any(|(_, what)| matches!(what, Request::Write(_)));
         let numbered = (first..).zip(requests);
         let requests = numbered.map(|(n, (deadline_us, what))| (n, deadline_us, what)).collect();
         self.mailbox.open(first, count, direct);
         let client = ClientHandle(Arc::clone(&self.mailbox));
-        if self.shared.raft.submit(Input::Client { client, requests }, writes, reads).is_err() {
+        if self.shared.raft.send(Input::Client { client, requests }).is_err() {
             for number in (first..).take(count) {
                 let answer = Answer::Write(Verdict::Unknown("the node is stopping"));
                 if let Some(last) = self.mailbox.put(number, answer) {

@@ -1,17 +1,9 @@
-//! The raft loop's inbox, which wakes it only when that helps.
-//!
-//! Waking a thread costs more than anything the raft loop does with one request. While a batch of
-//! writes or a round of reads is under way a new request cannot be begun, and the loop is certain
-//! to wake when the batch or the round is done: until then requests only queue up. The loop says
-//! before it sleeps what is worth waking it for; whoever brings that takes the flag down and rings.
-//!
-//! No ring is lost: a request is queued before the flag is looked at, and the loop looks at the
-//! queue again after it has put the flag up (both sequentially consistent).
+//! The raft loop's [`Inbox`] between threads: a lock around it, and the bell that wakes the loop.
 
-use super::ClientHandle;
-use crate::node::{Input, Wants};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SendError, Sender, channel};
+use super::{ClientHandle, lock};
+use crate::node::{INPUTS_MAX, Inbox, Input, WakeInterest};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 type Event = Input<ClientHandle>;
@@ -19,124 +11,66 @@ type Event = Input<ClientHandle>;
 /// What the sending side shares.
 #[derive(Debug)]
 pub(crate) struct RaftInbox {
-    /// Events that always wake; none is a mere ring.
-    events: Sender<Option<Event>>,
-    requests: Sender<Event>,
-    applied: AtomicU64,
-    flushed: AtomicU64,
-    wants_writes: AtomicBool,
-    wants_reads: AtomicBool,
-    wants_applied: AtomicBool,
+    inbox: Mutex<Inbox<ClientHandle>>,
+    bell: Condvar,
+    ended: Arc<AtomicBool>,
 }
 
-/// What the raft loop keeps.
+/// What the raft loop keeps: as long as it does, it takes what comes.
 #[derive(Debug)]
 pub(crate) struct RaftEvents {
-    events: Receiver<Option<Event>>,
-    requests: Receiver<Event>,
-    applied: u64,
+    taken: Vec<Event>,
+    ended: Arc<AtomicBool>,
 }
 
-/// Inputs taken before effects are looked at: keeps timers exact under load.
-const INPUTS_MAX: usize = 4096;
+/// The raft loop has ended, and takes nothing any more.
+#[derive(Debug)]
+pub(crate) struct LoopEnded;
 
 pub(crate) fn raft_inbox() -> (RaftInbox, RaftEvents) {
-    let (events, event_queue) = channel();
-    let (requests, request_queue) = channel();
-    let inbox = RaftInbox {
-        events,
-        requests,
-        applied: AtomicU64::new(0),
-        flushed: AtomicU64::new(0),
-        wants_writes: AtomicBool::new(true),
-        wants_reads: AtomicBool::new(true),
-        wants_applied: AtomicBool::new(true),
-    };
-    (inbox, RaftEvents { events: event_queue, requests: request_queue, applied: 0 })
+    let ended: Arc<AtomicBool> = Arc::default();
+    let events = RaftEvents { taken: Vec::new(), ended: Arc::clone(&ended) };
+    (RaftInbox { inbox: Mutex::default(), bell: Condvar::new(), ended }, events)
 }
 
 impl RaftInbox {
-    /// Something happened that the loop must see at once. Fails when the loop has ended.
-    pub(crate) fn send(&self, event: Event) -> Result<(), SendError<Option<Event>>> {
-        self.events.send(Some(event))
-    }
-
-    /// Requests of a client, with writes or with reads among them.
-    pub(crate) fn submit(
-        &self,
-        event: Event,
-        writes: bool,
-        reads: bool,
-    ) -> Result<(), SendError<Event>> {
-        self.requests.send(event)?;
-        let ring = (writes && self.wants_writes.swap(false, Ordering::SeqCst))
-            | (reads && self.wants_reads.swap(false, Ordering::SeqCst));
-        if ring {
-            // Fails only when the loop has ended, and then nobody needs to be woken.
-            let _ = self.events.send(None);
+    /// Queues an input, and wakes the loop if it is to be woken for that.
+    pub(crate) fn send(&self, event: Event) -> Result<(), LoopEnded> {
+        if self.ended.load(Ordering::Acquire) {
+            return Err(LoopEnded);
+        }
+        let wakes = lock(&self.inbox).push(event);
+        if wakes {
+            self.bell.notify_one();
         }
         Ok(())
-    }
-
-    /// Everything up to `index` is applied, and up to `flushed` durable in the store.
-    pub(crate) fn applied(&self, index: u64, flushed: u64) {
-        self.flushed.store(flushed, Ordering::SeqCst);
-        self.applied.store(index, Ordering::SeqCst);
-        if self.wants_applied.swap(false, Ordering::SeqCst) {
-            let _ = self.events.send(None);
-        }
-    }
-
-    fn want(&self, wants: Wants) {
-        self.wants_writes.store(wants.writes, Ordering::SeqCst);
-        self.wants_reads.store(wants.reads, Ordering::SeqCst);
-        self.wants_applied.store(wants.applied, Ordering::SeqCst);
     }
 }
 
 impl RaftEvents {
-    /// Waits for something that `wants` or that always wakes, at most so long, and hands all there
-    /// is to `handle`. False when nobody is left who could send.
+    /// Waits for something of `interest` or that always wakes, at most so long, and hands all there
+    /// is to `handle`.
     pub(crate) fn wait(
         &mut self,
         inbox: &RaftInbox,
-        wants: Wants,
+        interest: WakeInterest,
         wait: Duration,
-        mut handle: impl FnMut(Event),
-    ) -> bool {
-        inbox.want(wants);
-        if !self.drain_quiet(inbox, &mut handle) {
-            match self.events.recv_timeout(wait) {
-                Ok(event) => event.into_iter().for_each(&mut handle),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
-            }
+        handle: impl FnMut(Event),
+    ) {
+        let mut locked = lock(&inbox.inbox);
+        if locked.sleep(interest) {
+            let woken = inbox.bell.wait_timeout_while(locked, wait, |inbox| inbox.is_asleep());
+            locked = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
-        inbox.want(Wants::default());
-        for _ in 0..INPUTS_MAX {
-            let Ok(event) = self.events.try_recv() else { break };
-            event.into_iter().for_each(&mut handle);
-        }
-        self.drain_quiet(inbox, &mut handle);
-        true
+        locked.take(INPUTS_MAX, &mut self.taken);
+        drop(locked);
+        self.taken.drain(..).for_each(handle);
     }
+}
 
-    /// Takes what may have come without a ring; whether there was anything.
-    fn drain_quiet(&mut self, inbox: &RaftInbox, handle: &mut impl FnMut(Event)) -> bool {
-        let mut any = false;
-        let applied = inbox.applied.load(Ordering::SeqCst);
-        if applied > self.applied {
-            self.applied = applied;
-            let flushed = inbox.flushed.load(Ordering::SeqCst);
-            handle(Input::Applied { index: applied, flushed });
-            any = true;
-        }
-        for _ in 0..INPUTS_MAX {
-            let Ok(request) = self.requests.try_recv() else { break };
-            handle(request);
-            any = true;
-        }
-        any
+impl Drop for RaftEvents {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Release);
     }
 }
 
@@ -145,14 +79,13 @@ mod tests {
     use super::super::mailbox::Mailbox;
     use super::*;
     use crate::node::Request;
-    use std::sync::Arc;
     use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
     use std::thread;
-    use std::time::Instant;
 
-    const STRESS: Duration = Duration::from_millis(600);
-    /// A wait in which nothing comes for so long means that a ring was lost.
-    const LOST: Duration = Duration::from_secs(5);
+    /// A wait in which nothing comes for so long means that a wake-up was lost.
+    const LOST: Duration = Duration::from_secs(60);
+    /// Requests of each kind that a stress test is to see.
+    const REQUESTS: u64 = 2_000;
 
     fn requests(number: u64, what: Request) -> Event {
         let client = ClientHandle(Arc::new(Mailbox::default()));
@@ -165,8 +98,7 @@ mod tests {
         let (taken, answers): (SyncSender<()>, Receiver<()>) = sync_channel(1);
         let (inbox, what) = (Arc::clone(inbox), what.clone());
         thread::spawn(move || {
-            let write = matches!(what, Request::Write(_));
-            while inbox.submit(requests(0, what.clone()), write, !write).is_ok() {
+            while inbox.send(requests(0, what.clone())).is_ok() {
                 if answers.recv().is_err() {
                     return;
                 }
@@ -175,17 +107,17 @@ mod tests {
         taken
     }
 
-    /// Runs the loop's side for a while; gives how many writes and reads it took.
-    fn run(wants: impl Fn(u64) -> Wants) -> (u64, u64) {
+    /// Runs the loop's side until it took so many writes and reads. It sleeps whenever it may, and never
+    /// through what it wants.
+    fn run(interest: WakeInterest) {
         let (inbox, mut events) = raft_inbox();
         let inbox = Arc::new(inbox);
-        let until = Instant::now() + STRESS;
         let writer = client(&inbox, &Request::Write(Arc::from([])));
         let reader = client(&inbox, &Request::Read);
-        let (mut writes, mut reads, mut turns) = (0, 0, 0);
-        while Instant::now() < until {
-            let since = Instant::now();
-            events.wait(&inbox, wants(turns), 2 * LOST, |input| match input {
+        let (mut writes, mut reads) = (0, 0);
+        while writes < REQUESTS || reads < REQUESTS {
+            let before = writes + reads;
+            events.wait(&inbox, interest, LOST, |input| match input {
                 Input::Client { requests, .. } => match requests[0].2 {
                     Request::Write(_) => {
                         writes += 1;
@@ -198,28 +130,22 @@ mod tests {
                 },
                 other => panic!("{other:?}"),
             });
-            assert!(since.elapsed() < LOST, "a ring was lost in turn {turns}");
-            turns += 1;
+            assert!(writes + reads > before, "a wake-up was lost behind {writes} and {reads}");
         }
-        (writes, reads)
     }
 
     /// The loop sleeps whenever it has nothing to do, and two clients submit as fast as they are
-    /// answered, each ringing only when the loop wants it. It never sleeps through a request.
+    /// answered, each waking it only when that is wanted. It never sleeps through a request.
     #[test]
-    fn no_ring_is_lost() {
-        let all = Wants { writes: true, reads: true, applied: true };
-        let (writes, reads) = run(|_| all);
-        assert!(writes > 100 && reads > 100, "{writes} writes, {reads} reads");
+    fn no_wake_up_is_lost() {
+        run(WakeInterest { writes: true, reads: true, applied: true });
     }
 
     /// The loop does not want to be woken for reads. They wait for the next write and are taken
-    /// with it, so that a request that rings nobody is not forgotten.
+    /// with it, so that a request that wakes nobody is not forgotten.
     #[test]
     fn what_is_not_wanted_is_taken_at_the_next_wake() {
-        let only_writes = Wants { writes: true, ..Wants::default() };
-        let (writes, reads) = run(|_| only_writes);
-        assert!(writes > 100 && reads > 100, "{writes} writes, {reads} reads");
+        run(WakeInterest { writes: true, ..WakeInterest::default() });
     }
 
     /// The applier reports index after index; the loop hears of the last of them, always, and of
@@ -230,39 +156,31 @@ mod tests {
         let inbox = Arc::new(inbox);
         let theirs = Arc::clone(&inbox);
         let last = 200_000;
-        let applier = thread::spawn(move || (1..=last).for_each(|index| theirs.applied(index, 0)));
-        let wants = Wants { applied: true, ..Wants::default() };
+        let applier = thread::spawn(move || {
+            (1..=last).for_each(|index| theirs.send(Input::Applied { index, flushed: 0 }).unwrap());
+        });
+        let interest = WakeInterest { applied: true, ..WakeInterest::default() };
         let mut heard = 0;
         while heard < last {
-            let since = Instant::now();
-            events.wait(&inbox, wants, 2 * LOST, |input| match input {
+            let before = heard;
+            events.wait(&inbox, interest, LOST, |input| match input {
                 Input::Applied { index, .. } => {
                     assert!(index > heard);
                     heard = index;
                 }
                 other => panic!("{other:?}"),
             });
-            assert!(since.elapsed() < LOST, "a ring was lost behind {heard}");
+            assert!(heard > before, "a wake-up was lost behind {heard}");
         }
         applier.join().unwrap();
     }
 
-    /// More connections submit at once than are taken in one go: the rest is taken without a ring.
+    /// The loop has ended: whoever sends is told so.
     #[test]
-    fn a_crowd_is_taken_in_turns() {
-        let (inbox, mut events) = raft_inbox();
-        for number in 0..3 * INPUTS_MAX as u64 {
-            inbox.submit(requests(number, Request::Read), false, true).unwrap();
-        }
-        let mut next = 0;
-        while next < 3 * INPUTS_MAX as u64 {
-            let before = next;
-            events.wait(&inbox, Wants::default(), Duration::ZERO, |input| {
-                let Input::Client { requests, .. } = input else { panic!("{input:?}") };
-                assert_eq!(requests[0].0, next, "in their order");
-                next += 1;
-            });
-            assert!(next > before);
-        }
+    fn nothing_is_sent_to_a_loop_that_has_ended() {
+        let (inbox, events) = raft_inbox();
+        assert!(inbox.send(requests(0, Request::Read)).is_ok());
+        drop(events);
+        assert!(inbox.send(requests(1, Request::Read)).is_err());
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn run(
         for (connection, outgoing) in sends {
             connections.transmit(connection, outgoing);
         }
-        let wants = node.wants();
+        let interest = node.wake_interest();
         let wait_us = node.next_tick_us().saturating_sub(shared.clock.now_us());
         let wait = Duration::from_micros(wait_us);
         let handle = |input| {
@@ -50,9 +50,7 @@ pub(crate) fn run(
             }
             node.handle(input, shared.clock.now_us());
         };
-        if !events.wait(&shared.raft, wants, wait, handle) {
-            return;
-        }
+        events.wait(&shared.raft, interest, wait, handle);
         node.tick(shared.clock.now_us());
     }
 }

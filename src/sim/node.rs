@@ -9,7 +9,7 @@ use super::store::store_options;
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ConnectionId, Input, LogEvent, LogWriter,
+    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ConnectionId, Inbox, LogEvent, LogWriter,
     Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, SnapshotSender,
     first_configuration, open, restored, verify,
 };
@@ -112,7 +112,11 @@ pub(super) struct Up {
     /// Connections that it has accepted, by the number of their flow.
     pub(super) accepted: BTreeMap<u64, Accepted>,
     /// Its inbox.
-    pub(super) inbox: VecDeque<Input<ClientId>>,
+    pub(super) inbox: Inbox<ClientId>,
+    /// A wake-up is on its way for something in it.
+    pub(super) woken: bool,
+    /// Something lies in it since then, or did when the node last looked.
+    pub(super) queued_at_us: Option<u64>,
     /// When it is next woken.
     pub(super) wakes_at_us: Option<u64>,
     /// Watches its core.
@@ -327,7 +331,10 @@ impl SimNode {
             node: Node::new(replica, peers, self.local_us(now_us)),
             dialed: BTreeMap::new(),
             accepted: BTreeMap::new(),
-            inbox: VecDeque::new(),
+            inbox: Inbox::default(),
+            // It looks when it starts.
+            woken: true,
+            queued_at_us: None,
             wakes_at_us: None,
             watch: Watch::default(),
             led: false,

@@ -175,6 +175,7 @@ const MUST_HAPPEN: &[&str] = &[
     "change passed on without an answer",
     "messages read from the log file",
     "requests without an answer",
+    "queued without a wake-up",
     // The clients' own network.
     "dials that nobody answers",
     "tokens refused",

@@ -19,7 +19,7 @@ use super::traffic::ClientEvent;
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
     Answer, ApplyEffects, ApplyTask, Input, LogEvent, NodeEffects, Outgoing, PeerEvent,
-    ReceiverEvent, Refusal, ReplyTo, Verdict,
+    ReceiverEvent, Refusal, ReplyTo, Request, Verdict,
 };
 use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wire::handshake::Lane;
@@ -72,6 +72,9 @@ impl Ord for Scheduled {
         (self.at_us, self.order).cmp(&(other.at_us, other.order))
     }
 }
+
+/// A node looks into its inbox at least so often while a request lies there, wanted or not.
+const QUEUED_US_MAX: u64 = 1_000_000;
 
 /// The life of an event that concerns no process.
 pub(super) const ANY_LIFE: u64 = u64::MAX;
@@ -183,14 +186,48 @@ impl World {
         }
     }
 
-    /// Puts an input into a replica's inbox, and wakes it.
+    /// Puts an input into a replica's inbox, and wakes it if that is worth it.
     pub(super) fn input(&mut self, node: NodeId, input: Input<ClientId>) {
         let hop_us = self.hop_us();
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let (life, at_us) = (n.life, self.now_us + hop_us);
         let Some(up) = &mut n.up else { return };
-        up.inbox.push_back(input);
-        self.wake_at(node, life, at_us);
+        // News of the applier may wait until somebody wants them.
+        if !matches!(input, Input::Applied { .. }) {
+            up.queued_at_us.get_or_insert(self.now_us);
+        }
+        if up.inbox.push(input) {
+            up.woken = true;
+            self.wake_at(node, life, at_us);
+        } else if up.inbox.is_asleep() {
+            self.count("queued without a wake-up");
+        }
+    }
+
+    /// What a node would act on at once is not in its inbox without a wake-up on its way, and nothing that
+    /// somebody waits for stays there for long.
+    fn check_wake_up(&self, node: NodeId) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
+        let Some(up) = n.up.as_ref().filter(|_| n.paused_until_us <= self.now_us) else {
+            return Ok(());
+        };
+        let wanted = up.node.wake_interest();
+        let missed = |input: &Input<ClientId>| match input {
+            Input::Client { requests, .. } => requests.iter().any(|(_, _, what)| {
+                if matches!(what, Request::Write(_)) { wanted.writes } else { wanted.reads }
+            }),
+            _ => true,
+        };
+        if !up.woken && up.inbox.iter().any(missed) {
+            return violated("no wake-up is lost", format!("node {node}: {wanted:?}"));
+        }
+        // A process that was paused has not looked yet.
+        let overdue = up.wakes_at_us.is_some_and(|at_us| at_us <= self.now_us);
+        let late = up.queued_at_us.filter(|at_us| self.now_us > at_us + QUEUED_US_MAX && !overdue);
+        if let Some(at_us) = late {
+            return violated("a request is taken in time", format!("node {node}: of {at_us}"));
+        }
+        Ok(())
     }
 
     pub(super) fn wake_at(&mut self, node: NodeId, life: u64, at_us: u64) {
@@ -232,6 +269,7 @@ impl World {
             }
         }
         self.handle(node, *event)?;
+        self.check_wake_up(node)?;
         Ok(true)
     }
 
@@ -292,11 +330,16 @@ impl World {
         up.wakes_at_us = None;
         // Usually everything in the inbox, now and then a part of it.
         let all = up.inbox.len();
-        let take =
+        let most =
             if self.dice.chance(1, 8) { self.dice.below(all as u64 + 1) as usize } else { all };
+        let mut inputs = Vec::new();
+        up.woken = false;
+        up.inbox.take(most, &mut inputs);
+        let take = inputs.len();
+        up.queued_at_us = up.inbox.iter().next().map(|_| now_us);
         // Who has welcomed this process just now.
         let mut welcomed_by: Vec<NodeId> = Vec::new();
-        for input in up.inbox.drain(..take) {
+        for input in inputs {
             if let Input::Link(PeerEvent::Answered { connection, answer: Ok(welcome) }) = &input
                 && up.dialed.contains_key(connection)
             {
@@ -304,7 +347,6 @@ impl World {
             }
             up.node.handle(input, local_us);
         }
-        let more = !up.inbox.is_empty();
         up.node.tick(local_us);
         let effects = up.node.effects(local_us);
         let raft = up.node.replica().raft();
@@ -338,6 +380,8 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(up) = &mut n.up else { return Ok(()) };
         let next_local_us = up.node.next_tick_us();
+        up.woken = !up.inbox.sleep(up.node.wake_interest());
+        let more = up.woken;
         let next_us = n.global_us(next_local_us).max(now_us + 1);
         self.note(node, "raft", seen);
         if elected && joint {

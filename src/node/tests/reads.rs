@@ -16,11 +16,11 @@ fn a_read_waits_until_its_index_is_applied_here() {
         let read = c.read(id, SOON_US);
         c.advance(50_000);
         assert_eq!(c.answer(read), None, "node {id} has not applied the second write");
-        assert!(c.replica(id).wants().applied);
+        assert!(c.replica(id).wake_interest().applied);
         c.node(id).applier_held = false;
         c.advance(50_000);
         assert_eq!(c.answer(read), Some(&Answer::Read(Ok(()))));
-        assert!(!c.replica(id).wants().applied);
+        assert!(!c.replica(id).wake_interest().applied);
     }
 }
 
@@ -28,17 +28,17 @@ fn a_read_waits_until_its_index_is_applied_here() {
 #[test]
 fn reads_that_come_during_a_round_share_the_next() {
     let (mut c, leader) = Cluster::led(3);
-    assert!(c.replica(leader).wants().reads);
+    assert!(c.replica(leader).wake_interest().reads);
     c.hold_from(leader);
     let first = c.read(leader, SOON_US);
-    assert!(!c.replica(leader).wants().reads);
+    assert!(!c.replica(leader).wake_interest().reads);
     let more: Vec<u64> = (0..5).map(|_| c.read(leader, SOON_US)).collect();
     c.heal();
     c.settle();
     for read in [first].into_iter().chain(more) {
         assert_eq!(c.answer(read), Some(&Answer::Read(Ok(()))));
     }
-    assert!(c.replica(leader).wants().reads);
+    assert!(c.replica(leader).wake_interest().reads);
 }
 
 /// The leader is cut off with reads of its own under way, and a follower has asked it as well. A

@@ -25,11 +25,11 @@ fn one_batch_is_in_flight_and_the_rest_accumulates() {
     let (mut c, leader) = Cluster::led(3);
     c.node(leader).disk_held = true;
     c.hold_from(leader);
-    assert!(c.replica(leader).wants().writes);
+    assert!(c.replica(leader).wake_interest().writes);
     let before = c.replica(leader).raft().last_index();
     let first = c.write(leader, "a", SOON_US);
     assert_eq!(c.replica(leader).raft().last_index(), before + 1);
-    assert!(!c.replica(leader).wants().writes);
+    assert!(!c.replica(leader).wake_interest().writes);
     let rest: Vec<u64> = (0..5).map(|i| c.write(leader, &i.to_string(), SOON_US)).collect();
     assert_eq!(c.replica(leader).raft().last_index(), before + 1, "they wait");
     assert_eq!(c.node(leader).persists.len(), 1);
@@ -44,7 +44,7 @@ fn one_batch_is_in_flight_and_the_rest_accumulates() {
     c.settle();
     let revisions: Vec<Index> = rest.iter().map(|&write| c.revision(write)).collect();
     assert_eq!(revisions, (before + 2..before + 7).collect::<Vec<_>>(), "in their order");
-    assert!(c.replica(leader).wants().writes);
+    assert!(c.replica(leader).wake_interest().writes);
     assert_eq!(c.inflight(leader), 0);
 }
 

@@ -11,7 +11,8 @@ use crate::kv::{
     Command, Committed, Limits, LsmStore, Machine, Op, StoreOptions, Write, encode_command,
 };
 use crate::node::{
-    ConnectionId, Input, Node, PeerEffect, PeerEvent, PeersOptions, Replica, ReplicaOptions, Wants,
+    ConnectionId, Input, Node, PeerEffect, PeerEvent, PeersOptions, Replica, ReplicaOptions,
+    WakeInterest,
 };
 use crate::raft::{self, Configuration, HardState, Member, NodeId, Raft, Restored, RestoredLog};
 use crate::wal::testdisk::TestDisk;
@@ -124,14 +125,14 @@ pub(crate) fn wait_for(
     events: &mut RaftEvents,
     mut is: impl FnMut(&Input<ClientHandle>) -> bool,
 ) -> bool {
-    let wants = Wants { writes: true, reads: true, applied: true };
+    let interest = WakeInterest { writes: true, reads: true, applied: true };
     for _ in 0..1000 {
         let mut seen = false;
-        let alive = events.wait(&shared.raft, wants, Duration::from_millis(10), |input| {
+        events.wait(&shared.raft, interest, Duration::from_millis(10), |input| {
             seen |= is(&input);
         });
-        if seen || !alive {
-            return seen;
+        if seen {
+            return true;
         }
     }
     false
