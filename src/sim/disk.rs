@@ -24,6 +24,7 @@
 use super::dice::Dice;
 use crate::env::{DirLock, Disk, DiskFile, Open};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -51,9 +52,10 @@ pub struct SimDisk(Arc<Mutex<State>>);
 
 struct State {
     dice: Dice,
-    names: BTreeMap<PathBuf, usize>,
+    /// By path: bytes are compared faster than the components of a path.
+    names: BTreeMap<OsString, usize>,
     /// The names as the platter has them, where that differs.
-    unsynced_names: BTreeMap<PathBuf, Option<usize>>,
+    unsynced_names: BTreeMap<OsString, Option<usize>>,
     files: Vec<File>,
     power_fails_in: Option<u64>,
     dark: bool,
@@ -243,13 +245,13 @@ impl SimDisk {
     /// Paths and lengths of all files.
     pub fn files(&self) -> Vec<(PathBuf, usize)> {
         let state = self.state();
-        state.names.iter().map(|(path, &id)| (path.clone(), state.files[id].bytes.len())).collect()
+        state.names.iter().map(|(path, &id)| (path.into(), state.files[id].bytes.len())).collect()
     }
 
     /// The bytes of a file, none when it is not there.
     pub fn bytes(&self, path: &Path) -> Option<Vec<u8>> {
         let state = self.state();
-        state.names.get(path).map(|&id| state.files[id].bytes.clone())
+        state.names.get(path.as_os_str()).map(|&id| state.files[id].bytes.clone())
     }
 
     /// A byte of some file of the log that a later synced write followed: chosen by `at`.
@@ -263,7 +265,7 @@ impl SimDisk {
             .filter(|(_, end)| *end > 0)
             .collect();
         let (path, end) = files.get(usize::try_from(at >> 32).ok()? % files.len().max(1))?;
-        Some(((*path).clone(), usize::try_from(at & 0xffff_ffff).ok()? % end))
+        Some(((*path).into(), usize::try_from(at & 0xffff_ffff).ok()? % end))
     }
 
     /// Writes a sector that is settled a second time, where it does not belong: over another one
@@ -274,7 +276,10 @@ impl SimDisk {
         };
         let sector = |byte: usize| byte / SECTOR_BYTES * SECTOR_BYTES;
         let mut state = self.state();
-        let ids = (state.names.get(&from.0).copied(), state.names.get(&to.0).copied());
+        let ids = (
+            state.names.get(from.0.as_os_str()).copied(),
+            state.names.get(to.0.as_os_str()).copied(),
+        );
         let (Some(source), Some(target)) = ids else { return false };
         let (at, to) = (sector(from.1), sector(to.1));
         let Some(bytes) = state.files[source].bytes.get(at..at + SECTOR_BYTES) else {
@@ -303,7 +308,7 @@ impl SimDisk {
     /// Turns one bit over, behind everyone's back.
     pub fn flip(&self, path: &Path, byte: usize, bit: u8) {
         let mut state = self.state();
-        if let Some(&id) = state.names.get(path)
+        if let Some(&id) = state.names.get(path.as_os_str())
             && let Some(byte) = state.files[id].bytes.get_mut(byte)
         {
             *byte ^= 1 << (bit % 8);
@@ -375,7 +380,7 @@ impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
         let power = state.light(mode == Open::CreateNew)?;
-        let id = match (state.names.get(path).copied(), mode) {
+        let id = match (state.names.get(path.as_os_str()).copied(), mode) {
             (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(id), _) => id,
             (None, Open::CreateNew) => {
@@ -384,8 +389,8 @@ impl Disk for SimDisk {
                 }
                 let id = state.files.len();
                 state.files.push(File::default());
-                state.names.insert(path.to_path_buf(), id);
-                state.unsynced_names.entry(path.to_path_buf()).or_insert(None);
+                state.names.insert(path.into(), id);
+                state.unsynced_names.entry(path.into()).or_insert(None);
                 id
             }
             (None, _) => return Err(io::ErrorKind::NotFound.into()),
@@ -400,7 +405,8 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut state = self.state();
         state.light(false)?;
-        let name = |path: &PathBuf| {
+        let name = |path: &OsString| {
+            let path = Path::new(path);
             let name = (path.parent() == Some(dir)).then(|| path.file_name()).flatten()?;
             Some(name.to_string_lossy().into_owned())
         };
@@ -414,18 +420,18 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         let power = state.light(true)?;
-        let id = state.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
-        state.unsynced_names.entry(path.to_path_buf()).or_insert(Some(id));
+        let id = state.names.remove(path.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
+        state.unsynced_names.entry(path.into()).or_insert(Some(id));
         if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
         let power = state.light(true)?;
-        let id = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        state.unsynced_names.entry(from.to_path_buf()).or_insert(Some(id));
-        let old = state.names.insert(to.to_path_buf(), id);
-        state.unsynced_names.entry(to.to_path_buf()).or_insert(old);
+        let id = state.names.remove(from.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
+        state.unsynced_names.entry(from.into()).or_insert(Some(id));
+        let old = state.names.insert(to.into(), id);
+        state.unsynced_names.entry(to.into()).or_insert(old);
         if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
     }
 
@@ -437,7 +443,7 @@ impl Disk for SimDisk {
         if state.strikes(Trouble::Sync) {
             return Err(eio());
         }
-        state.unsynced_names.retain(|path, _| path.parent() != Some(dir));
+        state.unsynced_names.retain(|path, _| Path::new(path).parent() != Some(dir));
         Ok(())
     }
 

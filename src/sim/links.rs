@@ -162,7 +162,7 @@ impl World {
                     }
                 }
                 PeerEffect::Probe { .. } => {}
-                PeerEffect::Say { .. } => {}
+                PeerEffect::Say { text, .. } => self.trace.detail(self.now_us, node, || text),
                 PeerEffect::Stop { verdict, .. } => self.stopped_by(node, verdict)?,
             }
         }
@@ -170,6 +170,7 @@ impl World {
     }
 
     fn dial(&mut self, node: NodeId, connection: ConnectionId, address: &str, hello: Box<Hello>) {
+        self.trace.detail(self.now_us, node, || format!("dials {address} {connection} {hello:?}"));
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let life = n.life;
         let Some(up) = &mut n.up else { return };
@@ -179,7 +180,8 @@ impl World {
         up.dialed.insert(connection, dialed);
         self.link(HANDSHAKE_US, node, LinkEvent::Timeout { connection });
         // Who is there now; a machine that is taken off by then answers nothing.
-        let there = self.nodes.values().find(|n| n.address == address && !n.gone).map(|n| n.id);
+        let there = self.nodes.values().filter(|n| n.address == address && !n.gone);
+        let there = there.max_by_key(|n| n.up.is_some()).map(|n| n.id);
         let Some(target) = there else {
             self.count("dialed where nobody is any more");
             let delay_us = self.dice.log_between(100, 1_000_000);
@@ -300,15 +302,17 @@ impl World {
             self.reset(flow, Some(end.other()));
             return Ok(());
         }
-        let packet = match self.network.arrive(self.now_us, flow, end) {
+        let (packet, next_us) = match self.network.arrive(self.now_us, flow, end) {
             Arrival::Nothing => return Ok(()),
             Arrival::Later(delay_us) => {
                 self.schedule(delay_us, node, ANY_LIFE, again);
                 return Ok(());
             }
-            Arrival::Packet(packet) => packet,
+            Arrival::Packet(packet, next_us) => (packet, next_us),
         };
-        self.schedule(1, node, ANY_LIFE, again);
+        if let Some(delay_us) = next_us {
+            self.schedule(delay_us, node, ANY_LIFE, again);
+        }
         // Whoever writes there has room again.
         if end == End::Acceptor
             && let Some(f) = self.network.flow(flow)
@@ -431,6 +435,7 @@ impl World {
         }
         match packet {
             Packet::Answer(answer) => {
+                self.trace.detail(self.now_us, node, || format!("{connection}: {answer:?}"));
                 if let Err(reject) = &*answer {
                     self.note(node, "rejected", [reject.code.number().into(), 0, 0, 0]);
                 }
@@ -467,6 +472,7 @@ impl World {
             self.count("forwards given back");
             self.input(node, Input::ForwardUnsent { id });
         }
+        self.trace.detail(self.now_us, node, || format!("{connection} closed: {why}"));
         self.report(node, PeerEvent::Closed { connection, why: why.to_string() });
     }
 

@@ -64,6 +64,12 @@ impl World {
         if n.up.is_some() || n.refuses || n.over || n.gone {
             return Ok(());
         }
+        if self.finds_address_taken(node) {
+            self.count("removed nodes kept from an address in use");
+            self.lose(node);
+            return Ok(());
+        }
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
         match n.start(now_us, platter, self.cluster.committed_terms())? {
             Start::Running => {
@@ -228,6 +234,15 @@ impl World {
             self.count("old copies switched off");
             self.lose(id);
         }
+    }
+
+    /// Whether a node that was removed would listen where another process does. (A member's address is
+    /// its own: see [`World::give_way`].)
+    fn finds_address_taken(&self, node: NodeId) -> bool {
+        let Some(address) = self.nodes.get(&node).map(|n| &n.address) else { return false };
+        let removed = self.cluster.configuration().is_some_and(|c| c.member(node).is_none());
+        removed
+            && self.nodes.values().any(|n| n.id != node && n.up.is_some() && n.address == *address)
     }
 
     /// Two processes cannot listen at one address: a node that was removed, and may not know it yet, makes

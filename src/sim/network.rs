@@ -210,8 +210,8 @@ pub(super) enum Arrival {
     Nothing,
     /// Nothing yet: again after so long.
     Later(u64),
-    /// This, and whether there is room now that was none.
-    Packet(Packet),
+    /// This; and the next thing, if there is one, after so long at the earliest.
+    Packet(Packet, Option<u64>),
 }
 
 /// All lines and flows.
@@ -415,7 +415,9 @@ impl Network {
         if stream.deaf {
             return Arrival::Later(1);
         }
-        Arrival::Packet(segment.packet)
+        let next_us = stream.under_way.front().map(|s| s.due_us.saturating_sub(now_us).max(1));
+        stream.awaited = next_us.is_some();
+        Arrival::Packet(segment.packet, next_us)
     }
 
     /// One end reads no more, and writes no more behind what it has written. Gives when an arrival at

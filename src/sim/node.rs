@@ -119,6 +119,10 @@ pub(super) struct Up {
     pub(super) queued_at_us: Option<u64>,
     /// When it is next woken.
     pub(super) wakes_at_us: Option<u64>,
+    /// When the wake-ups are due that are in the queue of events, the earliest last.
+    pub(super) wakes_queued_us: Vec<u64>,
+    /// What the store's background has flushed and compacted.
+    pub(super) background_bytes: [u64; 2],
     /// Watches its core.
     pub(super) watch: Watch,
     /// Whether it led after its last step.
@@ -336,6 +340,8 @@ impl SimNode {
             woken: true,
             queued_at_us: None,
             wakes_at_us: None,
+            wakes_queued_us: Vec::new(),
+            background_bytes: [0; 2],
             watch: Watch::default(),
             led: false,
             to_log: VecDeque::new(),

@@ -24,7 +24,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { nodes: None, steps: 60_000, trace: false }
+        Options { nodes: None, steps: 48_000, trace: false }
     }
 }
 

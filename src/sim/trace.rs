@@ -63,6 +63,14 @@ impl Trace {
         self.last.push_back(step);
     }
 
+    /// Prints a line beside the steps, where they are printed; the hash knows nothing of it.
+    pub fn detail(&self, time_us: u64, node: u64, line: impl FnOnce() -> String) {
+        if self.print {
+            let (s, us) = (time_us / 1_000_000, time_us % 1_000_000);
+            println!("{s:4}.{us:06} node {node}  - {}", line());
+        }
+    }
+
     /// The hash over everything so far.
     pub fn hash(&self) -> u64 {
         self.hash

@@ -232,8 +232,13 @@ impl World {
 
     pub(super) fn wake_at(&mut self, node: NodeId, life: u64, at_us: u64) {
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
-        if up.wakes_at_us.is_none_or(|at| at > at_us) {
-            up.wakes_at_us = Some(at_us);
+        if up.wakes_at_us.is_some_and(|at| at <= at_us) {
+            return;
+        }
+        up.wakes_at_us = Some(at_us);
+        // A timer that is due earlier than this looks again by itself.
+        if up.wakes_queued_us.last().is_none_or(|&at| at > at_us) {
+            up.wakes_queued_us.push(at_us);
             let delay_us = at_us.saturating_sub(self.now_us);
             self.schedule(delay_us, node, life, Event::Wake);
         }
@@ -324,10 +329,13 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let (life, local_us) = (n.life, n.local_us(now_us));
         let Some(up) = &mut n.up else { return Ok(()) };
-        if up.wakes_at_us.is_some_and(|at| at > now_us) {
+        up.wakes_queued_us.pop();
+        if let Some(at_us) = up.wakes_at_us.take()
+            && at_us > now_us
+        {
+            self.wake_at(node, life, at_us);
             return Ok(());
         }
-        up.wakes_at_us = None;
         // Usually everything in the inbox, now and then a part of it.
         let all = up.inbox.len();
         let most =
