@@ -5,7 +5,7 @@
 //! Every request is answered exactly once: by the leader's answer; as surely not done when it never
 //! left this node; else, at the latest at its deadline, as one of which nobody knows.
 
-use super::membership::{Change, ChangeRefused};
+use super::changes::{Change, ChangeRefused};
 use super::proposals::left_ms;
 use super::words::{Answer, ReplyTo};
 use crate::raft::{NodeId, NotProposed};

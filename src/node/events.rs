@@ -1,8 +1,8 @@
 //! What goes into a replica and what comes out: inputs and effects.
 
 use super::admin::AdminForward;
+use super::changes::ChangeRefused;
 use super::digests::Difference;
-use super::membership::ChangeRefused;
 use super::peers::PeerEvent;
 use super::words::{Answer, Forward, ReplyTo, Request, Verdict};
 use crate::raft::{

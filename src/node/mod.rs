@@ -23,6 +23,7 @@
 mod admin;
 mod applier;
 mod boot;
+mod changes;
 mod compaction;
 mod digests;
 mod events;
@@ -49,12 +50,13 @@ pub use applier::{
     Applied, Applier, ApplyEffects, ApplyError, ApplyTask, Installed, apply_entries, mark_of,
 };
 pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
+pub use changes::{Answerer, Change, ChangeRefused};
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input};
 pub use inbox::{INPUTS_MAX, Inbox, WakeInterest};
 pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use log_writer::{BATCH_REQUESTS_MAX, Cut, LogEffects, LogError, LogEvent, LogWriter, Written};
-pub use membership::{Change, ChangeRefused, MEMBERS_MAX};
+pub use membership::MEMBERS_MAX;
 pub use peers::{
     ConfigurationHistory, ConnectionId, Due, HASTENED_PATIENCE_US, Keepalive, LogPosition,
     PING_EVERY_US, PONG_PATIENCE_US, PeerEffect, PeerEvent, PeerStatus, Peers, PeersOptions,

@@ -8,9 +8,9 @@
 //! Once the node has come to a verdict about itself ([`PeerEffect::Stop`]) nothing leaves it any more.
 
 use super::admin::AdminForward;
+use super::changes::ChangeRefused;
 use super::events::{Effects, Input};
 use super::inbox::WakeInterest;
-use super::membership::ChangeRefused;
 use super::peers::{ConnectionId, PeerEffect, Peers, PeersOptions, Told};
 use super::replica::Replica;
 use super::words::{Answer, Forward, Verdict};

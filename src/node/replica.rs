@@ -13,12 +13,13 @@
 //! proposed; whoever deletes is served. A follower cannot refuse what its leader has taken.
 
 use super::admin::{Admin, Forwards};
+use super::changes::{Change, ChangeRefused};
 use super::compaction::Compaction;
 use super::digests::{Difference, Digests};
 use super::events::{Apply, Effects, Input};
 use super::flushes::{Flushes, Flushing};
 use super::inbox::WakeInterest;
-use super::membership::{Change, ChangeRefused, Membership};
+use super::membership::Membership;
 use super::proposals::{Bounds, Proposals};
 use super::reads::Reads;
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Status, Verdict};

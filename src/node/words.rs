@@ -1,6 +1,6 @@
 //! The words that the components of a node use among themselves.
 
-use super::membership::{Change, ChangeRefused};
+use super::changes::{Change, ChangeRefused};
 use crate::kv::bytes::Malformed;
 use crate::kv::{NotTaken, Outcome, TooLarge};
 use crate::raft::{Configuration, Index, Member, NodeId, PeerProgress, RoleName, Term};

@@ -4,12 +4,12 @@
 use super::Shared;
 use super::connection::failure;
 use super::native::class_of;
-use crate::client::{Cause, Connection};
-use crate::node::{Admin, Change, ChangeRefused};
+use crate::client::{Cause, Connection, Error};
+use crate::node::{Admin, Answerer, Change, ChangeRefused};
 use crate::raft::NodeId;
 use crate::wire::ADDRESS_BYTES_MAX;
 use crate::wire::client::{Answer as Reply, Call, Class, Failure, Joined};
-use crate::wire::handshake::{Reject, RejectCode};
+use crate::wire::handshake::RejectCode;
 use std::time::Duration;
 
 /// How long a new node may take to say who it is, when somebody else asks to take it in. One that is
@@ -19,17 +19,17 @@ const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 /// The change that a call asks for.
 ///
 /// # Errors
-/// The address is none, or a node of another cluster answers there.
+/// The address is none, or the node that answers there is a member already or of another cluster.
 pub(super) fn change_of(shared: &Shared, call: Call) -> Result<Change, Failure> {
     let invalid = |why: String| failure(Class::Invalid, why);
     let Admin::Change(change) = admin_of(call).map_err(invalid)? else {
         return Err(invalid("no change of the members".to_string()));
     };
-    if let Change::Join { address, .. } | Change::Replace { address, .. } = &change {
-        let asked_itself = matches!(change, Change::Join { identity, .. } if identity != 0);
-        if !asked_itself && let Some(message) = foreign(shared, address) {
-            return Err(failure(Class::Invalid, message));
-        }
+    if let Some(address) = change.address_to_look_at()
+        && let Some(answerer) = answerer(shared, address)
+    {
+        let checked = change.check_answerer(answerer, &shared.configuration());
+        checked.map_err(|why| failure(class_of_refusal(&why), why.to_string()))?;
     }
     Ok(change)
 }
@@ -89,16 +89,16 @@ pub(super) fn refusal_of(class: Class, why: String) -> ChangeRefused {
     }
 }
 
-/// Whether a node of another cluster answers there, in words.
-fn foreign(shared: &Shared, address: &str) -> Option<String> {
-    let error = Connection::dial(address, &shared.token, shared.cluster, LOOK_TIMEOUT).err()?;
-    let Cause::Rejected(Reject { code: RejectCode::ForeignCluster, message }) = error.cause else {
-        return None;
-    };
-    Some(format!(
-        "the node at {address} holds data of another cluster ({message}); start it with an empty \
-         --data and with --join"
-    ))
+/// Who answers there, if anybody does at once.
+fn answerer(shared: &Shared, address: &str) -> Option<Answerer> {
+    match Connection::dial(address, &shared.token, shared.cluster, LOOK_TIMEOUT) {
+        Ok(connection) => Some(Answerer::Node(connection.welcome().node)),
+        Err(Error { cause: Cause::Rejected(reject), .. }) => {
+            let foreign = reject.code == RejectCode::ForeignCluster;
+            foreign.then(|| Answerer::Foreign(reject.message))
+        }
+        Err(_) => None,
+    }
 }
 
 /// What the client is told, once the replica has answered.

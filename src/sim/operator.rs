@@ -556,6 +556,8 @@ fn name_of(why: &ChangeRefused) -> &'static str {
         ChangeRefused::NoMember { .. } => "change refused: no member",
         ChangeRefused::WasRemoved { .. } => "change refused: removed before",
         ChangeRefused::AddressTaken { .. } => "change refused: address taken",
+        ChangeRefused::SameNode { .. } => "change refused: a member under another name",
+        ChangeRefused::ForeignNode { .. } => "change refused: of another cluster",
         ChangeRefused::ReplacedByVoter { .. } => "change refused: replaced by a voter",
         ChangeRefused::Replaces { .. } => "change refused: replaces another",
         ChangeRefused::NeedsMore { .. } => "change refused: needs more voters",

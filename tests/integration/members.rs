@@ -358,6 +358,11 @@ fn changes_that_make_no_sense_are_refused_with_their_reason() {
     refused(&cluster, &format!("member promote {id}"), 2, &["votes already"]);
     refused(&cluster, &format!("member join {address}"), 2, &[&address, &format!("member {id}")]);
     refused(&cluster, &format!("member replace {id} {address}"), 2, &["answers at that address"]);
+    // Two names of one machine are not two members.
+    let second_name = address.replace("127.0.0.1", "localhost");
+    let one_node = [second_name.as_str(), &address, &format!("member {id}")];
+    refused(&cluster, &format!("member join {second_name}"), 2, &one_node);
+    refused(&cluster, &format!("member replace {other} {second_name}"), 2, &one_node);
     refused(&cluster, "member join nowhere", 2, &["HOST:PORT"]);
     refused(&cluster, "member leave 3", 2, &["join, promote, remove, replace"]);
     // A learner that never comes does no harm, and does not vote.
