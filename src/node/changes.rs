@@ -2,6 +2,7 @@
 
 use super::membership::MEMBERS_MAX;
 use crate::raft::{Configuration, NodeId, NotProposed};
+use crate::wire::handshake::{Reject, RejectCode};
 use std::fmt;
 
 /// A change that is asked for.
@@ -264,6 +265,15 @@ pub enum Answerer {
     Node(NodeId),
     /// A node that rejects whoever is of this cluster, and what it says.
     Foreign(String),
+}
+
+impl Answerer {
+    /// Of a rejection; none when it says nothing of whose node it is.
+    #[must_use]
+    pub fn of_reject(reject: Reject) -> Option<Answerer> {
+        let foreign = reject.code == RejectCode::ForeignCluster;
+        foreign.then_some(Answerer::Foreign(reject.message))
+    }
 }
 
 impl Change {

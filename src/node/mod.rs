@@ -39,6 +39,7 @@ mod reads;
 mod recover;
 mod replica;
 mod snapshot_transfer;
+mod status;
 mod verify;
 mod words;
 
@@ -69,5 +70,6 @@ pub use snapshot_transfer::{
     ReceiverEffect, ReceiverEvent, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
     SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, TransferProgress,
 };
+pub use status::Status;
 pub use verify::{Report, Totals, check_identity, verify};
 pub use words::*;

@@ -1,10 +1,11 @@
 //! The words that the components of a node use among themselves.
 
 use super::changes::{Change, ChangeRefused};
+use super::status::Status;
 use crate::kv::bytes::Malformed;
 use crate::kv::{NotTaken, Outcome, TooLarge};
-use crate::raft::{Configuration, Index, Member, NodeId, PeerProgress, RoleName, Term};
-use crate::wire::client::{Class, MemberInfo, MemberRole, Members};
+use crate::raft::{Index, NodeId};
+use crate::wire::client::Class;
 use std::fmt;
 use std::sync::Arc;
 
@@ -180,54 +181,4 @@ pub struct Forward {
     pub deadline_ms: u32,
     /// The command.
     pub command: Arc<[u8]>,
-}
-
-/// What a node knows of itself and, when it leads, of the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Status {
-    /// This node.
-    pub id: NodeId,
-    /// Its role.
-    pub role: RoleName,
-    /// Its store is damaged, and is to be replaced by a snapshot.
-    pub repairing: bool,
-    /// It leads, has committed in its term and so knows everything that is committed.
-    pub leads_and_knows: bool,
-    /// The leader, if known.
-    pub leader: Option<NodeId>,
-    /// Its term.
-    pub term: Term,
-    /// Its commit index.
-    pub commit: Index,
-    /// Its applied index.
-    pub applied: Index,
-    /// Last index of its log.
-    pub last_index: Index,
-    /// The configuration in force.
-    pub configuration: Arc<Configuration>,
-    /// On a leader: what it knows of its followers.
-    pub peers: Vec<PeerProgress>,
-}
-
-impl Status {
-    /// The members, as a client is told of them.
-    pub fn members(&self) -> Members {
-        let role = |id| {
-            if self.leader == Some(id) {
-                MemberRole::Leader
-            } else if self.configuration.is_voter(id) {
-                MemberRole::Follower
-            } else {
-                MemberRole::Learner
-            }
-        };
-        let of = |m: &Member| MemberInfo {
-            id: m.id,
-            address: m.address.clone(),
-            role: role(m.id),
-            voter: self.configuration.is_voter(m.id),
-            replaces: self.configuration.replaces.get(&m.id).copied(),
-        };
-        Members { members: self.configuration.members.iter().map(of).collect() }
-    }
 }

@@ -9,7 +9,6 @@ use crate::node::{Admin, Answerer, Change, ChangeRefused};
 use crate::raft::NodeId;
 use crate::wire::ADDRESS_BYTES_MAX;
 use crate::wire::client::{Answer as Reply, Call, Class, Failure, Joined};
-use crate::wire::handshake::RejectCode;
 use std::time::Duration;
 
 /// How long a new node may take to say who it is, when somebody else asks to take it in. One that is
@@ -93,10 +92,7 @@ pub(super) fn refusal_of(class: Class, why: String) -> ChangeRefused {
 fn answerer(shared: &Shared, address: &str) -> Option<Answerer> {
     match Connection::dial(address, &shared.token, shared.cluster, LOOK_TIMEOUT) {
         Ok(connection) => Some(Answerer::Node(connection.welcome().node)),
-        Err(Error { cause: Cause::Rejected(reject), .. }) => {
-            let foreign = reject.code == RejectCode::ForeignCluster;
-            foreign.then(|| Answerer::Foreign(reject.message))
-        }
+        Err(Error { cause: Cause::Rejected(reject), .. }) => Answerer::of_reject(reject),
         Err(_) => None,
     }
 }

@@ -9,13 +9,13 @@ use super::{Shared, lock, members, peer_in};
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::kv::{Command, Op, Outcome, Piece, Query};
 use crate::node::{Answer, Request, Status, Verdict};
-use crate::raft::{NotProposed, RoleName};
+use crate::raft::NotProposed;
 use crate::wire::client::{
-    self, Answer as Reply, Call, Class, Consistency, Failure, MemberRole, NO_REQUEST, NodeStatus,
-    PeerStatus, Response,
+    self, Answer as Reply, Call, Class, Consistency, Failure, NO_REQUEST, NodeStatus, PeerStatus,
+    Response,
 };
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
-use crate::wire::handshake::{self, Hello, Local, Reject, RejectCode, Remembered, Role, Welcome};
+use crate::wire::handshake::{self, Hello, Local, Reject, Remembered, Role, Welcome};
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -87,8 +87,7 @@ pub(crate) fn serve(
         }
     };
     if over_cap {
-        let reject = Reject { code: RejectCode::TooManyConnections, message: shared.full() };
-        return send_reject(stream, &reject);
+        return send_reject(stream, &Reject::no_place(shared.full()));
     }
     let (leader, leader_address) = shared.known_leader();
     let welcome = Welcome {
@@ -128,7 +127,7 @@ fn read_hello(
     reader: &mut FrameReader,
     until: Instant,
 ) -> io::Result<Result<Hello, Reject>> {
-    let malformed = |message: String| Ok(Err(Reject { code: RejectCode::Malformed, message }));
+    let malformed = |e: String| Ok(Err(Reject::malformed(e)));
     let mut preamble = false;
     loop {
         if !preamble {
@@ -392,21 +391,7 @@ pub(super) fn class_of(why: NotProposed) -> Class {
 }
 
 pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
-    let role = match status.role {
-        RoleName::Leader => MemberRole::Leader,
-        _ if status.configuration.is_voter(shared.id) => MemberRole::Follower,
-        _ => MemberRole::Learner,
-    };
-    let state = match (status.role, status.leader) {
-        (RoleName::Leader, _) if status.leads_and_knows => "serving",
-        (RoleName::Leader, _) => "taking over",
-        (RoleName::Follower, Some(_)) => "following",
-        _ => "no leader known",
-    };
-    let state = if shared.reader.is_disk_full() { "disk full" } else { state };
-    let fetching = *lock(&shared.fetching);
-    let state = if status.repairing { "repairing its store" } else { state };
-    let state = fetching.map_or(state.to_string(), |progress| format!("{state}, {progress}"));
+    let fetches = lock(&shared.fetching).as_ref().map(ToString::to_string);
     let peer = |p: &crate::raft::PeerProgress| PeerStatus {
         id: p.id,
         match_index: p.match_index,
@@ -417,7 +402,7 @@ pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
         identity: shared.identity,
         cluster: shared.cluster,
         address: shared.address.clone(),
-        role,
+        role: status.own_role(),
         leader: status.leader,
         term: status.term,
         commit: status.commit,
@@ -428,6 +413,6 @@ pub(crate) fn node_status(shared: &Shared, status: &Status) -> NodeStatus {
         connections: u32::try_from(shared.connections.load(Ordering::Relaxed)).unwrap_or(u32::MAX),
         version: env!("CARGO_PKG_VERSION").to_string(),
         peers: status.peers.iter().map(peer).collect(),
-        state,
+        state: status.words(shared.reader.is_disk_full(), fetches),
     }
 }

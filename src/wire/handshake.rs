@@ -191,6 +191,20 @@ pub struct Reject {
     pub message: String,
 }
 
+impl Reject {
+    /// Of whoever does not speak the protocol; `why` says where it went wrong.
+    #[must_use]
+    pub fn malformed(why: String) -> Reject {
+        Reject { code: RejectCode::Malformed, message: why }
+    }
+
+    /// Of a client for which there is no place; `why` names the limit.
+    #[must_use]
+    pub fn no_place(why: String) -> Reject {
+        Reject { code: RejectCode::TooManyConnections, message: why }
+    }
+}
+
 impl fmt::Display for Reject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "connection rejected: {}", self.message)
