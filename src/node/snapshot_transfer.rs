@@ -602,7 +602,12 @@ impl SnapshotReceiver {
         let Some(import) = &mut self.import else { return Ok(again) };
         let sealed = LsmReader::seal(import);
         match self.unless_full(sealed, now_us)? {
-            None | Some(Sealed::Working | Sealed::Damaged) => Ok(again),
+            Some(Sealed::Damaged) => {
+                // On the way, or on either disk: the same from the same sender would go on in a circle.
+                self.give_up("a table of it is damaged", true, now_us);
+                Ok(again)
+            }
+            None | Some(Sealed::Working) => Ok(again),
             Some(Sealed::Done(snapshot)) => {
                 let index = snapshot.applied();
                 let (bytes, _) = self.import.as_ref().map_or((0, 0), Import::bytes);

@@ -87,6 +87,8 @@ enum End {
     Empty,
     /// Closes behind so many answers.
     Breaks(usize),
+    /// Turns a bit over in every piece.
+    Spoils,
 }
 
 impl Fetching {
@@ -137,7 +139,7 @@ impl Fetching {
                     let (sender, end, asked) = open.as_mut().expect("a connection");
                     *asked += 1;
                     let asked = *asked;
-                    let response = match *end {
+                    let mut response = match *end {
                         End::Silent(taken) if asked > taken => continue,
                         End::Breaks(taken) if asked > taken => {
                             self.tell(ReceiverEvent::Lost { why: "closed".to_string() });
@@ -149,6 +151,11 @@ impl Fetching {
                             other => panic!("{other:?}"),
                         },
                     };
+                    if let (End::Spoils, SnapshotResponse::Piece { bytes, .. }) =
+                        (*end, &mut response)
+                    {
+                        bytes[10] ^= 1;
+                    }
                     self.pieces += usize::from(matches!(response, SnapshotResponse::Piece { .. }));
                     self.tell(ReceiverEvent::Answered(response));
                 }
@@ -241,6 +248,19 @@ fn another_sender_is_tried_when_one_is_of_no_use() {
     assert!((700..900).contains(&dials), "{dials} in an hour");
     let lines = f.lines.len();
     assert!((60..200).contains(&lines), "{lines} in an hour");
+}
+
+/// What arrives is damaged, as the sender's memory or a proxy is: that shows when it is merged. It is
+/// not fetched from there in a circle.
+#[test]
+fn a_damaged_table_is_fetched_from_another_sender() {
+    let (one, other) = (Store::full(3), Store::full(2));
+    let senders = BTreeMap::from([(2, &other), (3, &one)]);
+    let mut f = Fetching::new();
+    f.offered(3, 40);
+    f.run(&senders, &[End::Spoils, End::Answers], 60_000_000);
+    assert_eq!((f.index(), &f.dialed[..]), (Some(REACHES), &[3, 2][..]));
+    assert!(f.lines.iter().any(|line| line.contains("damaged")), "{:?}", f.lines);
 }
 
 /// A damaged store is repaired from any other node, whoever leads, and an offer that reaches less far
