@@ -14,7 +14,7 @@
 //! None of them has a thread, socket or clock; time is an argument. `server/` runs each on a thread
 //! with one inbox, the simulator steps each as an actor.
 //!
-//! [`open`] makes them of what is on disk; [`verify`] looks through that without opening it.
+//! [`Startup`] decides who the node is; [`open`] makes its parts of what is on disk; [`verify`] looks through that without opening it.
 //!
 //! Clients are named by a type parameter `C`: a handle in production, a number in the simulator.
 //! Nothing here looks inside. Dialects and frames are not known here: a client's request arrives
@@ -39,6 +39,7 @@ mod reads;
 mod recover;
 mod replica;
 mod snapshot_transfer;
+mod startup;
 mod status;
 mod verify;
 mod words;
@@ -70,6 +71,7 @@ pub use snapshot_transfer::{
     ReceiverEffect, ReceiverEvent, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
     SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, TransferProgress,
 };
+pub use startup::{Startup, StartupEffect, StartupEvent, StartupOptions, cluster_of};
 pub use status::Status;
 pub use verify::{Report, Totals, check_identity, verify};
 pub use words::*;

@@ -4,7 +4,7 @@
 
 use super::connections::{AcceptedConnections, BulkSenders};
 use super::inbox::raft_inbox;
-use super::logging::{self, Level, Rate, info, warning};
+use super::logging::{self, Level, Rate, info, log, warning};
 use super::sockets::PartialBytes;
 use super::view::ClusterView;
 use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop, snapshots};
@@ -14,12 +14,12 @@ use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
     Applier, BATCH_REQUESTS_MAX, BootError, Input, LogWriter, Node, Opened, Part, PeersOptions,
-    Plan, Replica, ReplicaOptions, SnapshotReceiver, first_configuration, open, restored,
+    Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup, StartupEffect, StartupEvent,
+    StartupOptions, first_configuration, open, restored,
 };
-use crate::raft::{self, Member, NodeId, Raft};
+use crate::raft::{self, Raft};
 use crate::wal::{self, Identity, WalError};
 use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
-use crate::wire::handshake::{Reject, RejectCode};
 use std::fmt;
 use std::io;
 use std::net::TcpListener;
@@ -27,7 +27,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, RwLock};
-use std::thread::{Builder, JoinHandle};
+use std::thread::{self, Builder, JoinHandle};
+use std::time::Duration;
 
 // The largest write that any flags allow fits a frame of a client and of a peer, and what a frame of a
 // peer holds fits the log.
@@ -177,10 +178,7 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
     let is_new = is_new(&*disk, &options.data);
     let backup = backup(&*disk, &options, is_new)?;
     let lock = lock_directory(&*disk, &options.data)?;
-    let mut identity = identify(&*disk, &options, backup.as_ref(), &mut random)?;
-    if identity.node == 0 {
-        take_in(&*disk, &options, &mut identity)?;
-    }
+    let identity = identify(&*disk, &options, backup.as_ref(), &mut random)?;
     if let (Some(backup), Some(path)) = (backup.as_ref().filter(|_| !is_new), &options.restore)
         && identity.restoring
     {
@@ -341,197 +339,59 @@ fn backup(
     }
 }
 
-/// Reads who this node is, or makes it up at the very first start.
+/// Finds out who this node is, and does what that takes ([`Startup`] decides).
 fn identify(
     disk: &dyn Disk,
     options: &ServerOptions,
     backup: Option<&Backup>,
     random: &mut RealRandom,
 ) -> Result<Identity, StartError> {
-    let given = first_members(options);
-    let data = options.data.display();
-    if let Some(identity) = Identity::load(disk, &options.data)? {
-        let from = backup.map(|backup| name_of(&identity.members, Some(backup)));
-        if from.is_some_and(|cluster| cluster != identity.cluster) {
-            let what = format!(
-                "data directory {data} holds a cluster that was not begun from this backup; start \
-                 it without --restore, or choose another --data"
-            );
-            return Err(StartError::Identity { what });
-        }
-        if identity.restoring && backup.is_none() {
-            let what = format!(
-                "a restore into data directory {data} was begun and not finished; start it with \
-                 the same --restore again, or remove the directory"
-            );
-            return Err(StartError::Identity { what });
-        }
-        let known: Vec<&str> = identity.members.iter().map(|m| m.address.as_str()).collect();
-        let named: Vec<&str> = given.iter().map(|m| m.address.as_str()).collect();
-        if !options.peers.is_empty() && identity.node != 0 && known != named {
-            let what = format!(
-                "data directory {data} belongs to a cluster that was formed of {}, not of {}; \
-                 start it with the --peers it was made with or without any, or choose another --data",
-                known.join(","),
-                named.join(",")
-            );
-            return Err(StartError::Identity { what });
-        }
-        if identity.removed {
-            let what = format!(
-                "data directory {data} belongs to node {} that was removed from its cluster; it is \
-                 of no use any more. To take this machine in again start it with an empty --data \
-                 and with --join",
-                identity.node
-            );
-            return Err(StartError::Identity { what });
-        }
-        if identity.denied {
-            let (id, own) = (identity.node, &options.advertise);
-            let what = format!(
-                "data directory {data} is not the one that node {id} of the cluster had, or an old copy of \
-                 it, as this node was told before; it must not vote. If the disk of node {id} is lost for \
-                 ever, run: kontiki cli -a OTHER member replace {id} {own} -- where OTHER is the address of \
-                 a node that runs, and start this machine with an empty --data and --join OTHER"
-            );
-            return Err(StartError::Identity { what });
-        }
-        if identity.node == 0 && options.join.is_empty() && options.peers.is_empty() {
-            let what = format!(
-                "data directory {data} was made to join a cluster, which has not taken it in yet; \
-                 start it with --join, or remove the directory"
-            );
-            return Err(StartError::Identity { what });
-        }
-        if identity.node != 0
-            && let Some((at, cluster)) = join::cluster_at(&options.join, &options.token)
-            && cluster != identity.cluster
-        {
-            let what = format!(
-                "data directory {data} holds data of cluster {:016x}, and {at} is in cluster \
-                 {cluster:016x}; start it without --join to go on in its own, or choose another --data",
-                identity.cluster
-            );
-            return Err(StartError::Identity { what });
-        }
-        if identity.advertise != options.advertise {
-            // The leader hears of it when this node dials.
-            let moved = Identity { advertise: options.advertise.clone(), ..identity };
-            moved.store(disk, &options.data)?;
-            return Ok(moved);
-        }
-        return Ok(identity);
-    }
-    let own = random.next_u64().max(1);
-    let node = given.iter().find(|m| m.address == options.advertise).map_or(0, |m| m.id);
-    // The members of a cluster named by --peers agree on its id without a word: it is made of
-    // their addresses. Their identities make the difference to another cluster of that name.
-    // The same holds of the backup they all begin from.
-    let cluster = match (backup, &options.peers[..]) {
-        (None, []) => random.next_u64(),
-        _ => name_of(&given, backup),
-    };
-    let identity = Identity {
-        cluster: cluster.max(1),
-        node,
-        identity: own,
-        created: false,
-        restoring: backup.is_some(),
-        removed: false,
-        denied: false,
+    let found = Identity::load(disk, &options.data)?;
+    let startup_options = StartupOptions {
+        data: options.data.display().to_string(),
         advertise: options.advertise.clone(),
-        members: given,
+        peers: options.peers.clone(),
+        join: options.join.clone(),
+        backup: backup.map(Backup::fingerprint),
+        token: options.token.clone(),
+        own: random.next_u64(),
+        cluster: random.next_u64(),
     };
-    let identity = match wiped(options, &identity)? {
-        Some(why) => {
-            warning!("{why}");
-            joining(own, &options.advertise)
-        }
-        None if !options.join.is_empty() => joining(own, &options.advertise),
-        None => identity,
-    };
-    identity.store(disk, &options.data)?;
-    Ok(identity)
-}
-
-/// Who a node is that has no id yet.
-fn joining(identity: u64, advertise: &str) -> Identity {
-    Identity {
-        cluster: 0,
-        node: 0,
-        identity,
-        created: false,
-        restoring: false,
-        removed: false,
-        denied: false,
-        advertise: advertise.to_string(),
-        members: Vec::new(),
+    let mut startup = Startup::new(startup_options, found);
+    let mut joining = None;
+    loop {
+        let event = match startup.next_effect() {
+            StartupEffect::Store(identity) => {
+                identity.store(disk, &options.data)?;
+                StartupEvent::Stored
+            }
+            StartupEffect::AskPeer { address, hello } => {
+                StartupEvent::PeerAnswered(join::ask_peer(&address, &hello).ok().flatten())
+            }
+            StartupEffect::AskCluster { addresses } => {
+                StartupEvent::ClusterAnswered(join::cluster_at(&addresses, &options.token))
+            }
+            StartupEffect::Join { addresses, identity } => {
+                let new = || join::client(&addresses, &options.token);
+                match joining.get_or_insert_with(new).join(&options.advertise, identity) {
+                    Ok(joined) => StartupEvent::Joined(joined),
+                    Err(e) => StartupEvent::NotJoined { class: e.class, why: e.to_string() },
+                }
+            }
+            StartupEffect::Say { warning, text } => {
+                let level = if warning { Level::Warn } else { Level::Info };
+                log(level, format_args!("{text}"));
+                continue;
+            }
+            StartupEffect::Wait(us) => {
+                thread::sleep(Duration::from_micros(us));
+                StartupEvent::Waited
+            }
+            StartupEffect::Run(identity) => return Ok(identity),
+            StartupEffect::Refuse(what) => return Err(StartError::Identity { what }),
+        };
+        startup.handle(event);
     }
-}
-
-/// Asks the other first members, those that run, whether they know this node by another directory.
-/// Then its disk was lost, and it is a new node.
-fn wiped(options: &ServerOptions, identity: &Identity) -> Result<Option<String>, StartError> {
-    let others: Vec<(NodeId, String)> = identity
-        .members
-        .iter()
-        .filter(|m| m.id != identity.node)
-        .map(|m| (m.id, m.address.clone()))
-        .collect();
-    let Identity { cluster, node, .. } = *identity;
-    let own = &options.advertise;
-    let hello = join::first_hello(cluster, node, identity.identity, own, &options.token);
-    let Some((at, Reject { code, message })) = join::knows_another(&others, &hello) else {
-        return Ok(None);
-    };
-    if code == RejectCode::Removed {
-        let what = format!(
-            "the node at {at} says: {message}. Nothing was made of this directory; to take this \
-             machine in as a new node start it with --join {at} in place of --peers"
-        );
-        return Err(StartError::Identity { what });
-    }
-    Ok(Some(format!(
-        "the node at {at} says: {message}. Node {node} of the cluster had another data directory: \
-         its disk was wiped or exchanged. This one never votes under the old id; it waits to be taken \
-         in as a new node. If the old disk is lost for ever, run: kontiki cli -a {at} member replace \
-         {node} {own}"
-    )))
-}
-
-/// Makes the node a member.
-fn take_in(
-    disk: &dyn Disk,
-    options: &ServerOptions,
-    identity: &mut Identity,
-) -> Result<(), StartError> {
-    let others = options.peers.iter().filter(|peer| **peer != options.advertise);
-    let cluster: Vec<String> = options.join.iter().chain(others).cloned().collect();
-    let joined = join::join(&cluster, &options.advertise, identity.identity, &options.token)
-        .map_err(|what| StartError::Identity { what })?;
-    identity.cluster = joined.cluster;
-    identity.node = joined.id;
-    identity.members = joined.first;
-    identity.store(disk, &options.data)?;
-    Ok(())
-}
-
-/// The members a cluster begins with. Identities become known when they meet.
-fn first_members(options: &ServerOptions) -> Vec<Member> {
-    let alone = [options.advertise.clone()];
-    let addresses = if options.peers.is_empty() { &alone[..] } else { &options.peers[..] };
-    let member =
-        |(id, address): (NodeId, &String)| Member { id, identity: 0, address: address.clone() };
-    (1..).zip(addresses).map(member).collect()
-}
-
-/// FNV-1a, 64 bits, of the addresses in order, each ended by a zero byte, and of the backup's number
-/// in eight bytes when there is one.
-fn name_of(members: &[Member], backup: Option<&Backup>) -> u64 {
-    let bytes = members.iter().flat_map(|m| m.address.bytes().chain([0]));
-    let number = backup.map(|backup| backup.fingerprint().to_le_bytes());
-    let bytes = bytes.chain(number.into_iter().flatten());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3))
 }
 
 #[allow(clippy::too_many_arguments)] // the parts of a node, each used once

@@ -169,6 +169,13 @@ impl World {
         Ok(())
     }
 
+    /// The machine at an address: one whose process has ended for good may still have it beside the one
+    /// that has taken its place.
+    pub(super) fn machine_at(&self, address: &str) -> Option<NodeId> {
+        let there = || self.nodes.values().filter(|n| n.address == address && !n.gone);
+        there().find(|n| n.up.is_some()).or(there().next()).map(|n| n.id)
+    }
+
     fn dial(&mut self, node: NodeId, connection: ConnectionId, address: &str, hello: Box<Hello>) {
         self.trace.detail(self.now_us, node, || format!("dials {address} {connection} {hello:?}"));
         let Some(n) = self.nodes.get_mut(&node) else { return };
@@ -180,9 +187,7 @@ impl World {
         up.dialed.insert(connection, dialed);
         self.link(HANDSHAKE_US, node, LinkEvent::Timeout { connection });
         // Who is there now; a machine that is taken off by then answers nothing.
-        let there = self.nodes.values().filter(|n| n.address == address && !n.gone);
-        let there = there.max_by_key(|n| n.up.is_some()).map(|n| n.id);
-        let Some(target) = there else {
+        let Some(target) = self.machine_at(address) else {
             self.count("dialed where nobody is any more");
             let delay_us = self.dice.log_between(100, 1_000_000);
             return self.link(delay_us, node, LinkEvent::Refused { connection });

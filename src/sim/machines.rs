@@ -69,9 +69,10 @@ impl World {
             self.lose(node);
             return Ok(());
         }
+        let Some(identity) = self.startup(node)? else { return Ok(()) };
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
-        match n.start(now_us, platter, self.cluster.committed_terms())? {
+        match n.start(identity, now_us, platter, self.cluster.committed_terms())? {
             Start::Running => {
                 let (life, last) = (n.life, self.platters[&node].terms.len() as u64);
                 self.note(node, "started", [life, last, 0, 0]);
@@ -161,10 +162,12 @@ impl World {
         let Some(copy) = n.copy.take() else { return Ok(()) };
         let (own, flushed, torn) =
             (std::mem::replace(&mut n.disk, copy.image(dice)), n.flushed, n.torn.take());
-        let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
-        let before = platter.clone();
         n.old_copy = true;
-        let started = n.start(now_us, platter, self.cluster.committed_terms())?;
+        let before = self.platters.get(&node).cloned().unwrap_or_default();
+        let Some(identity) = self.startup(node)? else { return Ok(()) };
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
+        let started = n.start(identity, now_us, platter, self.cluster.committed_terms())?;
         let raft = n.up.as_ref().map(|up| up.node.replica().raft());
         let promise = raft.map(LogPosition::of);
         // Who was alone when the copy was made leads before anybody can say a word.

@@ -29,6 +29,7 @@ pub mod plans;
 mod run;
 mod slow;
 mod snapshots;
+mod startup;
 mod store;
 pub mod trace;
 mod traffic;

@@ -14,7 +14,7 @@ use crate::node::{
     first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
-use crate::raft::{self, Index, Member, NodeId, Persist, Raft, Restored, Term};
+use crate::raft::{self, Index, NodeId, Persist, Raft, Restored, Term};
 use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, WalError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -98,7 +98,6 @@ pub(super) struct SimNode {
     pub(super) torn: Option<Vec<Persist>>,
     /// What its flags allow in its present life.
     pub(super) limits: Limits,
-    members: Vec<Member>,
     dice: Dice,
 }
 
@@ -173,13 +172,7 @@ pub(super) enum Start {
 
 impl SimNode {
     /// A node that was never started, of that identity if it has one.
-    pub(super) fn new(
-        id: NodeId,
-        identity: u64,
-        address: String,
-        members: Vec<Member>,
-        mut dice: Dice,
-    ) -> SimNode {
+    pub(super) fn new(id: NodeId, identity: u64, address: String, mut dice: Dice) -> SimNode {
         let clock_ppm = dice.between(950_000, 1_050_000);
         SimNode {
             id,
@@ -207,7 +200,6 @@ impl SimNode {
             started_us: 0,
             torn: None,
             limits: Limits::default(),
-            members,
             dice,
         }
     }
@@ -227,9 +219,11 @@ impl SimNode {
         self.started_us + local_us.saturating_mul(1_000_000).div_ceil(self.clock_ppm)
     }
 
-    /// Starts the process from what is on disk. `promised` is what it told others is durable.
+    /// Starts the process from what is on disk, as the node that [`crate::node::Startup`] says it is.
+    /// `promised` is what it told others is durable.
     pub(super) fn start(
         &mut self,
+        identity: Result<Identity, BootError>,
         now_us: u64,
         promised: &mut Platter,
         committed: &[Term],
@@ -253,7 +247,7 @@ impl SimNode {
         if let Some(problem) = damage.filter(|_| !self.has_damage()) {
             return violated("no crash looks like damage", format!("node {}: {problem}", self.id));
         }
-        let opened = self.identity(&*disk, data).and_then(|identity| {
+        let opened = identity.and_then(|identity| {
             let plan = Plan {
                 data,
                 identity: &identity,
@@ -362,30 +356,6 @@ impl SimNode {
             applying: false,
         });
         Ok(Start::Running)
-    }
-
-    fn identity(&mut self, disk: &dyn Disk, data: &Path) -> Result<Identity, BootError> {
-        if let Some(identity) = Identity::load(disk, data)? {
-            return Ok(identity);
-        }
-        let identity = Identity {
-            cluster: 1,
-            node: self.id,
-            // A wiped directory gets a new one.
-            identity: if self.identity == 0 || self.wiped {
-                self.dice.roll().max(1)
-            } else {
-                self.identity
-            },
-            created: false,
-            restoring: false,
-            removed: false,
-            denied: false,
-            advertise: self.address.clone(),
-            members: self.members.clone(),
-        };
-        identity.store(disk, data)?;
-        Ok(identity)
     }
 
     /// The process is gone.

@@ -3,7 +3,7 @@
 //! What is done next, and when, the plans decide (`plans.rs`); here is whom it hits, and what
 //! comes of the answers. A change is asked of some running node, which passes it on when another one
 //! leads, and of another one when that came to nothing. A machine that joins asks with its identity until it is answered; then it begins with
-//! an empty disk, the id of the answer and the first members, as `server/start.rs` does it.
+//! an empty disk, and `node::Startup` makes the answer its identity (`startup.rs`).
 //!
 //! Nothing is begun that could leave a set of voters without a majority that can come back: the
 //! operator knows which disks are lost ([`World::can_lose`]). Races remain, and a run knows when it
@@ -470,8 +470,8 @@ impl World {
             return violated("no id is given twice", format!("id {id}"));
         }
         self.count("nodes taken in");
-        let (first, dice) = (self.first.clone(), self.dice.split());
-        self.nodes.insert(id, SimNode::new(id, identity, address, first, dice));
+        let dice = self.dice.split();
+        self.nodes.insert(id, SimNode::new(id, identity, address, dice));
         self.platters.insert(id, Platter::default());
         let delay_us = self.dice.log_between(1_000, 1_000_000);
         self.start_in(delay_us, id);

@@ -462,7 +462,17 @@ impl Adversary {
                     script.push((down_us / 9, burst));
                 }
                 let after_us = dice.log_between(10_000, 400_000);
+                let full = dice.chance(1, 2);
+                if full {
+                    // Its disk is full when it is back.
+                    let room = dice.below(FULL_ROOM_BYTES_MAX / 2);
+                    script.push((1_000, Fault::FillDisk { node: follower, room }));
+                }
                 script.push((down_us / 9 + after_us, Fault::Reset { from: follower, to: leader }));
+                if full {
+                    let pause_us = dice.log_between(500_000, 4_000_000);
+                    script.push((pause_us, Fault::EmptyDisk { node: follower }));
+                }
                 if dice.chance(1, 2) {
                     // And its connections go silent.
                     for _ in 0..dice.between(1, 4) {

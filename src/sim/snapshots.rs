@@ -215,10 +215,7 @@ impl World {
         (transfer.dialing, transfer.flow) = (true, None);
         let dial = transfer.dials;
         self.transfer_in(DIAL_US, node, TransferEvent::NotMade { dial, why: "no answer" });
-        let is_there = |address: &String| {
-            self.nodes.values().find(|n| n.address == *address && !n.gone).map(|n| n.id)
-        };
-        let Some(target) = addresses.iter().find_map(is_there) else {
+        let Some(target) = addresses.iter().find_map(|address| self.machine_at(address)) else {
             let delay_us = self.dice.log_between(100, 1_000_000);
             let event = TransferEvent::NotMade { dial, why: "nobody is there" };
             return self.transfer_in(delay_us, node, event);

@@ -19,7 +19,7 @@ use super::traffic::ClientEvent;
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
     Answer, ApplyEffects, ApplyTask, Input, LogEvent, NodeEffects, Outgoing, PeerEvent,
-    ReceiverEvent, Refusal, ReplyTo, Request, Verdict,
+    ReceiverEvent, Refusal, ReplyTo, Request, Verdict, cluster_of,
 };
 use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wire::handshake::Lane;
@@ -117,7 +117,7 @@ impl World {
         let members: Vec<Member> = (1..=nodes).map(member).collect();
         let node = |id, dice: &mut Dice| {
             let address = format!("node-{id}:1");
-            (id, SimNode::new(id, 0, address, members.clone(), dice.split()))
+            (id, SimNode::new(id, 0, address, dice.split()))
         };
         // A client is given some of the addresses.
         let known = dice.between(1, nodes) as usize;
@@ -134,7 +134,10 @@ impl World {
                 .collect(),
             operator: Operator::new(nodes),
             first: members.clone(),
-            cluster: Cluster::begin(Configuration::of_voters(1, members.clone())),
+            cluster: Cluster::begin(Configuration::of_voters(
+                cluster_of(&members, None),
+                members.clone(),
+            )),
             trace: Trace::new(print),
             counters: BTreeMap::new(),
             fingerprints: BTreeMap::new(),

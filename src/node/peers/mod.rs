@@ -307,7 +307,11 @@ impl Peers {
         self.links.has_dialed(from, self.now_us, &mut self.effects);
     }
 
-    fn admits(&self, hello: &Hello) -> Result<(), Reject> {
+    /// Whether a node that dials with that Hello is let in.
+    ///
+    /// # Errors
+    /// What it is told when it is not.
+    pub fn admits(&self, hello: &Hello) -> Result<(), Reject> {
         let local = Local {
             cluster: self.cluster,
             node: self.id,

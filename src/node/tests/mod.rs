@@ -13,6 +13,7 @@ mod reads;
 mod restore;
 mod schedule;
 mod snapshot_transfer;
+mod startup;
 mod verify;
 mod writes;
 
