@@ -154,6 +154,26 @@ fn holds_nothing_unfinished(s: &Source) -> Vec<String> {
     complaints
 }
 
+/// `server/` neither looks at what a member is nor makes a rejection: both are decided in `node/`, where
+/// the simulator runs it.
+fn decides_nothing(s: &Source) -> Vec<String> {
+    const WORDS: [&str; 8] = [
+        " Reject {",
+        "(Reject {",
+        "RejectCode",
+        "is_voter",
+        ".voters",
+        ".learners",
+        "was_removed",
+        "is_joint",
+    ];
+    let found = s.production().flat_map(|(n, code)| {
+        let words = WORDS.iter().filter(move |w| code.contains(**w));
+        words.map(move |w| (n, w.trim_matches([' ', '(', '{'])))
+    });
+    found.map(|(n, word)| format!("{}:{n}: {word} is for node/ to decide on", s.path)).collect()
+}
+
 fn knows_no_system(s: &Source) -> Vec<String> {
     if s.module().first() == Some(&"env") {
         return vec![];
@@ -351,6 +371,18 @@ fn only_env_knows_the_operating_system() {
         assert_eq!(about(knows_no_system, "src/server/tests.rs", line), [""; 0]);
     }
     assert_eq!(about(knows_no_system, "src/a.rs", "fn windows() {}"), [""; 0]);
+}
+
+#[test]
+fn the_server_decides_nothing_about_members() {
+    none(&each(decides_nothing, &["src/server"]));
+    let text = "fn f() { reject(Reject { code, message }); }\nfn g(r: &Reject) {}\n";
+    let found = about(decides_nothing, "src/server/native.rs", text);
+    assert_eq!(found, ["src/server/native.rs:1: Reject is for node/ to decide on"]);
+    let text = "if configuration.is_voter(id) && code == RejectCode::Removed {}\n";
+    assert_eq!(about(decides_nothing, "src/server/start.rs", text).len(), 2);
+    let test = "#[cfg(test)]\nmod tests {\n    fn f() { Reject { code, message }; }\n}\n";
+    assert!(about(decides_nothing, "src/server/join.rs", test).is_empty());
 }
 
 #[test]
