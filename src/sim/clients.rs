@@ -254,10 +254,10 @@ impl SimClient {
         let patience = self.core.patience();
         let known = || self.core.known_addresses().into_iter().collect();
         let (untried, first) = self.untried.get_or_insert_with(|| (known(), patience));
-        // Those that are no members any more are not asked.
-        let known = self.core.known_addresses();
+        // Those that are no members any more are not asked, nor those that have refused its token.
+        let open = self.core.open_addresses();
         let from = self.from.as_ref();
-        untried.retain(|a| a != address && from != Some(a) && known.contains(a));
+        untried.retain(|a| a != address && from != Some(a) && open.contains(a));
         if !untried.is_empty() && patience > *first {
             let detail = format!("client {}: {patience:?} for {address}, {untried:?}", self.id);
             return violated("every address gets its share of a call's time", detail);

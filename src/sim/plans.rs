@@ -96,7 +96,7 @@ impl Random {
     pub fn new(mut dice: Dice) -> Random {
         // Some runs are hectic, some nearly quiet.
         let pace_us = dice.log_between(100_000, 3_000_000);
-        let flips = u64::from(dice.chance(1, 2));
+        let flips = dice.below(3);
         let changes = *dice.pick(&[0, 2, 3, 5]);
         Random { dice, pace_us, flips, changes }
     }
@@ -115,7 +115,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(51) {
+        Some(match dice.below(58) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5..8 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -133,7 +133,7 @@ impl Random {
             20..26 => Fault::Heal,
             26 => Fault::DiskTrouble { node: any, trouble: Trouble::Sync },
             27 => Fault::DiskTrouble { node: any, trouble: Trouble::Write },
-            28 => Fault::DiskTrouble { node: any, trouble: Trouble::Read },
+            28 | 50 => Fault::DiskTrouble { node: any, trouble: Trouble::Read },
             29 => Fault::DiskTrouble { node: any, trouble: Trouble::Full },
             30 => Fault::SlowDisk { node, sync_us_max: dice.log_between(1_000, 1_500_000) },
             31 => Fault::SlowDisk { node, sync_us_max: 2_000 },
@@ -169,8 +169,8 @@ impl Random {
                 }
                 self.flips -= 1;
                 match dice.below(6) {
-                    0 => Fault::BitFlip { node: down, at: dice.roll() },
-                    1 => Fault::Misdirect { node: down, from: dice.roll(), to: dice.roll() },
+                    0 | 1 => Fault::BitFlip { node: down, at: dice.roll() },
+                    2 | 3 => Fault::Misdirect { node: down, from: dice.roll(), to: dice.roll() },
                     _ => Fault::FlipIdentity { node: down, both: true, at: dice.roll() },
                 }
             }

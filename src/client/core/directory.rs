@@ -82,7 +82,7 @@ impl Directory {
     }
 
     /// Addresses that may take this client, in the order in which they are to be dialed.
-    fn candidates(&self) -> Vec<String> {
+    pub(super) fn candidates(&self) -> Vec<String> {
         let mut all = self.all();
         if !all.is_empty() {
             let first = self.first % all.len();

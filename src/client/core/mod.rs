@@ -173,6 +173,12 @@ impl Core {
         self.directory.all()
     }
 
+    /// Those of them that may take this client, as far as its present calls know: the others have refused
+    /// its token, or are of another cluster.
+    pub fn open_addresses(&self) -> Vec<String> {
+        self.directory.candidates()
+    }
+
     /// The cluster, 0 before any node has told.
     pub fn cluster(&self) -> u64 {
         self.directory.cluster()
