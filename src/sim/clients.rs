@@ -248,13 +248,23 @@ impl SimClient {
         self.from = self.core.address().map(str::to_owned);
     }
 
+    /// An address that its core has forgotten, or that has refused its token, is not asked, though it may
+    /// be named again later.
+    pub(super) fn follow_addresses(&mut self) {
+        if let Some((untried, _)) = &mut self.untried
+            && !untried.is_empty()
+        {
+            let open = self.core.open_addresses();
+            untried.retain(|a| open.contains(a));
+        }
+    }
+
     /// It dials. A node that is gone may use up no more than its share: no attempt gets more time
     /// before every address had one.
     pub(super) fn dials(&mut self, address: &str) -> Result<(), Violation> {
         let patience = self.core.patience();
         let known = || self.core.known_addresses().into_iter().collect();
         let (untried, first) = self.untried.get_or_insert_with(|| (known(), patience));
-        // Those that are no members any more are not asked, nor those that have refused its token.
         let open = self.core.open_addresses();
         let from = self.from.as_ref();
         untried.retain(|a| a != address && from != Some(a) && open.contains(a));

@@ -109,6 +109,7 @@ impl World {
         while let Some(event) = events.pop_front() {
             let now_us = self.now_us;
             let effects = self.clients[client as usize].core.handle(event, now_us);
+            self.clients[client as usize].follow_addresses();
             let mut requests = Vec::new();
             for effect in effects {
                 let c = &mut self.clients[client as usize];
