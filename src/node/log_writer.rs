@@ -246,14 +246,8 @@ mod tests {
         LogEvent::Persist(Persist { seq, hard_state, reset: None, entries })
     }
 
-    fn made(mut order: Preparer) -> LogEvent {
-        loop {
-            match order.step() {
-                Ok(None) => {}
-                Ok(Some(spare)) => return LogEvent::Spare(Ok(spare)),
-                Err(e) => return LogEvent::Spare(Err(e)),
-            }
-        }
+    fn made(order: Preparer) -> LogEvent {
+        LogEvent::Spare(order.finish())
     }
 
     /// More is asked for than a batch holds: the rest is told as durable when it is written, not before,

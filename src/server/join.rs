@@ -1,13 +1,12 @@
 //! What a node asks of others before it runs. What it asks, and what follows from an answer, is decided
 //! by [`crate::node::Startup`].
 
-use super::native::{handshake_reader, read_one_frame};
+use super::native::{handshake_reader, shake_hands};
 use crate::client::{Client, Options};
 use crate::env::resolve::connect;
-use crate::wire::frame::PREAMBLE;
-use crate::wire::handshake::{self, Hello, Reject};
-use std::io::{self, Write as _};
-use std::time::{Duration, Instant};
+use crate::wire::handshake::{Hello, Reject};
+use std::io;
+use std::time::Duration;
 
 /// How long one attempt to join may take.
 const ATTEMPT: Duration = Duration::from_secs(5);
@@ -34,14 +33,8 @@ pub(super) fn cluster_at(addresses: &[String], token: &[u8]) -> Option<(String, 
 /// How the node at an address rejects that Hello; none when it lets the dialer in.
 ///
 /// # Errors
-/// Those of the connection.
+/// Those of the connection, and an answer that is none.
 pub(super) fn ask_peer(address: &str, hello: &Hello) -> io::Result<Option<Reject>> {
-    let mut stream = connect(address, LOOK_TIMEOUT)?;
-    stream.set_write_timeout(Some(LOOK_TIMEOUT))?;
-    let mut out = PREAMBLE.to_vec();
-    handshake::put_hello(&mut out, hello);
-    stream.write_all(&out)?;
-    let mut reader = handshake_reader();
-    let answer = read_one_frame(&stream, &mut reader, Instant::now() + LOOK_TIMEOUT)?;
-    Ok(handshake::take_answer(&answer).ok().and_then(Result::err))
+    let stream = connect(address, LOOK_TIMEOUT)?;
+    Ok(shake_hands(&stream, &mut handshake_reader(), hello, LOOK_TIMEOUT)?.err())
 }

@@ -61,15 +61,8 @@ fn act(effects: LogEffects, orders: &Sender<Preparer>, shared: &Shared) {
 }
 
 fn make_spares(orders: &Receiver<Preparer>, done: &Sender<LogEvent>) {
-    while let Ok(mut order) = orders.recv() {
-        let spare = loop {
-            match order.step() {
-                Ok(None) => {}
-                Ok(Some(spare)) => break Ok(spare),
-                Err(e) => break Err(e),
-            }
-        };
-        if done.send(LogEvent::Spare(spare)).is_err() {
+    while let Ok(order) = orders.recv() {
+        if done.send(LogEvent::Spare(order.finish())).is_err() {
             return;
         }
     }

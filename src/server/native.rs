@@ -14,9 +14,9 @@ use crate::wire::client::{
     self, Answer as Reply, Call, Class, Consistency, Failure, NO_REQUEST, NodeStatus, PeerStatus,
     Response,
 };
-use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
+use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{self, Hello, Local, Reject, Remembered, Role, Welcome};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -36,7 +36,25 @@ pub(crate) fn handshake_reader() -> FrameReader {
     FrameReader::new(HANDSHAKE_FRAME_MAX)
 }
 
-/// Reads exactly one frame, as the dialing side of a handshake does.
+/// The dialing side of a handshake between nodes: says Hello and gives the answer, within so long. A later
+/// write may take as long.
+pub(super) fn shake_hands(
+    mut stream: &TcpStream,
+    reader: &mut FrameReader,
+    hello: &Hello,
+    within: Duration,
+) -> io::Result<Result<Welcome, Reject>> {
+    let until = Instant::now() + within;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(within))?;
+    let mut out = PREAMBLE.to_vec();
+    handshake::put_hello(&mut out, hello);
+    stream.write_all(&out)?;
+    let answer = read_one_frame(stream, reader, until)?;
+    handshake::take_answer(&answer).map_err(|e| io::Error::other(e.to_string()))
+}
+
+/// Reads exactly one frame.
 pub(crate) fn read_one_frame(
     stream: &TcpStream,
     reader: &mut FrameReader,

@@ -5,21 +5,20 @@
 //! [`crate::node::Keepalive`], also while a write is blocked ([`super::peer_pump`]).
 
 use super::logging::debug;
-use super::native::{handshake_reader, read_one_frame};
+use super::native::{handshake_reader, shake_hands};
 use super::peer_pump::Pump;
 use super::{Shared, lock};
 use crate::env::resolve::connect;
 use crate::node::{ConnectionId, Input, Outgoing, PeerEvent};
 use crate::raft::NodeId;
-use crate::wire::frame::{FrameReader, PREAMBLE};
-use crate::wire::handshake::{self, Hello};
-use std::io::{self, Write as _};
+use crate::wire::handshake::Hello;
+use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The name is resolved, and all its addresses are tried, within so long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -124,7 +123,7 @@ impl Dialed {
             return Ok(());
         }
         let mut reader = handshake_reader();
-        let answer = shake_hands(&stream, &mut reader, hello)?;
+        let answer = shake_hands(&stream, &mut reader, hello, HANDSHAKE_TIMEOUT)?;
         let (connection, peer) = (self.connection, self.peer);
         self.tell(PeerEvent::Answered { connection, answer });
         while let Ok(command) = self.inbox.recv() {
@@ -139,19 +138,4 @@ impl Dialed {
         }
         Ok(())
     }
-}
-
-fn shake_hands(
-    mut stream: &TcpStream,
-    reader: &mut FrameReader,
-    hello: &Hello,
-) -> io::Result<Result<handshake::Welcome, handshake::Reject>> {
-    let until = Instant::now() + HANDSHAKE_TIMEOUT;
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-    let mut out = PREAMBLE.to_vec();
-    handshake::put_hello(&mut out, hello);
-    stream.write_all(&out)?;
-    let answer = read_one_frame(stream, reader, until)?;
-    handshake::take_answer(&answer).map_err(|e| io::Error::other(e.to_string()))
 }

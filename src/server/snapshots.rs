@@ -6,7 +6,7 @@
 
 use super::connection::Session;
 use super::logging::{Level, info, log};
-use super::native::{handshake_reader, read_one_frame};
+use super::native::{handshake_reader, read_one_frame, shake_hands};
 use super::sockets::{is_timeout, read_by, write_patiently};
 use super::{ApplyQueue, Shared, fatal, lock};
 use crate::env::resolve::connect;
@@ -16,8 +16,7 @@ use crate::node::{
     SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender,
 };
 use crate::raft::NodeId;
-use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake;
+use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_frame};
 use std::io::{self, Write as _};
 use std::net::TcpStream;
@@ -165,22 +164,12 @@ impl Connection {
             let stream = connect(address, CONNECT_TIMEOUT);
             stream.map_err(|e| last = e).ok()
         });
-        let Some(mut stream) = reached else { return Err(last) };
-        stream.set_nodelay(true)?;
-        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        let mut out = PREAMBLE.to_vec();
-        handshake::put_hello(&mut out, &other.hello);
-        stream.write_all(&out)?;
+        let Some(stream) = reached else { return Err(last) };
         let mut reader = handshake_reader();
-        let answer = read_one_frame(&stream, &mut reader, Instant::now() + HANDSHAKE_TIMEOUT)?;
-        match handshake::take_answer(&answer) {
-            Ok(Ok(_)) => {
-                reader.set_limit(PEER_FRAME_MAX);
-                Ok(Connection { stream, reader })
-            }
-            Ok(Err(reject)) => Err(io::Error::other(reject.message)),
-            Err(e) => Err(io::Error::other(e.to_string())),
-        }
+        let answer = shake_hands(&stream, &mut reader, &other.hello, HANDSHAKE_TIMEOUT)?;
+        answer.map_err(|reject| io::Error::other(reject.message))?;
+        reader.set_limit(PEER_FRAME_MAX);
+        Ok(Connection { stream, reader })
     }
 
     fn send(&mut self, request: SnapshotRequest) -> io::Result<()> {

@@ -156,8 +156,8 @@ impl World {
         let within_us = within.as_micros() as u64;
         self.client_in(within_us, client, ClientEvent::Dialed { dial, answer: silent });
         let unanswered = !self.quiet && self.dice.chance(1, 50);
-        let there = |n: &&super::node::SimNode| n.address == address && n.up.is_some();
-        let node = self.nodes.values().find(there).map(|n| (n.id, n.life));
+        let there = self.machine_at(address).and_then(|id| self.nodes.get(&id));
+        let node = there.filter(|n| n.up.is_some()).map(|n| (n.id, n.life));
         let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
         match node {
             _ if unanswered => self.count("dials that nobody answers"),

@@ -122,7 +122,7 @@ impl Preparer {
     }
 
     /// All steps at once.
-    pub(super) fn finish(mut self) -> Result<Spare, WalError> {
+    pub fn finish(mut self) -> Result<Spare, WalError> {
         loop {
             if let Some(spare) = self.step()? {
                 return Ok(spare);

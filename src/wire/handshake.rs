@@ -198,7 +198,7 @@ impl Reject {
         Reject { code: RejectCode::Malformed, message: why }
     }
 
-    /// Of a client for which there is no place; `why` names the limit.
+    /// Of whoever finds no place; `why` names the limit.
     #[must_use]
     pub fn no_place(why: String) -> Reject {
         Reject { code: RejectCode::TooManyConnections, message: why }

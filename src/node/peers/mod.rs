@@ -43,7 +43,7 @@ pub use status::{ConfigurationHistory, PeerStatus};
 
 use super::MEMBERS_MAX;
 use crate::raft::{Configuration, Message, NodeId, Raft};
-use crate::wire::handshake::{Hello, Lane, Local, Reject, RejectCode, Remembered, Role, Welcome};
+use crate::wire::handshake::{Hello, Lane, Local, Reject, Remembered, Role, Welcome};
 use admission::{Connected, Dialed, Meaning};
 use links::Links;
 use rollback::{Memory, Witness};
@@ -331,7 +331,7 @@ impl Peers {
             || newcomer && newcomers >= NEWCOMERS_MAX
         {
             let message = format!("too many connections of node {} or its like", hello.from);
-            return Err(Reject { code: RejectCode::TooManyConnections, message });
+            return Err(Reject::no_place(message));
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::raft::{HardState, Member, Options, Restored, RestoredLog};
+use crate::wire::handshake::RejectCode;
 
 const OWN: u64 = 11;
 const SECOND: u64 = 1_000_000;
