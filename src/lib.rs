@@ -16,13 +16,15 @@
 //! | `node`   | the components of one node as plain structs, no threads      | `raft wal kv env wire` |
 //! | `wire`   | frames and codecs: peers, clients, text, HTTP                | `raft kv`           |
 //! | `client` | the client library: leader discovery, retry, sessions        | `env kv wire`       |
+//! | `api`    | what clients say: dialects, requests, answers, without sockets | `raft kv wal node wire` |
 //! | `server` | threads and sockets only                                     | all of the above    |
 //! | `sim`    | simulated disk, network, clock; scheduler; checkers          | all of the above    |
 //! | `cli`    | the subcommands of the binary                                | all of the above    |
 //!
-//! `raft`, `kv`, `node` and `client::core` are deterministic: no clock, thread, file, socket, hash-map order or
+//! `raft`, `kv`, `node`, `api` and `client::core` are deterministic: no clock, thread, file, socket, hash-map order or
 //! random source. The tidy test holds these arrows.
 
+pub mod api;
 pub mod cli;
 pub mod client;
 pub mod env;

@@ -7,7 +7,7 @@ use super::config::{Address, parse_size};
 use super::nearest;
 use super::words::{self, WordError};
 use crate::kv::{Range, Revision, Test};
-use crate::wire::client::Call;
+use crate::wire::client::Change;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -79,7 +79,7 @@ pub enum LineCommand {
         address: String,
     },
     /// Another change of the members.
-    ChangeMembers(Call),
+    ChangeMembers(Change),
     /// Flush every member's store and drop the log in front of that.
     Compact,
     /// Write everything to a file that `serve --restore` takes.
@@ -365,9 +365,9 @@ impl Rest<'_> {
         let what = self.next("join, promote, remove or replace")?;
         let call = match what.to_ascii_lowercase().as_slice() {
             b"join" => return Ok(LineCommand::Join { address: self.address()? }),
-            b"promote" => Call::Promote { id: self.id()?, force: self.force()? },
-            b"remove" => Call::Remove { id: self.id()?, force: self.force()? },
-            b"replace" => Call::Replace { old: self.id()?, address: self.address()? },
+            b"promote" => Change::Promote { id: self.id()?, force: self.force()? },
+            b"remove" => Change::Remove { id: self.id()?, force: self.force()? },
+            b"replace" => Change::Replace { old: self.id()?, address: self.address()? },
             other => {
                 let shown = words::escape(other);
                 let why = format!("'{shown}' is not one of join, promote, remove, replace");

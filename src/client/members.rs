@@ -1,7 +1,7 @@
 //! Who belongs to the cluster and who leads: asking, and changing it.
 
 use super::{Client, Error};
-use crate::wire::client::{Answer, Call, Class, Joined, MemberInfo};
+use crate::wire::client::{Answer, Call, Change, Class, Joined, MemberInfo};
 
 impl Client {
     /// Who belongs to the cluster, as the connected node knows it. Their addresses are remembered.
@@ -32,18 +32,18 @@ impl Client {
     /// # Errors
     /// Class `Invalid` when it is refused for good; any other.
     pub fn join(&mut self, address: &str, identity: u64) -> Result<Joined, Error> {
-        match self.ask(Call::Join { address: address.to_string(), identity })? {
+        match self.ask(Call::Change(Change::Join { address: address.to_string(), identity }))? {
             Answer::Joined(joined) => Ok(joined),
             _ => Err(self.unexpected(Class::Unknown, "to a join")),
         }
     }
 
-    /// Changes the members by one of the other calls for that; the member that it was about.
+    /// Changes the members in one of the other ways; the member that it was about.
     ///
     /// # Errors
     /// Class `Unknown` when it may have happened, or may yet.
-    pub fn change_members(&mut self, call: Call) -> Result<u64, Error> {
-        match self.ask(call)? {
+    pub fn change_members(&mut self, change: Change) -> Result<u64, Error> {
+        match self.ask(Call::Change(change))? {
             Answer::Changed { id } => Ok(id),
             _ => Err(self.unexpected(Class::Unknown, "to a change of the members")),
         }

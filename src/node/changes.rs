@@ -2,41 +2,11 @@
 
 use super::membership::MEMBERS_MAX;
 use crate::raft::{Configuration, NodeId, NotProposed};
+use crate::wire::ADDRESS_BYTES_MAX;
+pub use crate::wire::client::Change;
+use crate::wire::client::Class;
 use crate::wire::handshake::{Reject, RejectCode};
 use std::fmt;
-
-/// A change that is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Take a node in: as a learner that votes as soon as it has caught up.
-    Join {
-        /// `HOST:PORT` where it is reached.
-        address: String,
-        /// Its identity; zero when somebody else asks for it.
-        identity: u64,
-    },
-    /// Let a learner vote now.
-    Promote {
-        /// The learner.
-        id: NodeId,
-        /// Also when it lacks more than a busy leader has under way.
-        force: bool,
-    },
-    /// Let a member go for ever.
-    Remove {
-        /// The member.
-        id: NodeId,
-        /// Also when the voters that are left could not go on as long as some are not reachable.
-        force: bool,
-    },
-    /// Take a node in and let a member go, in one step once the new one has caught up.
-    Replace {
-        /// The member that goes.
-        old: NodeId,
-        /// `HOST:PORT` where the new one is reached; that of the old one when its disk was lost.
-        address: String,
-    },
-}
 
 /// Why the members are not changed. Nothing was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -252,6 +222,42 @@ impl fmt::Display for ChangeRefused {
     }
 }
 
+impl ChangeRefused {
+    /// What a client may conclude from it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            // What cannot be done as it was asked is not asked again, here or elsewhere.
+            ChangeRefused::NotProposed(
+                NotProposed::NoSuccessor
+                | NotProposed::NoVoter { .. }
+                | NotProposed::Unreachable { .. },
+            ) => Class::Invalid,
+            ChangeRefused::NotProposed(
+                NotProposed::NotLeader { .. }
+                | NotProposed::Transferring
+                | NotProposed::ChangeOpen
+                | NotProposed::TooEarly,
+            )
+            | ChangeRefused::HandsOver { .. }
+            | ChangeRefused::Overwritten
+            | ChangeRefused::Declined { again: true, .. } => Class::Unavailable,
+            ChangeRefused::Unknown | ChangeRefused::NoAnswer => Class::Unknown,
+            _ => Class::Invalid,
+        }
+    }
+
+    /// What the leader says to a follower, in the follower's words.
+    #[must_use]
+    pub fn declined(class: Class, why: String) -> ChangeRefused {
+        match class {
+            Class::Unknown => ChangeRefused::NoAnswer,
+            Class::Busy | Class::Unavailable => ChangeRefused::Declined { again: true, why },
+            _ => ChangeRefused::Declined { again: false, why },
+        }
+    }
+}
+
 impl From<NotProposed> for ChangeRefused {
     fn from(why: NotProposed) -> ChangeRefused {
         ChangeRefused::NotProposed(why)
@@ -277,6 +283,28 @@ impl Answerer {
 }
 
 impl Change {
+    /// Whether it takes a node in that asks for itself, or for which somebody asks.
+    #[must_use]
+    pub fn joins(&self) -> bool {
+        matches!(self, Change::Join { .. })
+    }
+
+    /// Whether the address that it names can be one.
+    ///
+    /// # Errors
+    /// It is not of the form `HOST:PORT`, or too long.
+    pub fn check_address(&self) -> Result<(), String> {
+        let (Change::Join { address, .. } | Change::Replace { address, .. }) = self else {
+            return Ok(());
+        };
+        let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty());
+        let port = port.and_then(|(_, port)| port.parse::<u16>().ok()).filter(|&port| port > 0);
+        if port.is_none() || address.len() > ADDRESS_BYTES_MAX {
+            return Err(format!("'{address}' is not of the form HOST:PORT"));
+        }
+        Ok(())
+    }
+
     /// Where the new node is reached, if a person has named the address of one: whoever asks for itself
     /// (`Join` with an identity) is who it is.
     #[must_use]

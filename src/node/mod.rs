@@ -28,6 +28,7 @@ mod compaction;
 mod digests;
 mod events;
 mod flushes;
+mod frames;
 mod inbox;
 mod link;
 mod log_writer;
@@ -42,6 +43,7 @@ mod snapshot_transfer;
 mod startup;
 mod status;
 mod verify;
+mod view;
 mod words;
 
 #[cfg(test)]
@@ -55,6 +57,7 @@ pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restore
 pub use changes::{Answerer, Change, ChangeRefused};
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input};
+pub use frames::{input_of, put_outgoing};
 pub use inbox::{INPUTS_MAX, Inbox, WakeInterest};
 pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use log_writer::{BATCH_REQUESTS_MAX, Cut, LogEffects, LogError, LogEvent, LogWriter, Written};
@@ -74,4 +77,5 @@ pub use snapshot_transfer::{
 pub use startup::{Startup, StartupEffect, StartupEvent, StartupOptions, cluster_of};
 pub use status::Status;
 pub use verify::{Report, Totals, check_identity, verify};
+pub use view::{ClusterView, OtherNode};
 pub use words::*;

@@ -39,7 +39,7 @@ fn act(effects: ApplyEffects<ClientHandle>, shared: &Shared) {
         let _ = shared.raft.send(Input::Applied { index, flushed });
     }
     if let Some((index, digest)) = digest {
-        let _ = shared.raft.send(Input::Digest { node: shared.id, index, digest });
+        let _ = shared.raft.send(Input::Digest { node: shared.node.id, index, digest });
     }
     if let Some(e) = damage {
         shared.store_unreadable(&e);
@@ -50,7 +50,7 @@ fn act(effects: ApplyEffects<ClientHandle>, shared: &Shared) {
             Installed::Done { mark, repaired } => {
                 info!("installed a snapshot index={} term={}", mark.index, mark.term);
                 if repaired {
-                    shared.damaged.store(false, Ordering::Relaxed);
+                    shared.node.damaged.store(false, Ordering::Relaxed);
                     info!("the store is repaired");
                 }
                 let _ = shared.raft.send(Input::Installed { mark });

@@ -1,23 +1,122 @@
-//! What the dialects of a connection share: asking the raft loop and waiting for its answers.
+//! The thread of a connection that was accepted: it does what [`api::Connection`] says, step by step.
 //!
-//! A connection thread reads every complete request in its buffer, submits them as one message and
-//! waits for the answers; reads it then serves itself, from the store, without another hop.
+//! A connection's requests go to the raft loop as one message; the thread waits for the answers, or
+//! reads on while whoever brings the last of them writes them ([`super::mailbox`]). Reads it then serves
+//! itself, from the store, without another hop.
 
-use super::logging::{Level, log};
+use super::handshakes::{log_refused, send_reject};
+use super::logging::{Level, info, log};
 use super::mailbox::{Encode, Mailbox};
-use super::{ClientHandle, Shared, fatal};
-use crate::kv::codec::encode_command;
-use crate::kv::limits::TooLarge;
-use crate::kv::query::answer as answer_query;
-use crate::kv::{Command, Query, Reader as _, Reply, StoreError};
-use crate::node::{Answer, DEADLINE_US, DEADLINE_US_MAX, Input, Refusal, Request, Verdict};
-use crate::wire::client::{Class, Failure};
+use super::sockets::{read, read_by, write_patiently};
+use super::{ClientHandle, Shared, fatal, peer_in};
+use crate::api::{self, DAMAGED, IDLE_TIMEOUT_US, Step, StoreTrouble};
+use crate::client::{Cause, Connection, Error};
+use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
+use crate::kv::StoreError;
+use crate::node::{Answer, Answerer, Input, Request, Verdict};
+use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
-/// Answers collected before they are written: what one connection may hold beside one page.
-pub(crate) const OUT_BYTES_MAX: usize = 1 << 20;
+/// How long a new node may take to say who it is, when somebody else asks to take it in. One that is
+/// not there yet is no reason to refuse.
+const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Serves a connection until it ends. `over_cap` when it is one more than there may be.
+pub(crate) fn serve(stream: TcpStream, shared: &Arc<Shared>, over_cap: bool) -> io::Result<()> {
+    let stream = Arc::new(stream);
+    let now_us = || shared.clock.now_us();
+    let mut connection = api::Connection::new(Arc::clone(&shared.node), over_cap, now_us());
+    let mut session = Session::new(Arc::clone(shared));
+    let mut patience = Patience::default();
+    loop {
+        let step = connection.next(now_us());
+        if !matches!(step, Step::Read { .. }) {
+            session.settle();
+        }
+        match step {
+            Step::Read { until_us } => {
+                let until = until_us.map(|at_us| instant(at_us, now_us()));
+                let n = patience.read(&stream, connection.space(), until)?;
+                if n == 0 {
+                    return Ok(());
+                }
+                connection.filled(n);
+            }
+            Step::Write(bytes) => {
+                write_patiently(&stream, &bytes)?;
+                connection.written(bytes);
+            }
+            // Only where whoever answers can see at once that a client does not take it.
+            Step::Submit { requests, direct: Some(encode) } if FAILED_WRITE_TAKES_NOTHING => {
+                session.call_direct(requests, &stream, encode);
+                connection.answered_there();
+            }
+            Step::Submit { requests, .. } => {
+                let answers = session.call(requests);
+                connection.answered(answers, now_us());
+            }
+            Step::Look { address } => connection.looked(look(shared, &address)),
+            Step::Unreadable(e) => shared.store_unreadable(&e),
+            Step::Refuse { hello, reject } => {
+                log_refused(shared, &stream, hello.as_deref(), &reject.message);
+                return send_reject(&stream, &reject);
+            }
+            Step::Peer { hello, version, reader, until_us } => {
+                let until = instant(until_us, now_us());
+                return peer_in::serve(&stream, reader, (&hello, version), until, shared);
+            }
+            Step::Close { why } => {
+                if let Some(why) = why {
+                    info!("client connection closed: {why}");
+                }
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn instant(at_us: u64, now_us: u64) -> Instant {
+    Instant::now() + Duration::from_micros(at_us.saturating_sub(now_us))
+}
+
+/// Who answers there, if anybody does at once.
+fn look(shared: &Shared, address: &str) -> Option<Answerer> {
+    match Connection::dial(address, &shared.node.token, shared.node.cluster, LOOK_TIMEOUT) {
+        Ok(connection) => Some(Answerer::Node(connection.welcome().node)),
+        Err(Error { cause: Cause::Rejected(reject), .. }) => Answerer::of_reject(reject),
+        Err(_) => None,
+    }
+}
+
+/// How a client is waited for.
+#[derive(Default)]
+struct Patience {
+    /// The socket's read timeout is [`IDLE_TIMEOUT_US`].
+    idle_set: bool,
+}
+
+impl Patience {
+    /// Reads once; a time-out when that time has come, or nothing comes for [`IDLE_TIMEOUT_US`].
+    fn read(
+        &mut self,
+        stream: &TcpStream,
+        buffer: &mut [u8],
+        until: Option<Instant>,
+    ) -> io::Result<usize> {
+        if let Some(until) = until {
+            self.idle_set = false;
+            return read_by(stream, buffer, until);
+        }
+        if !self.idle_set {
+            // Once, not with every read: most requests come in one piece.
+            stream.set_read_timeout(Some(Duration::from_micros(IDLE_TIMEOUT_US)))?;
+            self.idle_set = true;
+        }
+        read(stream, buffer)
+    }
+}
 
 /// One client's way to the raft loop.
 pub(crate) struct Session {
@@ -29,15 +128,6 @@ pub(crate) struct Session {
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>) -> Session {
         Session { shared, mailbox: Arc::default(), next_request: 0 }
-    }
-
-    /// When a request that arrives now must be answered.
-    pub(crate) fn deadline_us(&self, deadline_ms: u32) -> u64 {
-        let wait_us = match deadline_ms {
-            0 => DEADLINE_US,
-            ms => (u64::from(ms) * 1000).min(DEADLINE_US_MAX),
-        };
-        self.shared.clock.now_us() + wait_us
     }
 
     /// Submits requests as one message, and waits until each is answered, in their order. The
@@ -80,68 +170,27 @@ impl Session {
             }
         }
     }
-
-    /// Answers a query from what this node has applied.
-    pub(crate) fn query(&self, query: &Query) -> Result<Reply, Failure> {
-        if let Err(e) = self.shared.limits.check_query(query) {
-            return Err(failure(class_of(e), e.to_string()));
-        }
-        match answer_query(&self.shared.reader.view(), query, &self.shared.limits) {
-            Ok(reply) => Ok(reply),
-            Err(e) => {
-                self.shared.store_unreadable(&e);
-                Err(failure(Class::Unavailable, format!("{DAMAGED}; ask another one: {e}")))
-            }
-        }
-    }
 }
 
-/// What a client is told of a node whose store is damaged.
-pub(crate) const DAMAGED: &str = "this node's store is damaged and is being repaired";
-
 impl Shared {
-    /// The store could not be read. Damage concerns what it hides: it is never served, and the node
-    /// is not healthy any more. Anything else, which is no end of a file and not to be waited for,
-    /// stops the node.
+    /// The store could not be read: the node ends, or has it repaired ([`api::NodeState::trouble`]).
     pub(crate) fn store_unreadable(&self, e: &StoreError) {
-        if !e.is_damage() {
-            fatal(format_args!("the store cannot be read, the node stops: {e}"));
-        }
-        let unnamed = matches!(e, StoreError::BadRecord { .. });
-        if self.reader.damage().is_none() && !unnamed {
-            // It was met in a cut of the time before a repair.
-            return;
-        }
-        if !self.damaged.swap(true, Ordering::Relaxed) {
-            log(Level::Error, format_args!("{DAMAGED}; the damage is never served: {e}"));
-            let _ = self.raft.send(Input::Damaged);
+        match self.node.trouble(e) {
+            StoreTrouble::Fatal => {
+                fatal(format_args!("the store cannot be read, the node stops: {e}"))
+            }
+            StoreTrouble::Damaged => {
+                log(Level::Error, format_args!("{DAMAGED}; the damage is never served: {e}"));
+                let _ = self.raft.send(Input::Damaged);
+            }
+            StoreTrouble::Known => {}
         }
     }
 
     /// Damage may have been met behind the scenes.
     pub(crate) fn damage_met(&self) {
-        if let Some(e) = self.reader.damage() {
+        if let Some(e) = self.node.reader.damage() {
             self.store_unreadable(&e);
         }
     }
-
-    /// A refusal as a client sees it, with the leader's address where that may help.
-    pub(crate) fn refused(&self, refusal: Refusal) -> Failure {
-        Failure { class: refusal.class(), message: refusal.to_string(), leader: self.leader_hint() }
-    }
-}
-
-/// An empty key is no matter of size.
-fn class_of(why: TooLarge) -> Class {
-    if why == TooLarge::EmptyKey { Class::Invalid } else { Class::TooLarge }
-}
-
-pub(crate) fn command_request(command: &Command) -> Request {
-    let mut bytes = Vec::new();
-    encode_command(command, &mut bytes);
-    Request::Write(Arc::from(bytes))
-}
-
-pub(crate) fn failure(class: Class, message: String) -> Failure {
-    Failure { class, message, leader: None }
 }

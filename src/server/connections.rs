@@ -127,7 +127,8 @@ impl Connections {
         let shared = Arc::clone(&self.shared);
         let at = address.clone();
         let body = move || {
-            let found = Connection::dial(&at, &shared.token, shared.cluster, PROBE_TIMEOUT);
+            let found =
+                Connection::dial(&at, &shared.node.token, shared.node.cluster, PROBE_TIMEOUT);
             let node = found.ok().map(|connection| connection.welcome().node);
             let _ = shared.raft.send(Input::Link(PeerEvent::Probed { address: at, node }));
         };

@@ -1,7 +1,7 @@
 //! What a node asks of others before it runs. What it asks, and what follows from an answer, is decided
 //! by [`crate::node::Startup`].
 
-use super::native::{handshake_reader, shake_hands};
+use super::handshakes::{handshake_reader, shake_hands};
 use crate::client::{Client, Options};
 use crate::env::resolve::connect;
 use crate::wire::handshake::{Hello, Reject};

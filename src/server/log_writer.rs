@@ -49,7 +49,7 @@ fn act(effects: LogEffects, orders: &Sender<Preparer>, shared: &Shared) {
         }
         let _ = shared.raft.send(Input::Compacted { log_bytes });
     }
-    shared.log_bytes.store(log_bytes, Ordering::Relaxed);
+    shared.node.log_bytes.store(log_bytes, Ordering::Relaxed);
     if let Some(order) = order {
         // The maker lives as long as this thread.
         let _ = orders.send(order);
@@ -57,7 +57,7 @@ fn act(effects: LogEffects, orders: &Sender<Preparer>, shared: &Shared) {
     if let Some(e) = spare_failed {
         warning!("no spare log segment, the next one is tried later: {e}");
     }
-    shared.reader.lacks_space(lacks_space);
+    shared.node.reader.lacks_space(lacks_space);
 }
 
 fn make_spares(orders: &Receiver<Preparer>, done: &Sender<LogEvent>) {

@@ -1,9 +1,9 @@
-//! Threads and sockets, and nothing else: every decision is made in `node/`, `raft/`, `wal/`, `kv/`.
+//! Threads and sockets, and nothing else: every decision is made in `api/`, `node/`, `raft/`, `wal/`, `kv/`.
 //!
 //! | thread      | body                              | inbox                                                                 |
 //! |-------------|-----------------------------------|-----------------------------------------------------------------------|
 //! | listener    | `listener`                        | the listening socket                                                  |
-//! | connection  | `native` `text` `http`            | its socket; then the answers to what it asked                         |
+//! | connection  | `connection`                      | its socket; then the answers to what it asked                         |
 //! | peer reader | `peer_in`                         | the decision to let it in; then the socket of one accepted connection |
 //! | raft loop   | `raft_loop` `connections` `inbox` | `Input`                                                               |
 //! | log writer  | `log_writer`                      | `Persist` and finished spares                                         |
@@ -19,20 +19,15 @@
 //! crash-only, and whoever was not answered was not promised anything.
 
 mod applier;
-mod backup;
 mod connection;
 mod connections;
-mod http;
+mod handshakes;
 mod inbox;
 mod join;
 mod listener;
 mod log_writer;
 pub mod logging;
 mod mailbox;
-mod members;
-mod metrics;
-mod native;
-mod peer_frames;
 mod peer_in;
 mod peer_out;
 mod peer_pump;
@@ -42,20 +37,16 @@ mod sockets;
 mod start;
 #[cfg(test)]
 mod tests;
-mod text;
-mod view;
 
 pub use start::{ServerOptions, StartError, start};
 
+use crate::api::NodeState;
 use crate::env::{Clock, DirLock, Disk};
-use crate::kv::{Limits, LsmReader, Staged};
-use crate::node::{ApplyTask, ReceiverEvent, TransferProgress};
-use crate::raft::{Member, NodeId};
-use crate::wal::LogReader;
+use crate::kv::Staged;
+use crate::node::{ApplyTask, ReceiverEvent};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A client as the components see it: where its answers go.
 #[derive(Clone, Debug)]
@@ -64,38 +55,18 @@ pub struct ClientHandle(Arc<mailbox::Mailbox>);
 /// What every thread of a node may look at.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) id: NodeId,
-    /// The members that the cluster was formed of.
-    pub(crate) first: Vec<Member>,
-    pub(crate) identity: u64,
-    pub(crate) cluster: u64,
-    pub(crate) address: String,
-    pub(crate) token: Vec<u8>,
-    pub(crate) limits: Limits,
-    pub(crate) connections_max: usize,
+    /// What its connections look at.
+    pub(crate) node: Arc<NodeState>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) reader: LsmReader,
-    pub(crate) log: LogReader,
     pub(crate) raft: inbox::RaftInbox,
-    /// What the raft loop knows of the cluster.
-    pub(crate) view: RwLock<Arc<view::ClusterView>>,
     /// The connections that other nodes have made.
     pub(crate) accepted: connections::AcceptedConnections,
     pub(crate) bulk_senders: connections::BulkSenders,
-    pub(crate) connections: AtomicUsize,
-    pub(crate) log_bytes: AtomicU64,
     pub(crate) disk: Arc<dyn Disk>,
     /// The data directory.
     pub(crate) data: PathBuf,
     /// The inbox of the thread that fetches snapshots.
     pub(crate) snapshots: Sender<ReceiverEvent>,
-    /// How far a snapshot is on its way here, while one is fetched or installed.
-    pub(crate) fetching: Mutex<Option<TransferProgress>>,
-    /// Replicas were seen to differ.
-    pub(crate) different: AtomicBool,
-    /// A read has met damage in the store.
-    pub(crate) damaged: AtomicBool,
-    pub(crate) partial: sockets::PartialBytes,
     pub(crate) refusals: logging::Rate,
     pub(crate) _lock: DirLock,
 }

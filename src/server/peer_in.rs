@@ -3,12 +3,11 @@
 //! The raft loop decides who is let in. Until its decision is here nothing is read behind the Hello.
 
 use super::connections::Decision;
+use super::handshakes::{log_refused, send_reject};
 use super::logging::{debug, warning};
-use super::native::{log_refused, send_reject};
-use super::peer_frames::input_of;
 use super::sockets::{is_timeout, read, write_patiently};
 use super::{Shared, snapshots};
-use crate::node::{ConnectionId, Input, PING_EVERY_US, PeerEvent, SILENCE_MAX_US};
+use crate::node::{ConnectionId, Input, PING_EVERY_US, PeerEvent, SILENCE_MAX_US, input_of};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
 use crate::wire::handshake::{self, Hello, Lane, Role};
 use crate::wire::peer::{PeerFrame, put_peer_frame, take_peer_frame};
@@ -21,21 +20,14 @@ use std::time::{Duration, Instant};
 /// A connection on which nothing arrives for so long is dead.
 pub(super) const SILENCE_MAX: Duration = Duration::from_micros(SILENCE_MAX_US);
 
-/// Serves a node that has said `hello`. The handshake is done at `until`.
+/// Serves a node that has said `hello`; both speak `version`. The handshake is done at `until`.
 pub(super) fn serve(
     stream: &TcpStream,
     reader: FrameReader,
-    hello: &Hello,
+    (hello, version): (&Hello, u16),
     until: Instant,
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
-    let version = match handshake::authenticate(hello, &shared.token) {
-        Ok(version) => version,
-        Err(reject) => {
-            log_refused(shared, stream, Some(hello), &reject.message);
-            return send_reject(stream, &reject);
-        }
-    };
     let (accepted, decided) = Accepted::register(stream, shared)?;
     let connection = accepted.connection;
     let event = PeerEvent::Accepted { connection, hello: Box::new(hello.clone()), version };
@@ -119,7 +111,8 @@ impl<'a> Incoming<'a> {
         loop {
             while let Some(body) = self.reader.next_frame().map_err(io::Error::other)? {
                 let frame = take_peer_frame(body).map_err(io::Error::other)?;
-                match input_of(frame, self.hello.from, self.shared.id)? {
+                let input = input_of(frame, self.hello.from, self.shared.node.id);
+                match input.map_err(io::Error::other)? {
                     Some(input) => {
                         if self.shared.raft.send(input).is_err() {
                             return Ok(());
@@ -150,7 +143,7 @@ impl<'a> Incoming<'a> {
     }
 
     fn answer(&mut self) -> io::Result<()> {
-        let (leader, address) = self.shared.known_leader();
+        let (leader, address) = self.shared.node.known_leader();
         let mut pong = Vec::new();
         put_peer_frame(&mut pong, &PeerFrame::Pong { leader, address });
         self.answered = Instant::now();

@@ -4,8 +4,8 @@
 //! when nobody can send to it any more. Whether the peer is alive is judged by
 //! [`crate::node::Keepalive`], also while a write is blocked ([`super::peer_pump`]).
 
+use super::handshakes::{handshake_reader, shake_hands};
 use super::logging::debug;
-use super::native::{handshake_reader, shake_hands};
 use super::peer_pump::Pump;
 use super::{Shared, lock};
 use crate::env::resolve::connect;

@@ -8,12 +8,12 @@
 
 use super::Shared;
 use super::logging::warning;
-use super::peer_frames::put_outgoing;
 use super::peer_out::{Closing, Command};
 use super::sockets::is_timeout;
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use crate::node::{
-    ConnectionId, Due, Input, Keepalive, LOG_MESSAGE_BYTES, Outgoing, PeerEvent, read_entries,
+    ConnectionId, Due, Input, Keepalive, LOG_MESSAGE_BYTES, Outgoing, PeerEvent, put_outgoing,
+    read_entries,
 };
 use crate::raft::{LogRead, NodeId};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
@@ -107,7 +107,7 @@ impl<'a> Pump<'a> {
     }
 
     fn encode_from_log(&mut self, read: &LogRead) {
-        let (made, told) = read_entries(read, &self.shared.log);
+        let (made, told) = read_entries(read, &self.shared.node.log);
         // Before the peer can answer.
         let _ = self.shared.raft.send(Input::EntriesRead(told));
         match made {

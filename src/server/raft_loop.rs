@@ -5,10 +5,9 @@ use super::connections::Connections;
 use super::inbox::RaftEvents;
 use super::logging::{Level, info, log};
 use super::mailbox::DirectWrite;
-use super::view::ClusterView;
 use super::{ApplyQueue, ClientHandle, Shared, fatal};
 use crate::node::{
-    ApplyTask, Difference, Effects, Input, LogEvent, Node, NodeEffects, ReceiverEvent,
+    ApplyTask, ClusterView, Difference, Effects, Input, LogEvent, Node, NodeEffects, ReceiverEvent,
 };
 use crate::raft::{Configuration, NodeId, RoleName};
 use std::sync::Arc;
@@ -26,7 +25,7 @@ pub(crate) fn run(
 ) {
     let mut connections = Connections::new(Arc::clone(shared));
     let answers = start_answers();
-    let mut view = shared.view();
+    let mut view = shared.node.view();
     // Something has happened on a connection.
     let mut linked = true;
     loop {
@@ -73,14 +72,14 @@ fn publish(node: &Node<ClientHandle>, view: &mut Arc<ClusterView>, shared: &Shar
         return;
     }
     let leads = node.replica().raft().role() == RoleName::Leader;
-    tell_formation(shared.id, view.history.in_force(), next.history.in_force(), leads);
+    tell_formation(shared.node.id, view.history.in_force(), next.history.in_force(), leads);
     *view = Arc::new(next);
-    shared.publish(Arc::clone(view));
+    shared.node.publish(Arc::clone(view));
 }
 
 /// Says it loudly: no disk and no network does this, and it does not go away.
 fn tell_difference(shared: &Shared, difference: &Difference) {
-    shared.different.store(true, Ordering::Relaxed);
+    shared.node.different.store(true, Ordering::Relaxed);
     let join = |nodes: Vec<String>| nodes.join(", ");
     let all = difference.digests.iter().map(|(node, digest)| format!("node {node} {digest:08x}"));
     let odd = difference.odd().iter().map(ToString::to_string).collect();

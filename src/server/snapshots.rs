@@ -5,15 +5,16 @@
 //! [`SnapshotReceiver`]; what to answer, by [`SnapshotSender`].
 
 use super::connection::Session;
+use super::handshakes::{handshake_reader, read_one_frame, shake_hands};
 use super::logging::{Level, info, log};
-use super::native::{handshake_reader, read_one_frame, shake_hands};
 use super::sockets::{is_timeout, read_by, write_patiently};
 use super::{ApplyQueue, Shared, fatal, lock};
 use crate::env::resolve::connect;
 use crate::kv::{Piece, StoreError};
 use crate::node::{
-    ApplyTask, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US,
-    SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender,
+    ApplyTask, DEADLINE_US, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
+    SNAPSHOT_SILENCE_US, SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse,
+    SnapshotSender,
 };
 use crate::raft::NodeId;
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
@@ -37,7 +38,7 @@ pub(crate) fn serve(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     reader.set_limit(PEER_FRAME_MAX);
-    let mut sender = SnapshotSender::new(shared.reader.clone());
+    let mut sender = SnapshotSender::new(shared.node.reader.clone());
     let mut session = Session::new(Arc::clone(shared));
     let mut told = false;
     loop {
@@ -54,7 +55,7 @@ pub(crate) fn serve(
             SenderEffect::Send(response) => response,
             SenderEffect::Flush => {
                 let flush = Request::Flush { cut: false };
-                session.call(vec![(session.deadline_us(0), flush)]);
+                session.call(vec![(shared.clock.now_us() + DEADLINE_US, flush)]);
                 sender.flushed().unwrap_or(SnapshotResponse::Gone)
             }
             SenderEffect::Unreadable(e) => {
@@ -91,8 +92,8 @@ pub(crate) fn run(
         for event in inbox.try_iter() {
             stop_on_error(receiver.handle(event, shared.clock.now_us()));
         }
-        let effect = receiver.poll(&shared.others(), shared.clock.now_us());
-        *lock(&shared.fetching) = receiver.progress();
+        let effect = receiver.poll(&shared.node.view().other_ids(), shared.clock.now_us());
+        *lock(&shared.node.fetching) = receiver.progress();
         let event = match stop_on_error(effect) {
             ReceiverEffect::Dial { sender } => match Connection::dial(shared, sender) {
                 Ok(made) => {
@@ -157,7 +158,7 @@ struct Connection {
 
 impl Connection {
     fn dial(shared: &Shared, to: NodeId) -> io::Result<Connection> {
-        let view = shared.view();
+        let view = shared.node.view();
         let mut last = io::Error::other("there is no such member");
         let Some(other) = view.others.get(&to) else { return Err(last) };
         let reached = other.addresses.iter().find_map(|address| {

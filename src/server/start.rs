@@ -5,17 +5,16 @@
 use super::connections::{AcceptedConnections, BulkSenders};
 use super::inbox::raft_inbox;
 use super::logging::{self, Level, Rate, info, log, warning};
-use super::sockets::PartialBytes;
-use super::view::ClusterView;
 use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop, snapshots};
+use crate::api::{NodeState, PartialBytes};
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
-    Applier, BATCH_REQUESTS_MAX, BootError, Input, LogWriter, Node, Opened, Part, PeersOptions,
-    Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup, StartupEffect, StartupEvent,
-    StartupOptions, first_configuration, open, restored,
+    Applier, BATCH_REQUESTS_MAX, BootError, ClusterView, Input, LogWriter, Node, Opened, Part,
+    PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup, StartupEffect,
+    StartupEvent, StartupOptions, first_configuration, open, restored,
 };
 use crate::raft::{self, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -439,7 +438,7 @@ fn run(
     };
     let replica = Replica::new(raft, replica_options);
     let node = Node::new(replica, peers_options, clock.now_us());
-    let shared = Arc::new(Shared {
+    let node_state = Arc::new(NodeState {
         id: identity.node,
         first: identity.members.clone(),
         identity: identity.identity,
@@ -448,22 +447,25 @@ fn run(
         token: options.token,
         limits: options.limits,
         connections_max: options.connections_max,
-        clock,
         reader: machine.reader(),
         log: wal.reader(),
-        raft: raft_inbox,
-        view: RwLock::new(Arc::new(ClusterView::of(&node))),
-        accepted: AcceptedConnections::default(),
-        bulk_senders: BulkSenders::default(),
         connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),
-        disk,
-        data: options.data,
-        snapshots: snapshot_inbox,
         fetching: Mutex::new(None),
         different: AtomicBool::new(false),
         damaged: AtomicBool::new(false),
         partial: PartialBytes::default(),
+        view: RwLock::new(Arc::new(ClusterView::of(&node))),
+    });
+    let shared = Arc::new(Shared {
+        node: node_state,
+        clock,
+        raft: raft_inbox,
+        accepted: AcceptedConnections::default(),
+        bulk_senders: BulkSenders::default(),
+        disk,
+        data: options.data,
+        snapshots: snapshot_inbox,
         refusals: Rate::default(),
         _lock: lock,
     });

@@ -12,9 +12,10 @@ use crate::client::{Core, Error, Event, Options};
 use crate::kv::codec::encode_command;
 use crate::kv::{self, Command, Condition, Found, OpResult, Outcome, Query, Reply, Test};
 use crate::node::Request;
-use crate::raft::{Index, NodeId};
+use crate::raft::NodeId;
 use crate::wire::client::Call as Asked;
 use crate::wire::client::{Answer, Class, Consistency};
+use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ const TOGETHER_MAX: u64 = 6;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ClientConnection {
     /// Its number.
-    pub(super) number: u64,
+    pub(super) number: ClientId,
     /// The node.
     pub(super) node: NodeId,
     /// Its life.
@@ -40,41 +41,29 @@ pub(super) struct ClientConnection {
     pub(super) mute: bool,
     /// What is answered does not arrive.
     pub(super) deaf: bool,
-    /// When what was sent last arrives there, and here.
-    pub(super) due_us: (u64, u64),
-}
-
-/// A request that a node has, by the number that the node knows it by.
-#[derive(Clone, Debug)]
-pub(super) struct Sent {
-    /// The connection.
-    pub(super) connection: u64,
-    /// Its id there.
-    pub(super) id: u64,
-    /// The key that it reads.
-    pub(super) key: Option<Vec<u8>>,
-    /// What was committed when it was sent: a read must see that.
-    pub(super) committed: Index,
+    /// When what was sent last arrives there.
+    pub(super) due_us: u64,
 }
 
 /// A client.
 #[derive(Debug)]
 pub(super) struct SimClient {
     /// Its id.
-    pub(super) id: ClientId,
+    pub(super) id: u64,
     /// What decides.
     pub(super) core: Core,
     /// Only the events of its present turn make it act.
     pub(super) turn: u64,
     /// When its core is told the time.
     pub(super) wakes_at_us: Option<u64>,
-    /// Number of its last dial, and whether it waits for that.
-    pub(super) dial: (u64, bool),
+    /// The number of the connection that it dials.
+    pub(super) dial: Option<ClientId>,
+    /// That connection, once a node has accepted it.
+    pub(super) dialed: Option<ClientConnection>,
     /// Its connection.
     pub(super) connection: Option<ClientConnection>,
-    /// Requests under way, and the last number.
-    pub(super) sent: BTreeMap<u64, Sent>,
-    pub(super) last_request: u64,
+    /// Takes frames out of what it hears.
+    pub(super) reader: FrameReader,
     /// When one of its reads was last answered.
     pub(super) served_us: Option<u64>,
     timeout: Duration,
@@ -95,7 +84,7 @@ pub(super) struct SimClient {
 
 impl SimClient {
     /// A client that uses so many keys and knows these addresses.
-    pub(super) fn new(id: ClientId, keys: u64, addresses: &[String], mut dice: Dice) -> SimClient {
+    pub(super) fn new(id: u64, keys: u64, addresses: &[String], mut dice: Dice) -> SimClient {
         let timeout = Duration::from_millis(*dice.pick(&TIMEOUTS_MS));
         let options = Options { timeout, sessions: dice.chance(2, 3), ..Options::default() };
         SimClient {
@@ -103,10 +92,10 @@ impl SimClient {
             core: Core::new(addresses, options, dice.roll()),
             turn: 0,
             wakes_at_us: None,
-            dial: (0, false),
+            dial: None,
+            dialed: None,
             connection: None,
-            sent: BTreeMap::new(),
-            last_request: 0,
+            reader: FrameReader::new(CLIENT_FRAME_MAX),
             served_us: None,
             timeout,
             keys,

@@ -372,12 +372,7 @@ impl Fault {
                 world.start_in(down_us, node);
             }
             Fault::TornWrite { node, changes } => world.nodes[&node].disk.fail_power_in(changes),
-            Fault::Pause { node, for_us } => {
-                let until_us = world.now_us + for_us;
-                if let Some(n) = world.nodes.get_mut(&node) {
-                    n.paused_until_us = until_us;
-                }
-            }
+            Fault::Pause { node, for_us } => world.pause(node, for_us),
             Fault::Cut { from, to } => world.network.line(from, to).cut = true,
             Fault::Isolate { node } => {
                 for other in others(world, node) {

@@ -121,6 +121,7 @@ impl World {
         if was_up {
             self.end_flows(node, power_lost);
             self.end_client_connections(node, power_lost);
+            self.end_lines(node, power_lost);
         }
         // What it remembers of an old copy goes with it.
         if was_up && !old_copy {

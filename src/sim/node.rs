@@ -4,24 +4,31 @@ use super::checks::{Platter, Violation, violated};
 use super::dice::Dice;
 use super::disk::SimDisk;
 use super::links::{Accepted, Dialed};
+use super::serving::Served;
 use super::snapshots::Transfer;
 use super::store::store_options;
+use super::world::Event;
+use crate::api::{NodeState, PartialBytes};
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
-    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ConnectionId, Inbox, LogEvent, LogWriter,
-    Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, SnapshotSender,
-    first_configuration, open, restored, verify,
+    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, ConnectionId, Inbox, LogEvent,
+    LogWriter, Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver,
+    SnapshotSender, first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
 use crate::raft::{self, Index, NodeId, Persist, Raft, Restored, Term};
 use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, WalError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, RwLock};
 
-/// A client as the components see it.
+/// A client as the components see it: the number of its connection.
 pub(super) type ClientId = u64;
+
+/// What clients must show.
+pub(super) const CLIENTS_TOKEN: &[u8] = b"clients";
 
 /// The data directory of every node, each on its own disk.
 pub(super) const DATA: &str = "data";
@@ -58,6 +65,8 @@ pub(super) struct SimNode {
     pub(super) up: Option<Up>,
     /// Its thread of execution stands still until then.
     pub(super) paused_until_us: u64,
+    /// What it would have done meanwhile, and in which life.
+    pub(super) put_off: Vec<(u64, Event)>,
     /// Its disk is damaged and it refuses to start.
     pub(super) refuses: bool,
     /// The number in its data directory, once it was started.
@@ -156,6 +165,10 @@ pub(super) struct Up {
     pub(super) full: bool,
     /// Fetches snapshots.
     pub(super) transfer: Transfer,
+    /// What its connections with clients look at.
+    pub(super) state: Arc<NodeState>,
+    /// Those connections.
+    pub(super) served: BTreeMap<ClientId, Served>,
     /// What others fetch here, by the number of the flow.
     pub(super) senders: BTreeMap<u64, SnapshotSender>,
 }
@@ -180,6 +193,7 @@ impl SimNode {
             life: 0,
             up: None,
             paused_until_us: 0,
+            put_off: Vec::new(),
             refuses: false,
             identity,
             over: false,
@@ -325,8 +339,30 @@ impl SimNode {
             seeds: Vec::new(),
         };
         let replica = Replica::new(raft, options);
+        let node = Node::new(replica, peers, self.local_us(now_us));
+        let state = NodeState {
+            id: self.id,
+            first: identity.members.clone(),
+            identity: identity.identity,
+            cluster: identity.cluster,
+            address: self.address.clone(),
+            token: CLIENTS_TOKEN.to_vec(),
+            limits: self.limits,
+            connections_max: 100,
+            reader: machine.reader(),
+            log: wal.reader(),
+            connections: AtomicUsize::new(0),
+            log_bytes: AtomicU64::new(wal.bytes()),
+            fetching: Mutex::new(None),
+            different: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            partial: PartialBytes::default(),
+            view: RwLock::new(Arc::new(ClusterView::of(&node))),
+        };
         self.up = Some(Up {
-            node: Node::new(replica, peers, self.local_us(now_us)),
+            node,
+            state: Arc::new(state),
+            served: BTreeMap::new(),
             dialed: BTreeMap::new(),
             accepted: BTreeMap::new(),
             inbox: Inbox::default(),
@@ -362,6 +398,7 @@ impl SimNode {
     pub(super) fn stop(&mut self, power_lost: bool) {
         self.up = None;
         self.paused_until_us = 0;
+        self.put_off.clear();
         if power_lost {
             self.disk.power_lost();
         } else {

@@ -153,6 +153,7 @@ fn calm(world: &mut World) -> Result<(), Violation> {
             node.sync_us_max = 2_000;
             node.paused_until_us = node.paused_until_us.min(world.now_us);
         }
+        world.resume(id);
         world.start(id)?;
     }
     world.help_the_lost();
@@ -197,10 +198,11 @@ fn calm(world: &mut World) -> Result<(), Violation> {
 }
 
 fn judge(world: &mut World) -> Result<(), Violation> {
-    for client in &mut world.clients {
-        client.abandon();
-    }
-    let history: Vec<Call> = world.clients.iter().flat_map(|c| c.history.iter().cloned()).collect();
+    world.clients.iter_mut().for_each(|client| client.abandon());
+    world.lines.iter_mut().for_each(|client| client.abandon());
+    let histories = world.clients.iter().map(|client| &client.history);
+    let histories = histories.chain(world.lines.iter().map(|client| &client.history));
+    let history: Vec<Call> = histories.flatten().cloned().collect();
     match linearizability::check(&history) {
         Ok(_) => Ok(()),
         // A history that is too hard to decide counts as one too: nothing passes unseen.

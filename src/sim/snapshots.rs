@@ -16,6 +16,7 @@ use crate::node::{
 use crate::raft::{Index, NodeId};
 use crate::wire::handshake::{Hello, Lane, Role};
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 
 /// Connecting takes no longer, and neither does the handshake: `server/snapshots.rs`.
 const DIAL_US: u64 = 1_000_000 + SNAPSHOT_SILENCE_US;
@@ -341,6 +342,9 @@ impl World {
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
         let undamaged = up.reader.damage().is_none();
+        if matches!(installed, Installed::Done { repaired: true, .. }) {
+            up.state.damaged.store(false, Ordering::Relaxed);
+        }
         if matches!(installed, Installed::Done { .. }) && n.store_flipped && undamaged {
             (n.store_flipped, n.store_repaired) = (false, true);
             self.count("stores repaired");

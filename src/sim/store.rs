@@ -7,6 +7,7 @@
 use super::checks::{Violation, violated};
 use super::node::ClientId;
 use super::world::{Event, World};
+use crate::api::StoreTrouble;
 use crate::kv::{
     Committed, Machine, MemoryStore, Reader as _, Scan, Space, Store as _, StoreError, View,
     fingerprint,
@@ -284,9 +285,12 @@ impl World {
         if !n.store_flipped {
             return violated("no crash looks like damage", format!("node {node}: {error}"));
         }
-        self.count("damage met in the store");
-        self.note(node, "damaged store", [0; 4]);
-        self.input(node, Input::Damaged);
+        let up = n.up.as_ref();
+        if up.is_some_and(|up| up.state.trouble(error) == StoreTrouble::Damaged) {
+            self.count("damage met in the store");
+            self.note(node, "damaged store", [0; 4]);
+            self.input(node, Input::Damaged);
+        }
         Ok(())
     }
 

@@ -177,7 +177,7 @@ const MUST_HAPPEN: &[&str] = &[
     "answers to what was passed on",
     "change passed on without an answer",
     "messages read from the log file",
-    "requests without an answer",
+    "answers that do not arrive",
     "queued without a wake-up",
     // The clients' own network.
     "dials that nobody answers",
@@ -186,6 +186,12 @@ const MUST_HAPPEN: &[&str] = &[
     "connections of clients broken",
     "writes of clients blocked",
     "calls given up",
+    "answers written by who brings the last",
+    "text commands answered",
+    "text commands refused",
+    "text commands of unknown outcome",
+    "text clients that lost patience",
+    "text clients that left",
     "elections",
 ];
 

@@ -5,15 +5,16 @@
 //! answered by nobody. In the quiet phase nothing of that happens.
 
 use super::checks::{Violation, violated};
-use super::clients::{ClientConnection, Sent, SimClient, write_of};
-use super::node::ClientId;
+use super::clients::{ClientConnection, SimClient};
+use super::lines::LineEvent;
+use super::node::{CLIENTS_TOKEN, ClientId};
+use super::serving::ServedEvent;
 use super::world::{ANY_LIFE, Event, World};
 use crate::client::{Cause, Effect, Error, Event as CoreEvent};
-use crate::kv::{Command, Query, Reader as _, Reply, Space, View as _};
-use crate::node::{Answer, Input, Request, Verdict};
 use crate::raft::NodeId;
-use crate::wire::client::{self, Answer as Told, Call, Class, Failure, Response};
-use crate::wire::handshake::{PROTOCOL_VERSIONS, Reject, RejectCode, Remembered, Welcome};
+use crate::wire::client::{self, Class};
+use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, PREAMBLE};
+use crate::wire::handshake::{Hello, Reject, put_hello, put_reject, take_answer};
 use std::io;
 use std::time::Duration;
 
@@ -24,8 +25,8 @@ const RUSH_THINK_US: u64 = 10_000;
 const DELAY_US: (u64, u64) = (40, 1_000);
 
 /// Now and then a client is in a hurry and asks for an answer within so long, on the node's clock:
-/// about as long as an answer takes.
-const HURRY_US: (u64, u64) = (20_000, 500_000);
+/// about as long as an answer takes. In milliseconds.
+const HURRY_MS: (u64, u64) = (20, 500);
 
 /// Something happens to a client.
 #[derive(Debug)]
@@ -35,13 +36,13 @@ pub(super) enum ClientEvent {
     /// Its core wants to be told the time.
     Wakes,
     /// Its dial reaches a node.
-    Knocks { dial: u64 },
-    /// Something happens to its dial.
-    Dialed { dial: u64, answer: Box<Result<(ClientConnection, Welcome), Error>> },
+    Knocks { connection: ClientId, cluster: u64 },
+    /// Its dial fails.
+    Lost { connection: ClientId, error: Error },
+    /// Bytes arrive.
+    Hears { connection: ClientId, bytes: Vec<u8> },
     /// Something happens to its connection.
-    Arrives { connection: u64, event: Box<CoreEvent> },
-    /// A node reads for it.
-    Reads { request: u64 },
+    Arrives { connection: ClientId, event: Box<CoreEvent> },
 }
 
 fn network(doing: &'static str, kind: io::ErrorKind) -> Error {
@@ -52,7 +53,7 @@ impl World {
     pub(super) fn on_client(
         &mut self,
         node: NodeId,
-        client: ClientId,
+        client: u64,
         event: ClientEvent,
     ) -> Result<(), Violation> {
         match event {
@@ -66,11 +67,13 @@ impl World {
                 c.wakes_at_us = None;
                 self.client_told(client, vec![CoreEvent::Time])
             }
-            ClientEvent::Knocks { dial } => {
-                self.client_knocks(node, client, dial);
-                Ok(())
+            ClientEvent::Knocks { connection, cluster } => {
+                self.client_knocks(node, client, connection, cluster)
             }
-            ClientEvent::Dialed { dial, answer } => self.client_dialed(client, dial, *answer),
+            ClientEvent::Lost { connection, error } => self.client_lost(client, connection, error),
+            ClientEvent::Hears { connection, bytes } => {
+                self.client_hears(client, connection, &bytes)
+            }
             ClientEvent::Arrives { connection, event } => {
                 let c = &self.clients[client as usize];
                 if c.connection.is_none_or(|c| c.number != connection) {
@@ -78,15 +81,14 @@ impl World {
                 }
                 self.client_told(client, vec![*event])
             }
-            ClientEvent::Reads { request } => self.client_reads(node, client, request),
         }
     }
 
-    fn client_in(&mut self, delay_us: u64, client: ClientId, event: ClientEvent) {
+    fn client_in(&mut self, delay_us: u64, client: u64, event: ClientEvent) {
         self.schedule(delay_us, 0, ANY_LIFE, Event::Client { client, event });
     }
 
-    fn client_acts(&mut self, client: ClientId, turn: u64) -> Result<(), Violation> {
+    fn client_acts(&mut self, client: u64, turn: u64) -> Result<(), Violation> {
         if self.clients[client as usize].turn != turn {
             return Ok(());
         }
@@ -104,7 +106,7 @@ impl World {
     }
 
     /// Tells a client's core, and does what it wants done.
-    fn client_told(&mut self, client: ClientId, events: Vec<CoreEvent>) -> Result<(), Violation> {
+    fn client_told(&mut self, client: u64, events: Vec<CoreEvent>) -> Result<(), Violation> {
         let mut events: std::collections::VecDeque<CoreEvent> = events.into();
         while let Some(event) = events.pop_front() {
             let now_us = self.now_us;
@@ -114,9 +116,9 @@ impl World {
             for effect in effects {
                 let c = &mut self.clients[client as usize];
                 match effect {
-                    Effect::Connect { address, within, .. } => {
+                    Effect::Connect { address, cluster, within } => {
                         c.dials(&address)?;
-                        self.client_dials(client, &address, within);
+                        self.client_dials(client, &address, cluster, within);
                     }
                     Effect::Send(request) => requests.push(request),
                     Effect::Flush { stall, .. } => {
@@ -125,7 +127,7 @@ impl World {
                             events.push_front(CoreEvent::Flushed);
                         }
                     }
-                    Effect::Close => c.connection = None,
+                    Effect::Close => self.client_closes(client),
                     Effect::Done { number, result } => {
                         c.done(now_us, number, result);
                         self.count("operations");
@@ -147,14 +149,16 @@ impl World {
 
     // ---- dialing ----
 
-    fn client_dials(&mut self, client: ClientId, address: &str, within: Duration) {
+    fn client_dials(&mut self, client: u64, address: &str, cluster: u64, within: Duration) {
+        self.connections += 1;
+        let connection = self.connections;
         let c = &mut self.clients[client as usize];
-        c.dial = (c.dial.0 + 1, true);
-        let dial = c.dial.0;
+        c.dial = Some(connection);
+        c.reader = FrameReader::new(CLIENT_FRAME_MAX);
         self.count("dials of clients");
-        let silent = Box::new(Err(network("connect", io::ErrorKind::TimedOut)));
         let within_us = within.as_micros() as u64;
-        self.client_in(within_us, client, ClientEvent::Dialed { dial, answer: silent });
+        let silent = network("connect", io::ErrorKind::TimedOut);
+        self.client_in(within_us, client, ClientEvent::Lost { connection, error: silent });
         let unanswered = !self.quiet && self.dice.chance(1, 50);
         let there = self.machine_at(address).and_then(|id| self.nodes.get(&id));
         let node = there.filter(|n| n.up.is_some()).map(|n| (n.id, n.life));
@@ -162,123 +166,244 @@ impl World {
         match node {
             _ if unanswered => self.count("dials that nobody answers"),
             Some((node, life)) => {
-                let event = Event::Client { client, event: ClientEvent::Knocks { dial } };
+                let event =
+                    Event::Client { client, event: ClientEvent::Knocks { connection, cluster } };
                 self.schedule(delay_us, node, life, event);
             }
             // The machine is there, or is not.
             None if self.dice.chance(1, 2) => {
-                let refused = Box::new(Err(network("connect", io::ErrorKind::ConnectionRefused)));
-                self.client_in(delay_us, client, ClientEvent::Dialed { dial, answer: refused });
+                let error = network("connect", io::ErrorKind::ConnectionRefused);
+                self.client_in(delay_us, client, ClientEvent::Lost { connection, error });
             }
             None => {}
         }
     }
 
-    fn client_knocks(&mut self, node: NodeId, client: ClientId, dial: u64) {
-        let rejects = !self.quiet && self.dice.chance(1, 60);
-        let token = self.dice.chance(1, 2);
-        let strange = self.quiet && self.nodes.get(&node).is_some_and(|n| !self.counts(n));
-        let (leader, leader_address) = self.leader_hint(node).unwrap_or_default();
-        let Some(n) = self.nodes.get(&node) else { return };
-        let connection = ClientConnection {
-            number: dial,
-            node,
-            life: n.life,
-            gone: false,
-            mute: false,
-            deaf: false,
-            due_us: (0, 0),
-        };
-        let (version, identity) = (PROTOCOL_VERSIONS.1, n.identity);
-        let remembered = Remembered::default();
-        let welcome =
-            Welcome { version, cluster: 1, node, identity, leader, leader_address, remembered };
-        let answer = if strange {
-            Err(network("connect", io::ErrorKind::ConnectionReset))
-        } else if rejects {
-            let code = if token { RejectCode::Token } else { RejectCode::TooManyConnections };
-            self.count(if token { "tokens refused" } else { "clients without a place" });
-            Err(Error::rejected("", Reject { code, message: String::new() }))
-        } else {
-            Ok((connection, welcome))
-        };
-        let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
-        let answer = Box::new(answer);
-        self.client_in(delay_us, client, ClientEvent::Dialed { dial, answer });
-    }
-
-    fn client_dialed(
+    /// The dial of a client reaches a node, and with it the first bytes.
+    fn client_knocks(
         &mut self,
-        client: ClientId,
-        dial: u64,
-        answer: Result<(ClientConnection, Welcome), Error>,
+        node: NodeId,
+        client: u64,
+        connection: ClientId,
+        cluster: u64,
     ) -> Result<(), Violation> {
-        let c = &mut self.clients[client as usize];
-        if c.dial != (dial, true) {
+        let rejects = !self.quiet && self.dice.chance(1, 60);
+        let bad_token = rejects && self.dice.chance(1, 2);
+        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
+        if self.quiet && !self.counts(n) {
+            let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+            let error = network("connect", io::ErrorKind::ConnectionReset);
+            self.client_in(delay_us, client, ClientEvent::Lost { connection, error });
             return Ok(());
         }
-        c.dial.1 = false;
-        let event = match answer {
-            Ok((mut connection, welcome)) => {
-                // It may have ended meanwhile.
-                let there = self.nodes.get(&connection.node);
-                connection.gone = there.is_none_or(|n| n.life != connection.life || n.up.is_none());
-                c.connection = Some(connection);
-                CoreEvent::Connected { welcome }
-            }
-            Err(error) => CoreEvent::ConnectFailed { error },
-        };
-        self.client_told(client, vec![event])
+        let life = n.life;
+        let c = &mut self.clients[client as usize];
+        if c.dial == Some(connection) {
+            let (gone, mute, deaf, due_us) = (false, false, false, 0);
+            let made =
+                ClientConnection { number: connection, node, life, gone, mute, deaf, due_us };
+            c.dialed = Some(made);
+        }
+        if rejects {
+            self.count(if bad_token { "tokens refused" } else { "clients without a place" });
+        }
+        let over_cap = rejects && !bad_token;
+        self.on_served(node, connection, ServedEvent::Accepted { over_cap })?;
+        let token = if bad_token { b"another" } else { CLIENTS_TOKEN };
+        let mut first = PREAMBLE.to_vec();
+        put_hello(&mut first, &Hello::of_client(cluster, token));
+        self.on_served(node, connection, ServedEvent::Bytes(first))
     }
 
     // ---- a connection ----
+
+    /// Bytes of a node arrive at a client.
+    fn client_hears(
+        &mut self,
+        client: u64,
+        connection: ClientId,
+        bytes: &[u8],
+    ) -> Result<(), Violation> {
+        let c = &mut self.clients[client as usize];
+        let dials = c.dial == Some(connection);
+        if !dials && c.connection.is_none_or(|c| c.number != connection) {
+            return Ok(());
+        }
+        c.reader.feed(bytes);
+        loop {
+            let c = &mut self.clients[client as usize];
+            let body = match c.reader.next_frame() {
+                Ok(Some(body)) => body,
+                Ok(None) => return Ok(()),
+                Err(e) => return violated("nodes keep to the protocol", e.to_string()),
+            };
+            let event = if c.dial == Some(connection) {
+                let answer = take_answer(body);
+                c.dial = None;
+                let dialed = c.dialed.take();
+                match answer {
+                    Ok(Ok(welcome)) => {
+                        c.connection = dialed;
+                        CoreEvent::Connected { welcome }
+                    }
+                    Ok(Err(reject)) => {
+                        CoreEvent::ConnectFailed { error: Error::rejected("", reject) }
+                    }
+                    Err(e) => return violated("nodes keep to the protocol", e.to_string()),
+                }
+            } else if c.connection.is_some_and(|c| c.number == connection) {
+                match client::take_response(body) {
+                    Ok(response) => CoreEvent::Answered { response },
+                    Err(e) => return violated("nodes keep to the protocol", e.to_string()),
+                }
+            } else {
+                return Ok(());
+            };
+            self.client_told(client, vec![event])?;
+        }
+    }
+
+    /// A dial fails, or a connection ends.
+    fn client_lost(
+        &mut self,
+        client: u64,
+        connection: ClientId,
+        error: Error,
+    ) -> Result<(), Violation> {
+        let c = &mut self.clients[client as usize];
+        if c.dial == Some(connection) {
+            c.dial = None;
+            if let Some(dialed) = c.dialed.take() {
+                self.served_in(DELAY_US.1, &dialed, ServedEvent::Gone);
+            }
+            return self.client_told(client, vec![CoreEvent::ConnectFailed { error }]);
+        }
+        Ok(())
+    }
+
+    /// A node writes to a client.
+    pub(super) fn write_to_client(&mut self, node: NodeId, connection: ClientId, bytes: Vec<u8>) {
+        if let Some(client) = self.lines.iter().position(|line| line.has(connection)) {
+            let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+            let delay_us = self.due_at_client(node, connection, delay_us);
+            return self.line_in(delay_us, client, LineEvent::Hears { connection, bytes });
+        }
+        let Some(client) = self.client_of(connection) else { return };
+        let c = &self.clients[client as usize];
+        if c.connection.is_some_and(|c| c.number == connection && c.deaf) {
+            self.count("answers that do not arrive");
+            return;
+        }
+        let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+        let delay_us = self.due_at_client(node, connection, delay_us);
+        self.client_in(delay_us, client, ClientEvent::Hears { connection, bytes });
+    }
+
+    /// A node tells a client why it is not let in.
+    pub(super) fn refuse_client(&mut self, node: NodeId, connection: ClientId, reject: &Reject) {
+        let mut bytes = Vec::new();
+        put_reject(&mut bytes, reject);
+        self.write_to_client(node, connection, bytes);
+    }
+
+    /// A node has closed a connection, behind what it wrote.
+    pub(super) fn close_to_client(&mut self, node: NodeId, connection: ClientId) {
+        if let Some(client) = self.lines.iter().position(|line| line.has(connection)) {
+            let delay_us = self.due_at_client(node, connection, DELAY_US.1);
+            self.line_in(delay_us, client, LineEvent::Lost { connection });
+        }
+        if let Some(client) = self.client_of(connection) {
+            let delay_us = self.due_at_client(node, connection, DELAY_US.1);
+            self.client_breaks(client, connection, u64::MAX, delay_us);
+        }
+        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
+            up.served.remove(&connection);
+        }
+    }
+
+    /// The client at the other end, if it has not given the connection up.
+    fn client_of(&self, connection: ClientId) -> Option<u64> {
+        let has = |c: &&SimClient| {
+            c.dial == Some(connection) || c.connection.is_some_and(|c| c.number == connection)
+        };
+        self.clients.iter().find(has).map(|c| c.id)
+    }
 
     /// A process has ended, and its connections with it; a machine without power says nothing.
     pub(super) fn end_client_connections(&mut self, node: NodeId, power_lost: bool) {
         for client in 0..self.clients.len() as u64 {
             let c = &mut self.clients[client as usize];
-            let Some(connection) = c.connection.as_mut().filter(|c| c.node == node) else {
-                continue;
-            };
-            connection.gone = true;
-            if !power_lost {
-                self.client_breaks(client, u64::MAX);
+            for connection in [&mut c.connection, &mut c.dialed] {
+                if let Some(connection) = connection.as_mut().filter(|c| c.node == node) {
+                    connection.gone = true;
+                }
+            }
+            let connection = c.connection.filter(|c| c.node == node);
+            if let Some(connection) = connection.filter(|_| !power_lost) {
+                let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+                self.client_breaks(client, connection.number, u64::MAX, delay_us);
             }
         }
     }
 
-    fn client_breaks(&mut self, client: ClientId, unsent_from: u64) {
-        let Some(connection) = self.clients[client as usize].connection else { return };
+    fn client_breaks(
+        &mut self,
+        client: u64,
+        connection: ClientId,
+        unsent_from: u64,
+        delay_us: u64,
+    ) {
         self.count("connections of clients broken");
         let error = network("receive", io::ErrorKind::ConnectionReset);
-        let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
         let event = Box::new(CoreEvent::Broke { error, unsent_from });
-        let connection = connection.number;
         self.client_in(delay_us, client, ClientEvent::Arrives { connection, event });
+    }
+
+    /// The client has done with its connection.
+    fn client_closes(&mut self, client: u64) {
+        let Some(connection) = self.clients[client as usize].connection.take() else { return };
+        if connection.mute || connection.gone {
+            return;
+        }
+        let delay_us = (connection.due_us + 1).saturating_sub(self.now_us).max(DELAY_US.1);
+        self.served_in(delay_us, &connection, ServedEvent::Gone);
+    }
+
+    fn served_in(&mut self, delay_us: u64, to: &ClientConnection, event: ServedEvent) {
+        let event = Event::Served { connection: to.number, event };
+        self.schedule(delay_us, to.node, to.life, event);
     }
 
     /// Sends requests; false when the connection takes no more bytes, or breaks.
     fn client_sends(
         &mut self,
-        client: ClientId,
+        client: u64,
         mut requests: Vec<client::Request>,
         stall: Duration,
     ) -> bool {
         let Some(mut connection) = self.clients[client as usize].connection else { return true };
+        self.hurry(&mut requests);
+        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        for request in &requests {
+            client::put_request(&mut bytes, request);
+            ends.push((request.id, bytes.len()));
+            self.count("requests");
+        }
         let mut flushed = true;
         if !self.quiet {
             connection.mute |= self.dice.chance(1, 300);
             connection.deaf |= self.dice.chance(1, 300);
-            // Of some the last byte is handed over, of others it is not.
+            // It takes a part of them, perhaps of one.
             if self.dice.chance(1, 100) {
                 flushed = false;
-                let taken = self.dice.below(requests.len() as u64 + 1) as usize;
-                let unsent_from = requests.get(taken).map_or(u64::MAX, |r| r.id);
-                // What was handed over may arrive or not.
-                let arrive = self.dice.below(taken as u64 + 1) as usize;
-                requests.truncate(arrive);
+                let taken = self.dice.below(bytes.len() as u64 + 1);
+                let unsent = ends.iter().find(|(_, end)| *end as u64 > taken);
+                let unsent_from = unsent.map_or(u64::MAX, |(id, _)| *id);
+                // What was taken may arrive or not.
+                bytes.truncate(self.dice.below(taken + 1) as usize);
                 if self.dice.chance(1, 2) {
-                    self.client_breaks(client, unsent_from);
+                    let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+                    self.client_breaks(client, connection.number, unsent_from, delay_us);
                 } else {
                     self.count("writes of clients blocked");
                     let event = Box::new(CoreEvent::Blocked { unsent_from });
@@ -291,138 +416,30 @@ impl World {
         if connection.gone && flushed && self.nodes[&connection.node].up.is_some() {
             // The machine is back and knows nothing of the connection.
             flushed = false;
-            self.client_breaks(client, u64::MAX);
+            let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+            self.client_breaks(client, connection.number, u64::MAX, delay_us);
         }
-        if !(connection.gone || connection.mute) {
-            self.client_requests(client, requests);
+        if !(connection.gone || connection.mute || bytes.is_empty()) {
+            let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+            connection.due_us = (self.now_us + delay_us).max(connection.due_us + 1);
+            let delay_us = connection.due_us - self.now_us;
+            self.served_in(delay_us, &connection, ServedEvent::Bytes(bytes));
         }
         if let Some(kept) = &mut self.clients[client as usize].connection {
             (kept.deaf, kept.mute) = (connection.deaf, connection.mute || !flushed);
+            kept.due_us = connection.due_us;
         }
         flushed
     }
 
-    fn client_requests(&mut self, client: ClientId, requests: Vec<client::Request>) {
-        let Some(connection) = self.clients[client as usize].connection else { return };
+    /// Now and then a client wants its answers soon.
+    fn hurry(&mut self, requests: &mut [client::Request]) {
         let hurry = !self.quiet && (self.now_us < self.rush_until_us || self.dice.chance(1, 8));
-        let hurry_us = hurry.then(|| self.dice.log_between(HURRY_US.0, HURRY_US.1));
-        let committed = self.cluster.committed();
-        let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
-        let due_us = (self.now_us + delay_us).max(connection.due_us.0 + 1);
-        let arrives_us = self.nodes[&connection.node].local_us(due_us);
-        let mut inputs = Vec::new();
-        let mut answered = Vec::new();
-        for client::Request { id, deadline_ms, call } in requests {
-            self.count("requests");
-            let mut key = None;
-            let request = match call {
-                Call::Write(write) => write_of(&Command::Write(write)),
-                Call::OpenSession => write_of(&Command::OpenSession),
-                Call::Query { query: Query::Get { key: asked }, .. } => {
-                    key = Some(asked);
-                    Request::Read
-                }
-                Call::Members => Request::Status,
-                _ => {
-                    answered.push(id);
-                    continue;
-                }
-            };
-            let c = &mut self.clients[client as usize];
-            c.last_request += 1;
-            let sent = Sent { connection: connection.number, id, key, committed };
-            c.sent.insert(c.last_request, sent);
-            let deadline_us = u64::from(deadline_ms) * 1_000;
-            let deadline_us = hurry_us.map_or(deadline_us, |us| us.min(deadline_us));
-            inputs.push((c.last_request, arrives_us + deadline_us, request));
-        }
-        if let Some(connection) = &mut self.clients[client as usize].connection {
-            connection.due_us.0 = due_us;
-        }
-        let input = Event::Input(Input::Client { client, requests: inputs });
-        self.schedule(due_us - self.now_us, connection.node, connection.life, input);
-    }
-
-    /// A node answers a request.
-    pub(super) fn client_answered(
-        &mut self,
-        node: NodeId,
-        client: ClientId,
-        request: u64,
-        answer: Answer,
-    ) {
-        // A request of the fault plan has no client that waits.
-        if self.clients.get(client as usize).is_none_or(|c| !c.sent.contains_key(&request)) {
-            return;
-        }
-        let result = match answer {
-            Answer::Write(Verdict::Applied(outcome)) => Ok(Told::Outcome(outcome)),
-            Answer::Read(Ok(())) => {
-                // The connection's thread reads a while after it was told it may.
-                let delay_us = self.hop_us();
-                let life = self.nodes[&node].life;
-                let event = ClientEvent::Reads { request };
-                return self.schedule(delay_us, node, life, Event::Client { client, event });
+        if hurry {
+            let hurry_ms = self.dice.log_between(HURRY_MS.0, HURRY_MS.1) as u32;
+            for request in requests {
+                request.deadline_ms = request.deadline_ms.min(hurry_ms);
             }
-            Answer::Write(Verdict::NotApplied(refusal)) | Answer::Read(Err(refusal)) => {
-                let (class, message) = (refusal.class(), refusal.to_string());
-                Err(Failure { class, message, leader: self.leader_hint(node) })
-            }
-            Answer::Write(Verdict::Unknown(why)) => {
-                Err(Failure { class: Class::Unknown, message: why.to_owned(), leader: None })
-            }
-            Answer::Status(status) => Ok(Told::Members(status.members())),
-            Answer::Transfer(_) | Answer::Changed(_) | Answer::Flushed(_) => return,
-        };
-        self.answer_client(client, request, result);
-    }
-
-    fn answer_client(&mut self, client: ClientId, request: u64, result: Result<Told, Failure>) {
-        let now_us = self.now_us;
-        let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
-        let c = &mut self.clients[client as usize];
-        let Some(Sent { connection: number, id, .. }) = c.sent.remove(&request) else { return };
-        let Some(connection) = c.connection.as_mut().filter(|c| c.number == number) else { return };
-        if connection.deaf {
-            self.count("requests without an answer");
-            return;
-        }
-        connection.due_us.1 = (now_us + delay_us).max(connection.due_us.1 + 1);
-        let delay_us = connection.due_us.1 - now_us;
-        let event = Box::new(CoreEvent::Answered { response: Response { id, result } });
-        self.client_in(delay_us, client, ClientEvent::Arrives { connection: number, event });
-    }
-
-    fn leader_hint(&self, node: NodeId) -> Option<(NodeId, String)> {
-        let raft = self.nodes.get(&node)?.up.as_ref()?.node.replica().raft();
-        let member = raft.configuration().member(raft.leader()?)?;
-        Some((member.id, member.address.clone()))
-    }
-
-    fn client_reads(
-        &mut self,
-        node: NodeId,
-        client: ClientId,
-        request: u64,
-    ) -> Result<(), Violation> {
-        let c = &self.clients[client as usize];
-        let Some(Sent { key: Some(key), committed, .. }) = c.sent.get(&request) else {
-            return Ok(());
-        };
-        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return Ok(()) };
-        let view = up.reader.view();
-        if view.applied() < *committed {
-            let applied = view.applied();
-            let detail = format!("node {node} at {applied}, committed before: {committed}");
-            return violated("reads see what was committed before", detail);
-        }
-        match view.get(Space::User, key) {
-            Ok(found) => {
-                self.answer_client(client, request, Ok(Told::Reply(Reply::Value(found))));
-                Ok(())
-            }
-            // The client hears of it as of any node that goes away.
-            Err(e) => self.store_failed(node, "disk error in a read", &e),
         }
     }
 

@@ -8,18 +8,20 @@ use super::checks::{Cluster, Platter, Violation, violated};
 use super::clients::SimClient;
 use super::dice::Dice;
 use super::faults::Fault;
+use super::lines::{LineClient, LineEvent};
 use super::links::LinkEvent;
 use super::network::Network;
 use super::node::{ClientId, SimNode};
 use super::operator::{Changing, OPERATOR, Operator};
+use super::serving::ServedEvent;
 use super::snapshots::TransferEvent;
 use super::store::empty_model;
 use super::trace::{Step, Trace};
 use super::traffic::ClientEvent;
 use crate::kv::{Machine, MemoryStore};
 use crate::node::{
-    Answer, ApplyEffects, ApplyTask, Input, LogEvent, NodeEffects, Outgoing, PeerEvent,
-    ReceiverEvent, Refusal, ReplyTo, Request, Verdict, cluster_of,
+    Answer, ApplyEffects, ApplyTask, ClusterView, Input, LogEvent, NodeEffects, Outgoing,
+    PeerEvent, ReceiverEvent, Refusal, ReplyTo, Request, Verdict, cluster_of,
 };
 use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wire::handshake::Lane;
@@ -40,9 +42,12 @@ pub(super) enum Event {
     Link(LinkEvent),
     Input(Input<ClientId>),
     Answer { client: ClientId, request: u64, answer: Box<Answer> },
-    Client { client: ClientId, event: ClientEvent },
+    Client { client: u64, event: ClientEvent },
+    Line { client: usize, event: LineEvent },
+    Served { connection: ClientId, event: ServedEvent },
     Changing(Changing),
     Start,
+    Resume,
     Fault,
 }
 
@@ -89,6 +94,8 @@ pub struct World {
     pub(super) platters: BTreeMap<NodeId, Platter>,
     pub(super) network: Network,
     pub(super) clients: Vec<SimClient>,
+    /// Clients that speak the text dialect.
+    pub(super) lines: Vec<LineClient>,
     /// Who changes the members.
     pub(super) operator: Operator,
     /// The members that the cluster is formed of.
@@ -100,6 +107,8 @@ pub struct World {
     pub(super) fingerprints: BTreeMap<Index, u64>,
     /// The state machine over the map in memory, which every store must equal.
     pub(super) model: Machine<MemoryStore>,
+    /// Connections of clients so far: each has a number of its own.
+    pub(super) connections: ClientId,
     /// Mean pause of a client between calls.
     pub(super) think_us: u64,
     /// Until then clients hardly pause.
@@ -120,6 +129,7 @@ impl World {
             (id, SimNode::new(id, 0, address, dice.split()))
         };
         // A client is given some of the addresses.
+        let lines = dice.below(3);
         let known = dice.between(1, nodes) as usize;
         let known: Vec<String> = members.iter().map(|m| m.address.clone()).take(known).collect();
         let mut world = World {
@@ -132,6 +142,7 @@ impl World {
             clients: (0..clients)
                 .map(|id| SimClient::new(id, keys, &known, dice.split()))
                 .collect(),
+            lines: (0..lines).map(|n| LineClient::new(n, keys, dice.split())).collect(),
             operator: Operator::new(nodes),
             first: members.clone(),
             cluster: Cluster::begin(Configuration::of_voters(
@@ -142,6 +153,7 @@ impl World {
             counters: BTreeMap::new(),
             fingerprints: BTreeMap::new(),
             model: empty_model(),
+            connections: 0,
             think_us: 400_000,
             rush_until_us: 0,
             quiet: false,
@@ -151,6 +163,9 @@ impl World {
         for id in 1..=nodes {
             let delay = world.dice.below(300_000);
             world.schedule(delay, id, ANY_LIFE, Event::Start);
+        }
+        for client in 0..world.lines.len() {
+            world.line_in(1_000_000, client, LineEvent::Acts);
         }
         for client in 0..clients {
             let event = ClientEvent::Acts { turn: 0 };
@@ -266,13 +281,9 @@ impl World {
                 return Ok(true);
             }
             if n.paused_until_us > self.now_us {
-                // A stopped process does everything later, in the order it came; only whether its
-                // timers or its messages are first is anybody's guess.
-                let mut delay_us = n.paused_until_us - self.now_us;
-                if matches!(*event, Event::Wake) && self.dice.chance(1, 2) {
-                    delay_us += self.dice.between(1, 300);
+                if let Some(n) = self.nodes.get_mut(&node) {
+                    n.put_off.push((life, *event));
                 }
-                self.schedule(delay_us, node, life, *event);
                 return Ok(true);
             }
         }
@@ -313,15 +324,42 @@ impl World {
                 self.change_answered(node, request, *answer)
             }
             Event::Answer { client, request, answer } => {
-                self.client_answered(node, client, request, *answer);
-                Ok(())
+                self.served_answered(node, client, request, *answer)
             }
             Event::Client { client, event } => self.on_client(node, client, event),
+            Event::Line { client, event } => self.on_line(client, event),
+            Event::Served { connection, event } => self.on_served(node, connection, event),
             Event::Start => self.start(node),
+            Event::Resume => {
+                self.resume(node);
+                Ok(())
+            }
             Event::Fault => {
                 self.fault_due = true;
                 Ok(())
             }
+        }
+    }
+
+    /// A process stands still for so long.
+    pub(super) fn pause(&mut self, node: NodeId, for_us: u64) {
+        let until_us = self.now_us + for_us;
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        n.paused_until_us = n.paused_until_us.max(until_us);
+        self.schedule(for_us, node, ANY_LIFE, Event::Resume);
+    }
+
+    /// A process may go on. It does everything now that it would have done meanwhile, in the order it
+    /// came; only whether its timers or its messages are first is anybody's guess.
+    pub(super) fn resume(&mut self, node: NodeId) {
+        let now_us = self.now_us;
+        let Some(n) = self.nodes.get_mut(&node).filter(|n| n.paused_until_us <= now_us) else {
+            return;
+        };
+        for (life, event) in std::mem::take(&mut n.put_off) {
+            let timer = matches!(event, Event::Wake) && self.dice.chance(1, 2);
+            let delay_us = if timer { self.dice.between(1, 300) } else { 0 };
+            self.schedule(delay_us, node, life, event);
         }
     }
 
@@ -391,6 +429,9 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(up) = &mut n.up else { return Ok(()) };
         let next_local_us = up.node.next_tick_us();
+        if !up.state.view().fits(&up.node) {
+            up.state.publish(std::sync::Arc::new(ClusterView::of(&up.node)));
+        }
         up.woken = !up.inbox.sleep(up.node.wake_interest());
         let more = up.woken;
         let next_us = n.global_us(next_local_us).max(now_us + 1);

@@ -84,32 +84,40 @@ pub enum Call {
         /// Its length, bytes.
         len: u32,
     },
-    /// Take a node in; answered by [`Answer::Joined`].
+    /// Change who belongs to the cluster; answered by [`Answer::Joined`] when a node is taken in, else by
+    /// [`Answer::Changed`].
+    Change(Change),
+}
+
+/// A change that is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Take a node in: as a learner that votes as soon as it has caught up.
     Join {
         /// `HOST:PORT` where it is reached.
         address: String,
-        /// Its identity; 0 when somebody else asks for it.
+        /// Its identity; zero when somebody else asks for it.
         identity: u64,
     },
-    /// Let a learner vote now; answered by [`Answer::Changed`].
+    /// Let a learner vote now.
     Promote {
         /// The learner.
         id: NodeId,
-        /// Also when that may cost availability.
+        /// Also when it lacks more than a busy leader has under way.
         force: bool,
     },
-    /// Let a member go for ever; answered by [`Answer::Changed`].
+    /// Let a member go for ever.
     Remove {
         /// The member.
         id: NodeId,
-        /// Also when that may cost availability.
+        /// Also when the voters that are left could not go on as long as some are not reachable.
         force: bool,
     },
-    /// Take a node in in the place of a member; answered by [`Answer::Changed`].
+    /// Take a node in and let a member go, in one step once the new one has caught up.
     Replace {
-        /// The member.
+        /// The member that goes.
         old: NodeId,
-        /// `HOST:PORT` where the new one is reached.
+        /// `HOST:PORT` where the new one is reached; that of the old one when its disk was lost.
         address: String,
     },
 }
@@ -312,22 +320,22 @@ pub(super) fn put_call(out: &mut Vec<u8>, call: &Call) {
             out.extend_from_slice(&offset.to_le_bytes());
             out.extend_from_slice(&len.to_le_bytes());
         }
-        Call::Join { address, identity } => {
+        Call::Change(Change::Join { address, identity }) => {
             out.push(12);
             out.extend_from_slice(&identity.to_le_bytes());
             put_text(out, address, ADDRESS_BYTES_MAX);
         }
-        Call::Promote { id, force } => {
+        Call::Change(Change::Promote { id, force }) => {
             out.push(13);
             out.extend_from_slice(&id.to_le_bytes());
             out.push(u8::from(*force));
         }
-        Call::Remove { id, force } => {
+        Call::Change(Change::Remove { id, force }) => {
             out.push(14);
             out.extend_from_slice(&id.to_le_bytes());
             out.push(u8::from(*force));
         }
-        Call::Replace { old, address } => {
+        Call::Change(Change::Replace { old, address }) => {
             out.push(15);
             out.extend_from_slice(&old.to_le_bytes());
             put_text(out, address, ADDRESS_BYTES_MAX);
@@ -384,14 +392,22 @@ pub(super) fn take_call(input: &mut Input<'_>) -> Result<Call, Malformed> {
         },
         12 => {
             let identity = input.u64("identity")?;
-            Call::Join { identity, address: take_text(input, ADDRESS_BYTES_MAX, "address")? }
+            let address = take_text(input, ADDRESS_BYTES_MAX, "address")?;
+            Call::Change(Change::Join { identity, address })
         }
-        13 => Call::Promote { id: input.u64("member id")?, force: take_flag(input, "force")? },
-        14 => Call::Remove { id: input.u64("member id")?, force: take_flag(input, "force")? },
-        15 => Call::Replace {
-            old: input.u64("member id")?,
-            address: take_text(input, ADDRESS_BYTES_MAX, "address")?,
-        },
+        13 => {
+            let id = input.u64("member id")?;
+            Call::Change(Change::Promote { id, force: take_flag(input, "force")? })
+        }
+        14 => {
+            let id = input.u64("member id")?;
+            Call::Change(Change::Remove { id, force: take_flag(input, "force")? })
+        }
+        15 => {
+            let old = input.u64("member id")?;
+            let address = take_text(input, ADDRESS_BYTES_MAX, "address")?;
+            Call::Change(Change::Replace { old, address })
+        }
         _ => return Err(Malformed("call")),
     })
 }

@@ -436,11 +436,7 @@ pub fn take_peer_frame(body: &[u8]) -> Result<PeerFrame, Malformed> {
 
 fn take_admin_call(input: &mut Input<'_>) -> Result<Call, Malformed> {
     match take_call(input)? {
-        call @ (Call::Transfer { .. }
-        | Call::Join { .. }
-        | Call::Promote { .. }
-        | Call::Remove { .. }
-        | Call::Replace { .. }) => Ok(call),
+        call @ (Call::Transfer { .. } | Call::Change(_)) => Ok(call),
         _ => Err(Malformed("admin call")),
     }
 }

@@ -1,5 +1,6 @@
 //! Made-up frames for tests: one strategy for each type, and the examples of docs/protocol.md.
 
+use super::client::Change;
 use super::client::*;
 use super::handshake::*;
 use super::peer::*;
@@ -157,10 +158,16 @@ fn reply() -> impl Strategy<Value = Reply> {
 fn admin_call() -> impl Strategy<Value = Call> {
     prop_oneof![
         option::of(1u64..).prop_map(|to| Call::Transfer { to }),
-        (text(), number()).prop_map(|(address, identity)| Call::Join { address, identity }),
-        (number(), any::<bool>()).prop_map(|(id, force)| Call::Promote { id, force }),
-        (number(), any::<bool>()).prop_map(|(id, force)| Call::Remove { id, force }),
-        (number(), text()).prop_map(|(old, address)| Call::Replace { old, address }),
+        change().prop_map(Call::Change),
+    ]
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        (text(), number()).prop_map(|(address, identity)| Change::Join { address, identity }),
+        (number(), any::<bool>()).prop_map(|(id, force)| Change::Promote { id, force }),
+        (number(), any::<bool>()).prop_map(|(id, force)| Change::Remove { id, force }),
+        (number(), text()).prop_map(|(old, address)| Change::Replace { old, address }),
     ]
 }
 

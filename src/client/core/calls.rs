@@ -6,7 +6,7 @@
 
 use crate::kv::limits::write_bytes;
 use crate::kv::{Op, SessionStamp, Write};
-use crate::wire::client::{Call, Request};
+use crate::wire::client::{Call, Change, Request};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -57,9 +57,9 @@ impl Repeat {
             Call::Write(write) if write.stamp.is_some() || sessions => Repeat::Stamped,
             Call::Write(_)
             | Call::Transfer { .. }
-            | Call::Promote { .. }
-            | Call::Remove { .. }
-            | Call::Replace { .. } => Repeat::Never,
+            | Call::Change(
+                Change::Promote { .. } | Change::Remove { .. } | Change::Replace { .. },
+            ) => Repeat::Never,
             Call::Piece { .. } => Repeat::Here,
             Call::OpenSession
             | Call::CloseSession { .. }
@@ -69,7 +69,7 @@ impl Repeat {
             | Call::Members
             | Call::Compact
             | Call::Backup
-            | Call::Join { .. } => Repeat::Harmless,
+            | Call::Change(Change::Join { .. }) => Repeat::Harmless,
         }
     }
 

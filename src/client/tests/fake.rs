@@ -6,8 +6,8 @@ use crate::kv::{
     answer, encode_command,
 };
 use crate::wire::client::{
-    Answer, Call, Class, Failure, Joined, MemberInfo, MemberRole, Members, NodeStatus, Request,
-    Response, put_response, take_request,
+    Answer, Call, Change, Class, Failure, Joined, MemberInfo, MemberRole, Members, NodeStatus,
+    Request, Response, put_response, take_request,
 };
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
 use crate::wire::handshake::{
@@ -106,11 +106,13 @@ impl Store {
             Call::Transfer { .. } | Call::Compact => Answer::Ok,
             Call::Backup => Answer::Backup { manifest: Vec::new() },
             Call::Piece { .. } => Answer::Bytes(Vec::new()),
-            Call::Join { .. } => {
+            Call::Change(Change::Join { .. }) => {
                 Answer::Joined(Joined { cluster: CLUSTER, id: 4, first: Vec::new() })
             }
-            &Call::Promote { id, .. } | &Call::Remove { id, .. } => Answer::Changed { id },
-            Call::Replace { .. } => Answer::Changed { id: 4 },
+            &Call::Change(Change::Promote { id, .. } | Change::Remove { id, .. }) => {
+                Answer::Changed { id }
+            }
+            Call::Change(Change::Replace { .. }) => Answer::Changed { id: 4 },
         }
     }
 }

@@ -3,11 +3,10 @@
 pub(crate) mod parts;
 mod peers;
 
-use self::parts::{
-    BIG_KEY, BIG_VALUE_BYTES, PEER, accepted, decide, node_one, socket_pair, wait_for_end,
-};
-use super::connection::OUT_BYTES_MAX;
-use super::{Shared, listener, native};
+use self::parts::{PEER, accepted, decide, node_one, socket_pair, wait_for_end};
+use super::{Shared, connection, listener};
+use crate::api::OUT_BYTES_MAX;
+use crate::api::tests::{BIG_KEY, BIG_VALUE_BYTES};
 use crate::kv::{Query, Reply};
 use crate::node::ConnectionId;
 use crate::wire::client::{Answer, Call, Consistency, Request, put_request, take_response};
@@ -65,9 +64,8 @@ fn hello(role: Role, lane: Lane) -> Vec<u8> {
 fn dial_as_client(shared: &Arc<Shared>) -> (TcpStream, FrameReader) {
     let (ours, theirs) = socket_pair();
     let shared = Arc::clone(shared);
-    thread::spawn(move || {
-        native::serve(&ours, &hello(Role::Client, Lane::Control), &shared, false)
-    });
+    (&theirs).write_all(&hello(Role::Client, Lane::Control)).unwrap();
+    thread::spawn(move || connection::serve(ours, &shared, false));
     let mut reader = FrameReader::new(PEER_FRAME_MAX);
     let answer = next_frame(&theirs, &mut reader).unwrap();
     assert_eq!(handshake::take_answer(&answer).unwrap().unwrap().node, 1);

@@ -1,8 +1,8 @@
 //! Connections between nodes: each test holds the far end, and most take the raft loop's place.
 
+use super::super::connection;
 use super::super::connections::Connections;
 use super::super::inbox::RaftEvents;
-use super::super::native;
 use super::super::peer_in::SILENCE_MAX;
 use super::super::peer_out::{self, Command};
 use super::parts::{
@@ -73,7 +73,7 @@ fn forward(id: u64, bytes: usize) -> Command {
 fn dialed() -> (Arc<Shared>, RaftEvents, Sender<Command>, TcpStream, FrameReader) {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
-    let hello = Hello { role: Role::Peer, ..shared.view().others[&PEER].hello.clone() };
+    let hello = Hello { role: Role::Peer, ..shared.node.view().others[&PEER].hello.clone() };
     let (sender, _) = peer_out::start(&shared, CONNECTION, PEER, address, hello).unwrap();
     let (stream, _) = listener.accept().unwrap();
     let (reader, _) = read_hello(&stream);
@@ -144,7 +144,7 @@ fn a_pong_names_the_leader() {
 fn a_connection_that_is_not_made_is_told() {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
-    let hello = shared.view().others[&PEER].hello.clone();
+    let hello = shared.node.view().others[&PEER].hello.clone();
     let start = |address: &str| {
         let (hello, address) = (hello.clone(), address.to_string());
         peer_out::start(&shared, CONNECTION, PEER, address, hello).unwrap()
@@ -164,7 +164,7 @@ fn a_connection_that_is_not_made_is_told() {
 fn a_rejection_is_told() {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
-    let hello = Hello { role: Role::Peer, ..shared.view().others[&PEER].hello.clone() };
+    let hello = Hello { role: Role::Peer, ..shared.node.view().others[&PEER].hello.clone() };
     let (_sender, _) = peer_out::start(&shared, CONNECTION, PEER, address, hello).unwrap();
     let (stream, _) = listener.accept().unwrap();
     read_hello(&stream);
@@ -251,7 +251,7 @@ fn a_connection_is_closed_in_the_middle_of_a_write() {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
     let mut connections = Connections::new(Arc::clone(&shared));
-    let hello = Hello { role: Role::Peer, ..shared.view().others[&PEER].hello.clone() };
+    let hello = Hello { role: Role::Peer, ..shared.node.view().others[&PEER].hello.clone() };
     let (connection, peer) = (CONNECTION, PEER);
     connections.act(PeerEffect::Dial { connection, peer, address, hello: Box::new(hello) });
     let (stream, _) = listener.accept().unwrap();
@@ -314,7 +314,8 @@ fn dial(
     let (ours, theirs) = socket_pair();
     let watched = ours.try_clone().unwrap();
     let served = Arc::clone(shared);
-    thread::spawn(move || native::serve(&ours, &hello(Role::Peer, lane), &served, false));
+    (&theirs).write_all(&hello(Role::Peer, lane)).unwrap();
+    thread::spawn(move || connection::serve(ours, &served, false));
     let (connection, said) = accepted(shared, events);
     assert_eq!((said.from, said.identity, said.lane), (PEER, 22, lane));
     decide(shared, connection, Ok(welcome_of(1, 11)));
@@ -364,9 +365,8 @@ fn who_is_not_let_in_is_told() {
     let (shared, mut events) = node_one("host:2", 10);
     let (ours, theirs) = socket_pair();
     let served = Arc::clone(&shared);
-    let serving = thread::spawn(move || {
-        native::serve(&ours, &hello(Role::Peer, Lane::Control), &served, false)
-    });
+    (&theirs).write_all(&hello(Role::Peer, Lane::Control)).unwrap();
+    let serving = thread::spawn(move || connection::serve(ours, &served, false));
     let (connection, _) = accepted(&shared, &mut events);
     let reject = Reject { code: RejectCode::Removed, message: "gone".to_string() };
     decide(&shared, connection, Err(reject.clone()));

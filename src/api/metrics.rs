@@ -3,30 +3,30 @@
 //!
 //! So far what the store does and holds, its three amplifications among it, and the log's size.
 
-use super::Shared;
+use super::NodeState;
 use crate::kv::{Reader as _, StoreStats, View as _};
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 /// The page.
-pub(crate) fn text(shared: &Shared) -> String {
+pub(super) fn text(state: &NodeState) -> String {
     let mut page = Page(String::new());
-    let applied = shared.reader.view().applied();
+    let applied = state.reader.view().applied();
     page.gauge("kontiki_applied_index", "Last log index in the store.", applied as f64);
-    let log = shared.log_bytes.load(Ordering::Relaxed);
+    let log = state.log_bytes.load(Ordering::Relaxed);
     page.gauge("kontiki_log_bytes", "Bytes in use in the log.", log as f64);
-    let connections = shared.connections.load(Ordering::Relaxed);
+    let connections = state.connections.load(Ordering::Relaxed);
     page.gauge("kontiki_connections", "Connections that are served now.", connections as f64);
-    let full = f64::from(u8::from(shared.reader.is_disk_full()));
+    let full = f64::from(u8::from(state.reader.is_disk_full()));
     let help = "1 while the disk is full, until the reserve is whole again; else 0.";
     page.gauge("kontiki_disk_full", help, full);
-    let different = f64::from(u8::from(shared.different.load(Ordering::Relaxed)));
+    let different = f64::from(u8::from(state.different.load(Ordering::Relaxed)));
     let help = "1 once replicas were seen to differ at an equal index, which must never be.";
     page.gauge("kontiki_replicas_differ", help, different);
-    let damaged = f64::from(u8::from(shared.damaged.load(Ordering::Relaxed)));
+    let damaged = f64::from(u8::from(state.damaged.load(Ordering::Relaxed)));
     let help = "1 while the store is damaged and being repaired; else 0.";
     page.gauge("kontiki_store_damaged", help, damaged);
-    store(&mut page, &shared.reader.stats());
+    store(&mut page, &state.reader.stats());
     page.0
 }
 

@@ -1,21 +1,18 @@
 //! Between the words of `node` and the frames of the peer protocol.
 
-use super::ClientHandle;
-use super::members::{admin_of, call_of, class_of_refusal, refusal_of};
+use super::{Admin, AdminForward, ChangeRefused, Forward, Input, Outgoing, Refusal, Verdict};
 use crate::kv::bytes::{Input as KvInput, Malformed};
 use crate::kv::codec::{put_outcome, take_outcome};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
-use crate::node::{AdminForward, Forward, Input, Outgoing, Refusal, Verdict};
 use crate::raft::NodeId;
-use crate::wire::client::Class;
+use crate::wire::client::{Call, Class};
 use crate::wire::peer::{self, AdminAnswer, ForwardAnswer, ForwardResult, PeerFrame};
-use std::io;
 
 /// A forwarded write is of a client, in the form of the log, which a segment must hold.
 const FORWARD_BYTES_MAX: usize = 2 * MAX_BATCH_BYTES_CEILING;
 
 /// Appends what is sent as a frame; an [`Outgoing::FromLog`] has to be read first.
-pub(super) fn put_outgoing(out: &mut Vec<u8>, outgoing: Outgoing) {
+pub fn put_outgoing(out: &mut Vec<u8>, outgoing: Outgoing) {
     match outgoing {
         Outgoing::Message(message) => peer::put_message(out, &message),
         Outgoing::FromLog(read) => peer::put_message(out, &read.message),
@@ -30,7 +27,7 @@ pub(super) fn put_outgoing(out: &mut Vec<u8>, outgoing: Outgoing) {
             peer::put_peer_frame(out, &PeerFrame::Admin(admin))
         }
         Outgoing::AdminAnswer { id, result } => {
-            let result = result.map_err(|why| (class_of_refusal(&why), why.to_string()));
+            let result = result.map_err(|why| (why.class(), why.to_string()));
             peer::put_peer_frame(out, &PeerFrame::AdminAnswer(AdminAnswer { id, result }))
         }
         Outgoing::Digest { index, digest } => {
@@ -43,41 +40,53 @@ pub(super) fn put_outgoing(out: &mut Vec<u8>, outgoing: Outgoing) {
 ///
 /// # Errors
 /// No node that keeps to the protocol sends it.
-pub(super) fn input_of(
-    frame: PeerFrame,
-    from: NodeId,
-    to: NodeId,
-) -> io::Result<Option<Input<ClientHandle>>> {
+pub fn input_of<C>(frame: PeerFrame, from: NodeId, to: NodeId) -> Result<Option<Input<C>>, String> {
     Ok(Some(match frame {
         PeerFrame::Message(message) => {
             if message.from != from || message.to != to {
                 let text = "a message that is not between the two ends of the connection";
-                return Err(io::Error::other(text));
+                return Err(text.to_string());
             }
             Input::Peer(message)
         }
         PeerFrame::Forward(peer::Forward { id, deadline_ms, command }) => {
             if command.len() > FORWARD_BYTES_MAX {
-                return Err(io::Error::other("a forwarded write no client can have made"));
+                return Err("a forwarded write no client can have made".to_string());
             }
             Input::Forwarded { from, forward: Forward { id, deadline_ms, command } }
         }
         PeerFrame::ForwardAnswer(answer) => {
-            let verdict = verdict_of(from, answer.result).map_err(io::Error::other)?;
+            let verdict = verdict_of(from, answer.result).map_err(|e| e.to_string())?;
             Input::ForwardAnswered { from, id: answer.id, verdict }
         }
         PeerFrame::Admin(peer::Admin { id, deadline_ms, call }) => {
-            let what = admin_of(call).map_err(io::Error::other)?;
+            let what = admin_of(call)?;
             Input::AdminForwarded { from, forward: AdminForward { id, deadline_ms, what } }
         }
         PeerFrame::AdminAnswer(AdminAnswer { id, result }) => {
-            let result = result.map_err(|(class, why)| refusal_of(class, why));
+            let result = result.map_err(|(class, why)| ChangeRefused::declined(class, why));
             Input::AdminAnswered { from, id, result }
         }
         PeerFrame::Digest { index, digest } => Input::Digest { node: from, index, digest },
         PeerFrame::Ping => return Ok(None),
-        PeerFrame::Pong { .. } => return Err(io::Error::other("a pong that nobody asked for")),
+        PeerFrame::Pong { .. } => return Err("a pong that nobody asked for".to_string()),
     }))
+}
+
+/// What a call asks of the leader.
+fn admin_of(call: Call) -> Result<Admin, String> {
+    match call {
+        Call::Transfer { to } => Ok(Admin::Transfer(to)),
+        Call::Change(change) => change.check_address().map(|()| Admin::Change(change)),
+        _ => Err("no change of the members".to_string()),
+    }
+}
+
+fn call_of(admin: Admin) -> Call {
+    match admin {
+        Admin::Transfer(to) => Call::Transfer { to },
+        Admin::Change(change) => Call::Change(change),
+    }
 }
 
 fn result_of(verdict: &Verdict) -> ForwardResult {

@@ -1,0 +1,128 @@
+//! Clients that speak HTTP: the health of the node, for load balancers and people, and what it counts.
+
+use super::metrics;
+use super::state::{DAMAGED, NodeState};
+use super::{Progress, Step, Wait};
+use crate::node::{Answer, Request};
+use crate::wire::http::{Head, parse, response};
+use std::sync::atomic::Ordering;
+
+/// Time in which the node must show that it can serve.
+const HEALTH_US: u64 = 1_000_000;
+/// A connection is kept for so long until its next request is complete.
+const IDLE_TIMEOUT_US: u64 = 30_000_000;
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// What is being looked into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    /// A linearizable read can be served.
+    Reads,
+    /// The node leads, and knows everything that is committed.
+    Leads,
+    /// It still does.
+    StillLeads,
+}
+
+#[derive(Debug)]
+pub(super) struct Http {
+    bytes: Vec<u8>,
+    /// The request that is being answered.
+    head: Option<Head>,
+    /// Checks that are left, the next one last.
+    checks: Vec<Check>,
+    /// The first that failed, and why.
+    failed: Option<String>,
+    until_us: u64,
+}
+
+impl Http {
+    pub(super) fn new(bytes: Vec<u8>, now_us: u64) -> Http {
+        let until_us = now_us + IDLE_TIMEOUT_US;
+        Http { bytes, head: None, checks: Vec::new(), failed: None, until_us }
+    }
+
+    pub(super) fn feed(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    pub(super) fn next(&mut self, state: &NodeState, out: &mut Vec<u8>, now_us: u64) -> Progress {
+        let Some(head) = &self.head else {
+            return match parse(&self.bytes) {
+                Ok(Some((head, len))) => {
+                    self.bytes.drain(..len);
+                    self.checks = match head.path.as_str() {
+                        "/health" => vec![Check::Reads],
+                        // Leads *now*: a majority has just confirmed it.
+                        "/health/leader" => vec![Check::StillLeads, Check::Reads, Check::Leads],
+                        _ => Vec::new(),
+                    };
+                    (self.head, self.failed) = (Some(head), None);
+                    Progress::Goes
+                }
+                Ok(None) if !out.is_empty() => Progress::Flush,
+                Ok(None) => Progress::Wait(Wait::Until(self.until_us)),
+                Err(e) => {
+                    out.extend_from_slice(&e.response());
+                    Progress::Close(None)
+                }
+            };
+        };
+        if let Some(check) = self.checks.last() {
+            let request = match check {
+                Check::Reads if state.damaged.load(Ordering::Relaxed) => {
+                    self.fail(DAMAGED.to_string());
+                    return Progress::Goes;
+                }
+                Check::Reads => Request::Read,
+                Check::Leads | Check::StillLeads => Request::Status,
+            };
+            let requests = vec![(now_us + HEALTH_US, request)];
+            return Progress::Do(Step::Submit { requests, direct: None });
+        }
+        let (status, body) = page(head, self.failed.take(), state);
+        let keep = head.keep_alive;
+        out.extend_from_slice(&response(status, PLAIN, body.as_bytes(), head.head_only, keep));
+        self.head = None;
+        self.until_us = now_us + IDLE_TIMEOUT_US;
+        if keep { Progress::Flush } else { Progress::Close(None) }
+    }
+
+    pub(super) fn answered(&mut self, answers: &[Answer]) {
+        let Some(check) = self.checks.pop() else { return };
+        match (check, answers.first()) {
+            (Check::Reads, Some(Answer::Read(Ok(())))) => {}
+            (Check::Reads, Some(Answer::Read(Err(refusal)))) => self.fail(refusal.to_string()),
+            (_, Some(Answer::Status(status))) if status.leads_and_knows => {}
+            (Check::Leads, Some(Answer::Status(_))) => {
+                self.fail("another node leads, or none".to_string());
+            }
+            (Check::StillLeads, Some(Answer::Status(_))) => {
+                self.fail("leadership was lost just now".to_string());
+            }
+            _ => self.fail("the node is stopping".to_string()),
+        }
+    }
+
+    fn fail(&mut self, why: String) {
+        self.checks.clear();
+        self.failed = Some(why);
+    }
+}
+
+/// Status and body of the answer.
+fn page(head: &Head, failed: Option<String>, state: &NodeState) -> (u16, String) {
+    match (head.path.as_str(), failed) {
+        ("/health", None) => (200, "ok: serves linearizable reads\n".to_string()),
+        ("/health", Some(why)) => (503, format!("not ready: {why}\n")),
+        ("/health/leader", None) => (200, "ok: leads\n".to_string()),
+        ("/health/leader", Some(why)) => (503, format!("not the leader: {why}\n")),
+        ("/metrics", _) => (200, metrics::text(state)),
+        _ => (404, "not found; there are /health, /health/leader and /metrics\n".to_string()),
+    }
+}
+
+/// Answers, whatever is asked, that the node is full.
+pub(super) fn put_refusal(out: &mut Vec<u8>, why: &str) {
+    out.extend_from_slice(&response(503, PLAIN, format!("{why}\n").as_bytes(), false, false));
+}

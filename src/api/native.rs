@@ -1,0 +1,163 @@
+//! Clients that speak frames (docs/protocol.md, "Client frames"), behind the handshake.
+
+use super::patience::NO_ROOM;
+use super::state::{NodeState, failure};
+use super::turn::{Next, Turn, answers_with_values};
+use super::{OUT_BYTES_MAX, Progress, Step, Wait};
+use crate::kv::machine::RESULT_BYTES_MAX;
+use crate::node::{Answerer, SnapshotSender};
+use crate::wire::client::{self, Call, Class, NO_REQUEST, Request, Response};
+use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader};
+use std::sync::Arc;
+
+/// Requests that are answered together.
+const TOGETHER_MAX: usize = 1024;
+/// Writes among them that read: each may be answered with [`RESULT_BYTES_MAX`] and a value.
+const READING_WRITES_MAX: usize = 4;
+
+const _: () = assert!(READING_WRITES_MAX * RESULT_BYTES_MAX <= CLIENT_FRAME_MAX);
+
+#[derive(Debug)]
+pub(super) struct Native {
+    reader: FrameReader,
+    /// Marked with the requests' ids.
+    turn: Turn<u64>,
+    /// The turn is being collected: writes in it that read.
+    reading_writes: usize,
+    collected: bool,
+    /// There may be more of it.
+    full: bool,
+    /// A change of the members, which waits for what was seen at its address.
+    looks: Option<Request>,
+    /// What cannot be read; the connection ends behind the answers to what came before.
+    broken: Option<Response>,
+    /// A request was completed since the last read.
+    fresh: bool,
+}
+
+impl Native {
+    pub(super) fn new(reader: FrameReader, state: &Arc<NodeState>) -> Native {
+        Native {
+            reader,
+            turn: Turn::new(SnapshotSender::new(state.reader.clone())),
+            reading_writes: 0,
+            collected: false,
+            full: false,
+            looks: None,
+            broken: None,
+            fresh: false,
+        }
+    }
+
+    pub(super) fn reader(&mut self) -> &mut FrameReader {
+        &mut self.reader
+    }
+
+    pub(super) fn turn(&mut self) -> &mut Turn<u64> {
+        &mut self.turn
+    }
+
+    /// Who answers at the address that a change names.
+    pub(super) fn looked(&mut self, answerer: Option<Answerer>, state: &NodeState) {
+        let Some(Request { id, deadline_ms, call: Call::Change(change) }) = self.looks.take()
+        else {
+            return;
+        };
+        let checked = answerer
+            .map_or(Ok(()), |answerer| change.check_answerer(answerer, &state.configuration()));
+        match checked {
+            Ok(()) => self.looks = Some(Request { id, deadline_ms, call: Call::Change(change) }),
+            Err(why) => self.turn.reply(id, Err(failure(why.class(), why.to_string()))),
+        }
+    }
+
+    pub(super) fn next(&mut self, state: &NodeState, out: &mut Vec<u8>, now_us: u64) -> Progress {
+        if !self.collected {
+            if let Some(Request { id, deadline_ms, call }) = self.looks.take() {
+                self.turn.call(id, call, deadline_ms, now_us);
+            }
+            if let Some(step) = self.collect(now_us) {
+                return Progress::Do(step);
+            }
+            self.collected = true;
+            self.fresh |= self.turn.len() > 0;
+        }
+        while out.len() <= OUT_BYTES_MAX {
+            match self.turn.next(state) {
+                Next::Submit(requests) => {
+                    return Progress::Do(Step::Submit { requests, direct: None });
+                }
+                Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
+                Next::Reply(id, result) => {
+                    client::put_response(out, &Response { id, result });
+                }
+                Next::Over => return self.over(out),
+            }
+        }
+        Progress::Flush
+    }
+
+    /// Everything is answered that was collected.
+    fn over(&mut self, out: &mut Vec<u8>) -> Progress {
+        if let Some(response) = self.broken.take() {
+            client::put_response(out, &response);
+            return Progress::Close(response.result.err().map(|failure| failure.message));
+        }
+        if !out.is_empty() {
+            return Progress::Flush;
+        }
+        self.collected = false;
+        self.reading_writes = 0;
+        if std::mem::take(&mut self.full) {
+            return Progress::Goes;
+        }
+        let begun = self.reader.finish().is_err();
+        let fresh = std::mem::take(&mut self.fresh);
+        let memory = self.reader.memory();
+        Progress::Wait(Wait::Request { begun, fresh, memory, by_us: None })
+    }
+
+    /// Collects what has arrived whole; stops at a request that needs somebody to be looked at first.
+    fn collect(&mut self, now_us: u64) -> Option<Step> {
+        let break_off =
+            |id, message| Some(Response { id, result: Err(failure(Class::Invalid, message)) });
+        while self.turn.len() < TOGETHER_MAX && self.reading_writes < READING_WRITES_MAX {
+            let request = match self.reader.next_frame() {
+                Ok(Some(body)) => match client::take_request(body) {
+                    Ok(request) => request,
+                    Err(e) => {
+                        self.broken = break_off(client::request_id(body), e.to_string());
+                        return None;
+                    }
+                },
+                Ok(None) => return None,
+                Err(e) => {
+                    self.broken = break_off(NO_REQUEST, e.to_string());
+                    return None;
+                }
+            };
+            self.reading_writes += usize::from(answers_with_values(&request.call));
+            if let Call::Change(change) = &request.call {
+                if let Err(why) = change.check_address() {
+                    self.turn.reply(request.id, Err(failure(Class::Invalid, why)));
+                    continue;
+                }
+                if let Some(address) = change.address_to_look_at() {
+                    let address = address.to_string();
+                    self.looks = Some(request);
+                    return Some(Step::Look { address });
+                }
+            }
+            let Request { id, deadline_ms, call } = request;
+            self.turn.call(id, call, deadline_ms, now_us);
+        }
+        self.full = true;
+        None
+    }
+}
+
+/// Tells a client that no memory is left for the request that it has begun.
+pub(super) fn put_no_room(out: &mut Vec<u8>) {
+    let result = Err(failure(Class::Busy, NO_ROOM.to_string()));
+    client::put_response(out, &Response { id: NO_REQUEST, result });
+}

@@ -1,0 +1,63 @@
+//! What the replica answers, in the words of clients.
+
+use super::state::{NodeState, failure};
+use super::turn::Asked;
+use crate::kv::Outcome;
+use crate::node::{Answer, ChangeRefused, Verdict};
+use crate::raft::NodeId;
+use crate::wire::client::{Answer as Reply, Class, Failure, Joined};
+
+/// What is told of a request that the replica did not answer.
+pub(super) fn stopping() -> Failure {
+    failure(Class::Unknown, "the node is stopping".to_string())
+}
+
+/// What became of a write.
+pub(super) fn outcome_of(state: &NodeState, verdict: Verdict) -> Result<Outcome, Failure> {
+    match verdict {
+        Verdict::Applied(Outcome::Malformed) => {
+            Err(failure(Class::Invalid, "the replicated command makes no sense".to_string()))
+        }
+        Verdict::Applied(outcome) => Ok(outcome),
+        Verdict::NotApplied(refusal) => Err(state.refused(refusal)),
+        Verdict::Unknown(why) => Err(failure(Class::Unknown, why.to_string())),
+    }
+}
+
+/// The reply to what was asked.
+pub(super) fn reply_of(state: &NodeState, asked: &Asked, answer: Answer) -> Result<Reply, Failure> {
+    match answer {
+        Answer::Write(verdict) => outcome_of(state, verdict).map(Reply::Outcome),
+        Answer::Status(status) => Ok(match asked {
+            Asked::Members => Reply::Members(status.members()),
+            _ => Reply::Status(state.status(&status)),
+        }),
+        Answer::Changed(result) => changed(state, matches!(asked, Asked::Join), result),
+        Answer::Transfer(Ok(_)) | Answer::Flushed(Ok(_)) => Ok(Reply::Ok),
+        Answer::Transfer(Err(why)) => Err(failure(why.class(), why.to_string())),
+        Answer::Flushed(Err(refusal)) => Err(state.refused(refusal)),
+        Answer::Read(_) => Err(stopping()),
+    }
+}
+
+fn changed(
+    state: &NodeState,
+    joins: bool,
+    result: Result<NodeId, ChangeRefused>,
+) -> Result<Reply, Failure> {
+    match result {
+        Ok(id) if joins => {
+            Ok(Reply::Joined(Joined { cluster: state.cluster, id, first: state.first.clone() }))
+        }
+        Ok(id) => Ok(Reply::Changed { id }),
+        Err(why) => {
+            let leader = match why {
+                ChangeRefused::HandsOver { to } => {
+                    state.configuration().member(to).map(|m| (m.id, m.address.clone()))
+                }
+                _ => state.leader_hint(),
+            };
+            Err(Failure { class: why.class(), message: why.to_string(), leader })
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! What a node's connections may look at: who it is, what its store holds, who leads.
+
+use super::patience::PartialBytes;
+use crate::kv::limits::TooLarge;
+use crate::kv::query::answer as answer_query;
+use crate::kv::{Limits, LsmReader, Query, Reader as _, Reply, StoreError};
+use crate::node::{ClusterView, DEADLINE_US, DEADLINE_US_MAX, Refusal, Status, TransferProgress};
+use crate::raft::{Configuration, Member, NodeId, PeerProgress};
+use crate::wal::LogReader;
+use crate::wire::client::{Class, Failure, NodeStatus, PeerStatus};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+/// What a client is told of a node whose store is damaged.
+pub const DAMAGED: &str = "this node's store is damaged and is being repaired";
+
+/// See the module. Whoever owns a part of it writes it here; everybody reads.
+#[derive(Debug)]
+pub struct NodeState {
+    /// The node.
+    pub id: NodeId,
+    /// The members that the cluster was formed of.
+    pub first: Vec<Member>,
+    /// The number of its data directory.
+    pub identity: u64,
+    /// The cluster.
+    pub cluster: u64,
+    /// Where it is reached.
+    pub address: String,
+    /// What dialers must show; empty for nothing.
+    pub token: Vec<u8>,
+    /// What its flags allow.
+    pub limits: Limits,
+    /// Connections that are served at once.
+    pub connections_max: usize,
+    /// Reads the store.
+    pub reader: LsmReader,
+    /// Reads the log.
+    pub log: LogReader,
+    /// Connections that are open.
+    pub connections: AtomicUsize,
+    /// Bytes in use in the log.
+    pub log_bytes: AtomicU64,
+    /// How far a snapshot is on its way here, while one is fetched or installed.
+    pub fetching: Mutex<Option<TransferProgress>>,
+    /// Replicas were seen to differ.
+    pub different: AtomicBool,
+    /// A read has met damage in the store.
+    pub damaged: AtomicBool,
+    /// What all clients hold for requests that are not complete.
+    pub partial: PartialBytes,
+    /// What the raft loop knows of the cluster.
+    pub view: RwLock<Arc<ClusterView>>,
+}
+
+/// What a failed read of the store means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreTrouble {
+    /// The store cannot be read, and that is not to be waited for: the node cannot go on.
+    Fatal,
+    /// It is damaged, and nobody knew: the replica is told.
+    Damaged,
+    /// That is known.
+    Known,
+}
+
+impl NodeState {
+    /// The latest view of the cluster.
+    pub fn view(&self) -> Arc<ClusterView> {
+        Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Publishes another view.
+    pub fn publish(&self, view: Arc<ClusterView>) {
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    /// The configuration in force.
+    pub fn configuration(&self) -> Arc<Configuration> {
+        Arc::clone(self.view().history.in_force())
+    }
+
+    /// Who leads, and where that is; 0 and empty when either is not known.
+    pub fn known_leader(&self) -> (NodeId, String) {
+        let view = self.view();
+        let member = view.history.in_force().member(view.leader);
+        member.map_or_else(Default::default, |m| (m.id, m.address.clone()))
+    }
+
+    /// The same for an answer to a client.
+    pub fn leader_hint(&self) -> Option<(NodeId, String)> {
+        Some(self.known_leader()).filter(|(id, _)| *id != 0)
+    }
+
+    /// Why a connection is refused at the cap.
+    pub fn full(&self) -> String {
+        format!("busy: {} connections are the limit (--max-connections)", self.connections_max)
+    }
+
+    /// The store could not be read. Damage concerns what it hides: it is never served, and the node is
+    /// not healthy any more. Anything else, which is no end of a file and not to be waited for, ends the
+    /// node.
+    pub fn trouble(&self, e: &StoreError) -> StoreTrouble {
+        if !e.is_damage() {
+            return StoreTrouble::Fatal;
+        }
+        let unnamed = matches!(e, StoreError::BadRecord { .. });
+        if self.reader.damage().is_none() && !unnamed {
+            // It was met in a cut of the time before a repair.
+            return StoreTrouble::Known;
+        }
+        match self.damaged.swap(true, Ordering::Relaxed) {
+            true => StoreTrouble::Known,
+            false => StoreTrouble::Damaged,
+        }
+    }
+
+    /// A refusal as a client sees it, with the leader's address where that may help.
+    pub(super) fn refused(&self, refusal: Refusal) -> Failure {
+        Failure { class: refusal.class(), message: refusal.to_string(), leader: self.leader_hint() }
+    }
+
+    /// Answers a query from what this node has applied.
+    pub(super) fn query(&self, query: &Query) -> Result<Reply, QueryError> {
+        if let Err(e) = self.limits.check_query(query) {
+            // An empty key is no matter of size.
+            let class = if e == TooLarge::EmptyKey { Class::Invalid } else { Class::TooLarge };
+            return Err(QueryError::Refused(failure(class, e.to_string())));
+        }
+        answer_query(&self.reader.view(), query, &self.limits).map_err(QueryError::Unreadable)
+    }
+
+    pub(super) fn status(&self, status: &Status) -> NodeStatus {
+        let fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        let peer = |p: &PeerProgress| PeerStatus {
+            id: p.id,
+            match_index: p.match_index,
+            reachable: p.reachable,
+        };
+        let connections = self.connections.load(Ordering::Relaxed);
+        NodeStatus {
+            id: self.id,
+            identity: self.identity,
+            cluster: self.cluster,
+            address: self.address.clone(),
+            role: status.own_role(),
+            leader: status.leader,
+            term: status.term,
+            commit: status.commit,
+            applied: status.applied,
+            last_index: status.last_index,
+            first_index: self.log.first_index(),
+            log_bytes: self.log_bytes.load(Ordering::Relaxed),
+            connections: u32::try_from(connections).unwrap_or(u32::MAX),
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            peers: status.peers.iter().map(peer).collect(),
+            state: status
+                .words(self.reader.is_disk_full(), fetching.as_ref().map(ToString::to_string)),
+        }
+    }
+}
+
+/// Why a query has no reply.
+pub(super) enum QueryError {
+    Refused(Failure),
+    Unreadable(StoreError),
+}
+
+/// When a request that arrives now must be answered; 0 leaves that to the node.
+pub(super) fn deadline_us(deadline_ms: u32, now_us: u64) -> u64 {
+    let wait_us = match deadline_ms {
+        0 => DEADLINE_US,
+        ms => (u64::from(ms) * 1000).min(DEADLINE_US_MAX),
+    };
+    now_us + wait_us
+}
+
+pub(super) fn failure(class: Class, message: String) -> Failure {
+    Failure { class, message, leader: None }
+}

@@ -1,0 +1,507 @@
+//! Connections without sockets: bytes go in, a made-up replica answers, bytes come out.
+
+use super::*;
+use crate::kv::{
+    Command, Committed, Found, Limits, LsmStore, Machine, Op, OpResult, Outcome, Query,
+    Reply as KvReply, StoreOptions, Write, encode_command,
+};
+use crate::node::{
+    ClusterView, Node, PeersOptions, Refusal, Replica, ReplicaOptions, Status, Verdict,
+};
+use crate::raft::{self, Configuration, HardState, Member, Raft, Restored, RestoredLog, RoleName};
+use crate::wal::testdisk::TestDisk;
+use crate::wal::{self, Wal};
+use crate::wire::client::{
+    self as wire, Answer as Reply, Call, Change, Class, Consistency, Response, put_request,
+    take_response,
+};
+use crate::wire::frame::PREAMBLE;
+use crate::wire::handshake::{Lane, RejectCode, Role, put_hello, take_answer};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Mutex, RwLock};
+
+/// The one key of the store, and how long its value is.
+pub(crate) const BIG_KEY: &[u8] = b"big";
+pub(crate) const BIG_VALUE_BYTES: usize = 100 << 10;
+
+/// Node 1 of a cluster of two, whose node 2 is at `address`, and what its connections look at.
+pub(crate) fn node_of_two<C: Clone>(
+    address: &str,
+    connections_max: usize,
+    now_us: u64,
+) -> (NodeState, Node<C>) {
+    let member = |id, address: &str| Member { id, identity: 0, address: address.to_string() };
+    let members = vec![member(1, "host:1"), member(2, address)];
+    let options =
+        wal::Options { segment_bytes: wal::SEGMENT_BYTES_MIN, identity: 1, must_exist: false };
+    let (log, _) = Wal::open(TestDisk::default().shared(), Path::new("/log"), options).unwrap();
+    let store =
+        LsmStore::open(TestDisk::default().shared(), Path::new("/store"), StoreOptions::new(1));
+    let mut machine = Machine::open(store.unwrap().0).unwrap();
+    let op = Op::Put { key: BIG_KEY.to_vec(), value: vec![b'v'; BIG_VALUE_BYTES] };
+    let mut put = Vec::new();
+    encode_command(&Command::Write(Write { ops: vec![op], ..Write::default() }), &mut put);
+    machine.apply([(1, Committed::Command(&put))]).unwrap();
+    let first = Arc::new(Configuration::of_voters(7, members.clone()));
+    let (runs, configurations) = (Vec::new(), vec![(0, first)]);
+    let restored_log = RestoredLog { base: 0, base_term: 0, runs, last: 0, configurations };
+    let hard_state = HardState::default();
+    let restored = Restored { hard_state, log: restored_log, applied: 0 };
+    let replica_options = ReplicaOptions {
+        inflight_bytes_max: 1 << 20,
+        limits: Limits::default(),
+        batch_bytes_max: 1 << 20,
+        identity: 11,
+        wal_limit_bytes: 1 << 30,
+        address: "host:1".to_string(),
+    };
+    let peers_options = PeersOptions {
+        identity: 11,
+        address: "host:1".to_string(),
+        token: Vec::new(),
+        seeds: Vec::new(),
+    };
+    let core = Raft::new(raft::Options::new(1, 1), restored, now_us);
+    let node = Node::new(Replica::new(core, replica_options), peers_options, now_us);
+    let state = NodeState {
+        id: 1,
+        first: members,
+        identity: 11,
+        cluster: 7,
+        address: "host:1".to_string(),
+        token: Vec::new(),
+        limits: Limits::default(),
+        connections_max,
+        reader: machine.reader(),
+        log: log.reader(),
+        connections: AtomicUsize::new(0),
+        log_bytes: AtomicU64::new(0),
+        fetching: Mutex::new(None),
+        different: AtomicBool::new(false),
+        damaged: AtomicBool::new(false),
+        partial: PartialBytes::default(),
+        view: RwLock::new(Arc::new(ClusterView::of(&node))),
+    };
+    (state, node)
+}
+
+/// What the connections of such a node look at.
+pub(crate) fn state() -> Arc<NodeState> {
+    Arc::new(node_of_two::<u64>("host:2", 10, 0).0)
+}
+
+fn state_with_token(token: &[u8]) -> Arc<NodeState> {
+    Arc::new(NodeState { token: token.to_vec(), ..node_of_two::<u64>("host:2", 10, 0).0 })
+}
+
+/// A client of one connection, and the replica behind it.
+struct Driver {
+    connection: Connection,
+    /// What the node has written.
+    out: Vec<u8>,
+    /// What was put to the replica, set by set.
+    sets: Vec<Vec<Request>>,
+    /// Answers that were written by who brought the last of them.
+    direct: usize,
+    answer: fn(&Request) -> Answer,
+    answerer: Option<Answerer>,
+}
+
+/// What stops a driver.
+#[derive(Debug, PartialEq)]
+enum Stopped {
+    Reads(Option<u64>),
+    Closed(Option<String>),
+    Refused(RejectCode),
+    Peer,
+}
+
+/// A replica at which everything succeeds.
+fn fine(request: &Request) -> Answer {
+    match request {
+        Request::Write(bytes) => {
+            // A delete finds its key, and a session is numbered.
+            let deletes = bytes.windows(4).any(|word| word == b"gone");
+            let result = if deletes { OpResult::Deleted { existed: true } } else { OpResult::Put };
+            let results = vec![result];
+            Answer::Write(Verdict::Applied(Outcome::Done { revision: 9, results }))
+        }
+        Request::Read => Answer::Read(Ok(())),
+        Request::Status => Answer::Status(Box::new(status(true))),
+        Request::Transfer(_) => Answer::Transfer(Ok(2)),
+        Request::Change(_) => Answer::Changed(Ok(4)),
+        Request::Flush { .. } => Answer::Flushed(Ok(1)),
+    }
+}
+
+fn status(leads_and_knows: bool) -> Status {
+    let member = |id| Member { id, identity: id, address: format!("host:{id}") };
+    Status {
+        id: 1,
+        role: RoleName::Leader,
+        repairing: false,
+        leads_and_knows,
+        leader: Some(1),
+        term: 4,
+        commit: 3,
+        applied: 2,
+        last_index: 5,
+        configuration: Arc::new(Configuration::of_voters(7, vec![member(1), member(2)])),
+        peers: Vec::new(),
+    }
+}
+
+impl Driver {
+    fn new(state: Arc<NodeState>, over_cap: bool) -> Driver {
+        Driver {
+            connection: Connection::new(state, over_cap, 0),
+            out: Vec::new(),
+            sets: Vec::new(),
+            direct: 0,
+            answer: fine,
+            answerer: None,
+        }
+    }
+
+    /// One that has said hello.
+    fn native(state: Arc<NodeState>) -> Driver {
+        let mut driver = Driver::new(state, false);
+        driver.send(&hello(Role::Client, b""));
+        let mut reader = FrameReader::new(CLIENT_FRAME_MAX);
+        reader.feed(&std::mem::take(&mut driver.out));
+        let welcome = take_answer(reader.next_frame().unwrap().unwrap()).unwrap().unwrap();
+        assert_eq!((welcome.node, welcome.identity, welcome.cluster), (1, 11, 7));
+        driver
+    }
+
+    fn send(&mut self, mut bytes: &[u8]) -> Stopped {
+        loop {
+            match self.connection.next(5) {
+                Step::Read { until_us } if bytes.is_empty() => return Stopped::Reads(until_us),
+                Step::Read { .. } => {
+                    let space = self.connection.space();
+                    let n = space.len().min(bytes.len());
+                    space[..n].copy_from_slice(&bytes[..n]);
+                    self.connection.filled(n);
+                    bytes = &bytes[n..];
+                }
+                Step::Write(bytes) => {
+                    assert!(!bytes.is_empty());
+                    self.out.extend_from_slice(&bytes);
+                    self.connection.written(bytes);
+                }
+                Step::Submit { requests, direct } => {
+                    let requests: Vec<Request> = requests.into_iter().map(|(_, r)| r).collect();
+                    let answers: Vec<Answer> = requests.iter().map(self.answer).collect();
+                    self.sets.push(requests);
+                    match direct {
+                        // Both ways say the same.
+                        Some(encode) if self.sets.len().is_multiple_of(2) => {
+                            self.connection.answered_there();
+                            self.out.extend(encode(answers));
+                            self.direct += 1;
+                        }
+                        _ => self.connection.answered(answers, 5),
+                    }
+                }
+                Step::Look { .. } => self.connection.looked(self.answerer.clone()),
+                Step::Unreadable(e) => panic!("{e}"),
+                Step::Refuse { reject, .. } => return Stopped::Refused(reject.code),
+                Step::Peer { .. } => return Stopped::Peer,
+                Step::Close { why } => return Stopped::Closed(why),
+            }
+        }
+    }
+
+    fn responses(&mut self) -> Vec<Response> {
+        let mut reader = FrameReader::new(CLIENT_FRAME_MAX);
+        reader.feed(&std::mem::take(&mut self.out));
+        let mut all = Vec::new();
+        while let Some(body) = reader.next_frame().unwrap() {
+            all.push(take_response(body).unwrap());
+        }
+        reader.finish().unwrap();
+        all
+    }
+
+    fn text(&mut self) -> String {
+        String::from_utf8(std::mem::take(&mut self.out)).unwrap()
+    }
+}
+
+fn hello(role: Role, token: &[u8]) -> Vec<u8> {
+    let mut out = PREAMBLE.to_vec();
+    let from = if role.is_node() { 2 } else { 0 };
+    let hello = Hello { role, from, lane: Lane::Control, ..Hello::of_client(7, token) };
+    put_hello(&mut out, &hello);
+    out
+}
+
+fn request(id: u64, call: Call) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_request(&mut out, &wire::Request { id, deadline_ms: 0, call });
+    out
+}
+
+fn put(key: &str) -> Call {
+    let op = Op::Put { key: key.as_bytes().to_vec(), value: b"v".to_vec() };
+    Call::Write(Write { ops: vec![op], ..Write::default() })
+}
+
+fn get(key: &[u8], consistency: Consistency) -> Call {
+    Call::Query { query: Query::Get { key: key.to_vec() }, consistency }
+}
+
+/// Requests that arrive together are one set, the read index for all reads last; each is answered in
+/// its place. What needs nobody is not put to the replica.
+#[test]
+fn what_arrives_together_is_one_set() {
+    let mut client = Driver::native(state());
+    let calls = [
+        put("a"),
+        get(BIG_KEY, Consistency::Linearizable),
+        Call::Ping,
+        get(b"none", Consistency::Stale),
+        put("b"),
+        get(b"none", Consistency::Linearizable),
+        Call::Members,
+    ];
+    let bytes: Vec<u8> = (1..).zip(calls).flat_map(|(id, call)| request(id, call)).collect();
+    assert_eq!(client.send(&bytes), Stopped::Reads(None));
+    let sets = &client.sets;
+    assert_eq!(sets.len(), 1);
+    let kinds: Vec<_> = sets[0].iter().map(std::mem::discriminant).collect();
+    let write = std::mem::discriminant(&Request::Write(Arc::from([])));
+    let (read, status) =
+        (std::mem::discriminant(&Request::Read), std::mem::discriminant(&Request::Status));
+    assert_eq!(kinds, [write, write, status, read]);
+    let responses = client.responses();
+    assert_eq!(responses.iter().map(|r| r.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);
+    let found = |response: &Response| match &response.result {
+        Ok(Reply::Reply(KvReply::Value(found))) => found.as_ref().map(|f: &Found| f.value.len()),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(found(&responses[1]), Some(BIG_VALUE_BYTES));
+    assert_eq!((found(&responses[3]), found(&responses[5])), (None, None));
+    assert_eq!(responses[2].result, Ok(Reply::Pong));
+    assert!(matches!(&responses[6].result, Ok(Reply::Members(m)) if m.members.len() == 2));
+}
+
+/// However the bytes are cut, the client gets the same: in all three dialects.
+#[test]
+fn the_answers_do_not_depend_on_how_the_bytes_arrive() {
+    let native: Vec<u8> = [put("a"), get(BIG_KEY, Consistency::Linearizable), put("b"), Call::Ping]
+        .into_iter()
+        .zip(1..)
+        .flat_map(|(call, id)| request(id, call))
+        .collect();
+    let native = [hello(Role::Client, b""), native].concat();
+    let text =
+        b"SET a 1\r\nset b 2\r\nGET none\r\nDEL gone\r\n*1\r\n$4\r\nPING\r\nNONSENSE\r\nGET x\r\n";
+    let http =
+        b"GET /health HTTP/1.1\r\n\r\nGET /health/leader HTTP/1.1\r\n\r\nHEAD /no HTTP/1.1\r\n\r\n";
+    for stream in [&native[..], text, http] {
+        let mut whole = Driver::new(state(), false);
+        whole.send(stream);
+        assert!(whole.out.len() > 40);
+        for step in [1, 2, 7, 64] {
+            let mut cut = Driver::new(state(), false);
+            for piece in stream.chunks(step) {
+                assert!(matches!(cut.send(piece), Stopped::Reads(_)));
+            }
+            assert_eq!(cut.out, whole.out, "{step} bytes at a time");
+        }
+    }
+}
+
+/// Commands of one connection take effect in their order: a run of writes, then a run of reads. The
+/// last writes need not wake the connection's thread.
+#[test]
+fn text_commands_take_effect_in_their_order() {
+    let mut client = Driver::new(state(), false);
+    client.send(b"SET a 1\r\nSET b 2\r\nGET none\r\nGET big\r\nPING\r\nDEL gone\r\n");
+    let lengths: Vec<usize> = client.sets.iter().map(Vec::len).collect();
+    assert_eq!(lengths, [2, 1, 1]);
+    let big = "v".repeat(BIG_VALUE_BYTES);
+    let wanted = format!("+OK\r\n+OK\r\n$-1\r\n${BIG_VALUE_BYTES}\r\n{big}\r\n+PONG\r\n:1\r\n");
+    assert_eq!(client.text(), wanted);
+    assert_eq!(client.direct, 0, "answers to what came before would be overtaken");
+    client.send(b"SET c 3\r\nDEL gone\r\n");
+    assert_eq!((client.direct, client.text().as_str()), (1, "+OK\r\n:1\r\n"));
+    assert_eq!(client.send(b"GET none\r\nQUIT\r\nGET none\r\n"), Stopped::Closed(None));
+    assert_eq!(client.text(), "$-1\r\n+OK\r\n");
+}
+
+/// A person must show the token before anything is done, and in time.
+#[test]
+fn a_text_client_shows_the_token_first() {
+    let mut client = Driver::new(state_with_token(b"secret"), false);
+    let until = Stopped::Reads(Some(60_000_005));
+    assert_eq!(client.send(b"SET a 1\r\nAUTH wrong\r\n"), until);
+    assert!(client.sets.is_empty());
+    assert_eq!(client.text(), "-NOAUTH Authentication required.\r\n-WRONGPASS invalid token\r\n");
+    assert_eq!(client.send(b"AUTH secret\r\nSET a 1\r\n"), Stopped::Reads(None));
+    assert_eq!((client.sets.len(), client.text().as_str()), (1, "+OK\r\n+OK\r\n"));
+}
+
+/// What cannot be read ends the connection behind the answers to what came before.
+#[test]
+fn nonsense_ends_the_connection_behind_the_answers() {
+    let mut client = Driver::native(state());
+    let mut bad = request(2, Call::Ping);
+    let end = bad.len() - 1;
+    bad[end] ^= 1;
+    let bytes = [request(1, put("a")), bad].concat();
+    assert!(matches!(client.send(&bytes), Stopped::Closed(Some(_))));
+    let responses = client.responses();
+    assert!(matches!(responses[0], Response { id: 1, result: Ok(Reply::Outcome(_)) }));
+    assert_eq!(responses[1].result.as_ref().unwrap_err().class, Class::Invalid);
+    assert_eq!(responses.len(), 2);
+
+    let mut client = Driver::new(state(), false);
+    assert_eq!(client.send(b"PING\r\n*x\r\nPING\r\n"), Stopped::Closed(None));
+    let text = client.text();
+    assert!(text.starts_with("+PONG\r\n-ERR ") && text.matches('\n').count() == 2, "{text}");
+}
+
+/// Who is let in, and who is another node; at the cap only nodes are.
+#[test]
+fn the_first_words_decide() {
+    let state = state_with_token(b"secret");
+    let says = |over_cap, first: &[u8]| {
+        let mut driver = Driver::new(Arc::clone(&state), over_cap);
+        (driver.send(first), driver.out)
+    };
+    assert_eq!(says(false, &hello(Role::Client, b"secret")).0, Stopped::Reads(None));
+    assert_eq!(says(false, &hello(Role::Client, b"")).0, Stopped::Refused(RejectCode::Token));
+    assert_eq!(says(false, &hello(Role::Peer, b"")).0, Stopped::Refused(RejectCode::Token));
+    for over_cap in [false, true] {
+        assert_eq!(says(over_cap, &hello(Role::Peer, b"secret")).0, Stopped::Peer);
+        assert_eq!(says(over_cap, &hello(Role::Snapshot, b"secret")).0, Stopped::Peer);
+    }
+    let (stopped, told) = says(true, &hello(Role::Client, b"secret"));
+    let mut reader = FrameReader::new(HANDSHAKE_FRAME_MAX);
+    reader.feed(&told);
+    let reject = take_answer(reader.next_frame().unwrap().unwrap()).unwrap().unwrap_err();
+    assert_eq!((stopped, reject.code), (Stopped::Closed(None), RejectCode::TooManyConnections));
+    let broken = [&PREAMBLE[..], b"\x05\0\0\0????12345"].concat();
+    assert_eq!(says(false, &broken).0, Stopped::Refused(RejectCode::Malformed));
+    assert_eq!(says(false, b"").0, Stopped::Reads(Some(FIRST_BYTES_TIMEOUT_US)));
+    assert_eq!(says(true, b"").0, Stopped::Reads(Some(OVER_CAP_TIMEOUT_US)));
+    let until = Stopped::Reads(Some(5 + HANDSHAKE_TIMEOUT_US));
+    assert_eq!(says(false, &PREAMBLE).0, until);
+}
+
+/// A health check asks the replica, step by step: a leader must still lead when a majority has
+/// confirmed that reads can be served.
+#[test]
+fn a_leader_is_asked_twice() {
+    let page = |answer: fn(&Request) -> Answer| {
+        let mut client = Driver { answer, ..Driver::new(state(), false) };
+        client.send(b"GET /health/leader HTTP/1.1\r\n\r\n");
+        (client.sets.concat(), client.text())
+    };
+    let (asked, text) = page(fine);
+    assert_eq!(asked, [Request::Status, Request::Read, Request::Status]);
+    assert!(text.starts_with("HTTP/1.1 200 ") && text.ends_with("ok: leads\n"), "{text}");
+    let (asked, text) = page(|_| Answer::Status(Box::new(status(false))));
+    assert_eq!(asked, [Request::Status]);
+    assert!(text.ends_with("not the leader: another node leads, or none\n"), "{text}");
+    let (asked, text) = page(|request| match request {
+        Request::Read => Answer::Read(Err(Refusal::NoLeader)),
+        other => fine(other),
+    });
+    assert_eq!(asked, [Request::Status, Request::Read]);
+    assert!(text.starts_with("HTTP/1.1 503 ") && text.contains("no leader is known"), "{text}");
+}
+
+/// A backup begins like a linearizable read, then the store is flushed; its pieces need nobody.
+#[test]
+fn a_backup_begins_behind_every_write_that_was_answered() {
+    let mut client = Driver::native(state());
+    client.send(&[request(1, put("a")), request(2, Call::Backup), request(3, Call::Ping)].concat());
+    let asked: Vec<_> = client.sets.iter().skip(1).cloned().collect();
+    assert_eq!(asked, [vec![Request::Read], vec![Request::Flush { cut: false }]]);
+    let responses = client.responses();
+    assert_eq!(responses.len(), 3);
+    // Nothing was flushed at this replica: the store does not reach as far as it says.
+    assert_eq!(responses[1].result.as_ref().unwrap_err().class, Class::Unavailable);
+    client.answer = |request| match request {
+        Request::Flush { .. } => Answer::Flushed(Ok(0)),
+        other => fine(other),
+    };
+    let piece = Call::Piece { table: 77, offset: 0, len: 10 };
+    client.send(&[request(4, Call::Backup), request(5, piece)].concat());
+    let responses = client.responses();
+    assert!(matches!(&responses[0].result, Ok(Reply::Backup { manifest }) if !manifest.is_empty()));
+    assert_eq!(responses[1].result.as_ref().unwrap_err().class, Class::Invalid);
+    client.answer = |_| Answer::Read(Err(Refusal::NoLeader));
+    client.send(&request(6, Call::Backup));
+    assert_eq!(client.responses()[0].result.as_ref().unwrap_err().class, Class::Unavailable);
+}
+
+/// A person names the address of a node that is a member already: nothing is asked of the replica.
+#[test]
+fn who_answers_at_a_new_members_address_is_looked_at() {
+    let mut client = Driver::native(state());
+    let join = |id, address: &str| {
+        let address = address.to_string();
+        request(id, Call::Change(Change::Join { address, identity: 0 }))
+    };
+    client.answerer = Some(Answerer::Node(2));
+    client.send(&[request(1, put("a")), join(2, "elsewhere:2"), join(3, "nowhere")].concat());
+    let responses = client.responses();
+    assert_eq!(responses.iter().map(|r| r.id).collect::<Vec<_>>(), [1, 2, 3]);
+    for response in &responses[1..] {
+        assert_eq!(response.result.as_ref().unwrap_err().class, Class::Invalid);
+    }
+    assert_eq!(client.sets.concat().len(), 1);
+    client.answerer = None;
+    client.send(&join(4, "elsewhere:2"));
+    assert!(matches!(&client.responses()[0].result, Ok(Reply::Joined(joined)) if joined.id == 4));
+}
+
+/// A read whose round served a more patient one, and ended too late for it, is refused.
+#[test]
+fn a_read_that_was_confirmed_too_late_is_refused() {
+    let mut client = Driver::native(state());
+    let mut bytes = Vec::new();
+    for (id, deadline_ms) in [(1, 1), (2, 5_000)] {
+        let call = get(b"none", Consistency::Linearizable);
+        put_request(&mut bytes, &wire::Request { id, deadline_ms, call });
+    }
+    let space = client.connection.space();
+    space[..bytes.len()].copy_from_slice(&bytes);
+    client.connection.filled(bytes.len());
+    let Step::Submit { requests, .. } = client.connection.next(0) else { panic!() };
+    assert_eq!(requests, [(5_000_000, Request::Read)]);
+    client.connection.answered(vec![Answer::Read(Ok(()))], 1_000);
+    client.send(b"");
+    let responses = client.responses();
+    assert_eq!(responses[0].result.as_ref().unwrap_err().class, Class::Unavailable);
+    assert_eq!(responses[1].result, Ok(Reply::Reply(KvReply::Value(None))));
+}
+
+/// More answers than are held at once leave in several writes, in order; a page is not read before
+/// those in front of it are written.
+#[test]
+fn answers_are_written_as_they_are_made() {
+    let mut client = Driver::native(state());
+    let count = 3 * OUT_BYTES_MAX / BIG_VALUE_BYTES;
+    let read = |id| request(id as u64, get(BIG_KEY, Consistency::Stale));
+    let bytes: Vec<u8> = (1..=count).flat_map(read).collect();
+    let space = client.connection.space();
+    space[..bytes.len()].copy_from_slice(&bytes);
+    client.connection.filled(bytes.len());
+    let mut writes = 0;
+    while let Step::Write(bytes) = client.connection.next(0) {
+        assert!(bytes.len() < OUT_BYTES_MAX + BIG_VALUE_BYTES + 100);
+        client.out.extend_from_slice(&bytes);
+        client.connection.written(bytes);
+        writes += 1;
+    }
+    assert!(writes >= 3);
+    let ids: Vec<u64> = client.responses().iter().map(|r| r.id).collect();
+    assert_eq!(ids, (1..=count as u64).collect::<Vec<_>>());
+}

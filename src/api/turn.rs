@@ -1,0 +1,279 @@
+//! One turn of a connection: requests that arrived together, from what is asked to what is answered.
+//!
+//! Everything of a turn that the replica must do is put to it in one message; all linearizable reads
+//! share one read index, which is asked for last. The answers come in the order of the requests. What
+//! is read from the store is read when its reply's turn comes, so that pages are not piled up.
+
+use super::replies::{reply_of, stopping};
+use super::state::{DAMAGED, NodeState, QueryError, deadline_us, failure};
+use crate::kv::codec::encode_command;
+use crate::kv::{Command, Op, Piece, Query, StoreError};
+use crate::node::{
+    Answer, Request, SenderEffect, SnapshotRequest, SnapshotResponse, SnapshotSender,
+};
+use crate::wire::client::{Answer as Reply, Call, Class, Consistency, Failure};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// What a reply is made of, once the replica has answered.
+#[derive(Debug)]
+enum Work {
+    Ready(Result<Reply, Failure>),
+    /// Read from what is applied here.
+    Stale(Query),
+    /// Begin a backup: it holds every write that was answered before it was asked for, so it begins
+    /// like a linearizable read; then the store makes that durable.
+    Backup {
+        deadline_us: u64,
+        stage: Stage,
+    },
+    /// A piece of the backup.
+    Piece(Piece),
+    Asked(Asked),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Stage {
+    Read,
+    Flush,
+    Begin,
+}
+
+/// What was put to the replica.
+#[derive(Debug)]
+pub(super) enum Asked {
+    Write,
+    /// A linearizable read, and when it must be answered.
+    Query {
+        query: Query,
+        deadline_us: u64,
+    },
+    Status,
+    Members,
+    Transfer,
+    Compact,
+    Join,
+    Change,
+}
+
+/// See the module. Each request has a mark that says where its reply goes.
+#[derive(Debug)]
+pub(super) struct Turn<M> {
+    work: VecDeque<(M, Work)>,
+    requests: Vec<(u64, Request)>,
+    /// When the most patient linearizable read must be answered.
+    read_by_us: Option<u64>,
+    /// The answers that are not used yet.
+    answers: VecDeque<Answer>,
+    may_read: Option<Answer>,
+    answered_us: u64,
+    /// What is asked is about the backup alone.
+    about_backup: bool,
+    backup_answer: Option<Answer>,
+    /// A backup stays readable until the connection ends, or the next is begun.
+    backup: SnapshotSender,
+}
+
+/// What a turn has come to.
+pub(super) enum Next<M> {
+    /// To be put to the replica.
+    Submit(Vec<(u64, Request)>),
+    /// A reply.
+    Reply(M, Result<Reply, Failure>),
+    /// The store could not be read; the reply says so next.
+    Unreadable(StoreError),
+    /// Nothing is left.
+    Over,
+}
+
+impl<M> Turn<M> {
+    /// An empty one.
+    pub(super) fn new(backup: SnapshotSender) -> Turn<M> {
+        Turn {
+            work: VecDeque::new(),
+            requests: Vec::new(),
+            read_by_us: None,
+            answers: VecDeque::new(),
+            may_read: None,
+            answered_us: 0,
+            about_backup: false,
+            backup_answer: None,
+            backup,
+        }
+    }
+
+    /// Requests without a reply.
+    pub(super) fn len(&self) -> usize {
+        self.work.len()
+    }
+
+    /// Whether it consists of writes alone.
+    pub(super) fn is_writes(&self) -> bool {
+        self.work.iter().all(|(_, work)| matches!(work, Work::Asked(Asked::Write)))
+    }
+
+    /// All requests that were submitted are answered elsewhere.
+    pub(super) fn clear(&mut self) {
+        self.work.clear();
+        self.answers.clear();
+    }
+
+    /// Adds a reply that needs nobody.
+    pub(super) fn reply(&mut self, mark: M, result: Result<Reply, Failure>) {
+        self.work.push_back((mark, Work::Ready(result)));
+    }
+
+    /// Adds a call. One that changes members was looked at before.
+    pub(super) fn call(&mut self, mark: M, call: Call, deadline_ms: u32, now_us: u64) {
+        let deadline_us = deadline_us(deadline_ms, now_us);
+        let mut ask = |request, asked| {
+            self.requests.push((deadline_us, request));
+            Work::Asked(asked)
+        };
+        let work = match call {
+            Call::Write(write) => ask(command(&Command::Write(write)), Asked::Write),
+            Call::OpenSession => ask(command(&Command::OpenSession), Asked::Write),
+            Call::CloseSession { session } => {
+                ask(command(&Command::CloseSession { session }), Asked::Write)
+            }
+            Call::Query { query, consistency: Consistency::Linearizable } => {
+                let by_us = self.read_by_us.map_or(deadline_us, |at| at.max(deadline_us));
+                self.read_by_us = Some(by_us);
+                Work::Asked(Asked::Query { query, deadline_us })
+            }
+            Call::Query { query, consistency: Consistency::Stale } => Work::Stale(query),
+            Call::Ping => Work::Ready(Ok(Reply::Pong)),
+            Call::Status => ask(Request::Status, Asked::Status),
+            Call::Members => ask(Request::Status, Asked::Members),
+            Call::Transfer { to } => ask(Request::Transfer(to), Asked::Transfer),
+            Call::Change(change) => {
+                let asked = if change.joins() { Asked::Join } else { Asked::Change };
+                ask(Request::Change(change), asked)
+            }
+            Call::Compact => ask(Request::Flush { cut: true }, Asked::Compact),
+            Call::Backup => Work::Backup { deadline_us, stage: Stage::Read },
+            Call::Piece { table, offset, len } => {
+                Work::Piece(Piece { table, offset, len: len as usize })
+            }
+        };
+        self.work.push_back((mark, work));
+    }
+
+    /// The answers to what was submitted.
+    pub(super) fn answered(&mut self, answers: Vec<Answer>, now_us: u64) {
+        let mut answers = VecDeque::from(answers);
+        if std::mem::take(&mut self.about_backup) {
+            self.backup_answer = answers.pop_front();
+            return;
+        }
+        self.answered_us = now_us;
+        self.may_read = self.read_by_us.take().and_then(|_| answers.pop_back());
+        self.answers = answers;
+    }
+
+    /// What comes next.
+    pub(super) fn next(&mut self, state: &NodeState) -> Next<M> {
+        if !self.requests.is_empty() || self.read_by_us.is_some() {
+            let mut requests = std::mem::take(&mut self.requests);
+            requests.extend(self.read_by_us.map(|by_us| (by_us, Request::Read)));
+            return Next::Submit(requests);
+        }
+        let Some((mark, work)) = self.work.pop_front() else {
+            (self.may_read, self.answers) = (None, VecDeque::new());
+            return Next::Over;
+        };
+        let result = match work {
+            Work::Ready(result) => result,
+            Work::Stale(query) => return self.query(mark, &query, state),
+            Work::Backup { deadline_us, stage } => match self.back_up(stage, state) {
+                BackUp::Ask(request, stage) => {
+                    self.work.push_front((mark, Work::Backup { deadline_us, stage }));
+                    self.about_backup = true;
+                    return Next::Submit(vec![(deadline_us, request)]);
+                }
+                BackUp::Done(result) => result,
+            },
+            Work::Piece(piece) => match self.backup.asked(SnapshotRequest::Piece(piece)) {
+                SenderEffect::Send(SnapshotResponse::Piece { bytes, .. }) => {
+                    Ok(Reply::Bytes(bytes))
+                }
+                SenderEffect::Unreadable(e) => return self.unreadable(mark, e),
+                SenderEffect::Send(_) | SenderEffect::Flush => {
+                    let message = "the backup begun on this connection has no such piece";
+                    Err(failure(Class::Invalid, message.to_string()))
+                }
+            },
+            // The round that serves the most patient read may have ended too late for this one.
+            Work::Asked(Asked::Query { deadline_us, .. }) if self.answered_us >= deadline_us => {
+                let message = "the read was not confirmed before its deadline".to_string();
+                Err(failure(Class::Unavailable, message))
+            }
+            Work::Asked(Asked::Query { query, .. }) => match &self.may_read {
+                Some(Answer::Read(Ok(()))) => return self.query(mark, &query, state),
+                Some(Answer::Read(Err(refusal))) => Err(state.refused(*refusal)),
+                _ => Err(stopping()),
+            },
+            Work::Asked(asked) => match self.answers.pop_front() {
+                Some(answer) => reply_of(state, &asked, answer),
+                None => Err(stopping()),
+            },
+        };
+        Next::Reply(mark, result)
+    }
+
+    fn query(&mut self, mark: M, query: &Query, state: &NodeState) -> Next<M> {
+        match state.query(query) {
+            Ok(reply) => Next::Reply(mark, Ok(Reply::Reply(reply))),
+            Err(QueryError::Refused(failure)) => Next::Reply(mark, Err(failure)),
+            Err(QueryError::Unreadable(e)) => self.unreadable(mark, e),
+        }
+    }
+
+    fn unreadable(&mut self, mark: M, e: StoreError) -> Next<M> {
+        let failure = failure(Class::Unavailable, format!("{DAMAGED}; ask another one: {e}"));
+        self.work.push_front((mark, Work::Ready(Err(failure))));
+        Next::Unreadable(e)
+    }
+
+    fn back_up(&mut self, stage: Stage, state: &NodeState) -> BackUp {
+        let refused = |refusal| BackUp::Done(Err(state.refused(refusal)));
+        match (stage, self.backup_answer.take()) {
+            (Stage::Read, _) => BackUp::Ask(Request::Read, Stage::Flush),
+            (Stage::Flush, Some(Answer::Read(Ok(())))) => {
+                BackUp::Ask(Request::Flush { cut: false }, Stage::Begin)
+            }
+            (Stage::Begin, Some(Answer::Flushed(Ok(index)))) => {
+                BackUp::Done(match self.backup.begin(index) {
+                    SnapshotResponse::Begins { manifest } => Ok(Reply::Backup { manifest }),
+                    _ => {
+                        let message = "the store has gone back; try again".to_string();
+                        Err(failure(Class::Unavailable, message))
+                    }
+                })
+            }
+            (_, Some(Answer::Read(Err(refusal)) | Answer::Flushed(Err(refusal)))) => {
+                refused(refusal)
+            }
+            _ => {
+                let message = "the node is stopping".to_string();
+                BackUp::Done(Err(failure(Class::Unavailable, message)))
+            }
+        }
+    }
+}
+
+enum BackUp {
+    Ask(Request, Stage),
+    Done(Result<Reply, Failure>),
+}
+
+fn command(command: &Command) -> Request {
+    let mut bytes = Vec::new();
+    encode_command(command, &mut bytes);
+    Request::Write(Arc::from(bytes))
+}
+
+/// Whether it is a write whose answer carries values.
+pub(super) fn answers_with_values(call: &Call) -> bool {
+    matches!(call, Call::Write(write) if write.ops.iter().any(|op| matches!(op, Op::Get { .. })))
+}

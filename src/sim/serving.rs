@@ -1,0 +1,294 @@
+//! The nodes' side of connections with clients: [`api::Connection`], as a connection's thread drives it.
+//!
+//! A connection puts one set of requests at a time to the replica and goes on when all are answered.
+//! Every request is answered once, at its deadline at the latest.
+
+use super::checks::{Violation, violated};
+use super::node::ClientId;
+use super::world::{Event, World};
+use crate::api::{self, Encode, Step};
+use crate::kv::{Reader as _, View as _};
+use crate::node::{Answer, Answerer, Input, Request};
+use crate::raft::{Index, NodeId};
+
+/// How late an answer may be behind its deadline: hops, and pauses of the process between them.
+const LATE_US_MAX: u64 = 2_000_000;
+
+/// A connection that a node serves.
+#[derive(Debug)]
+pub(super) struct Served {
+    connection: api::Connection,
+    /// Bytes that have arrived and were not read.
+    arrived: Vec<u8>,
+    /// The set that is under way.
+    waits: Option<Waiting>,
+    next_request: u64,
+    /// When what was written last arrives at the client.
+    due_us: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// Number of the first request.
+    first: u64,
+    answers: Vec<Option<Answer>>,
+    missing: usize,
+    /// Whoever brings the last answer writes.
+    direct: Option<DirectWrite>,
+    /// A linearizable read is among them: what was committed when it was asked.
+    committed: Option<Index>,
+}
+
+struct DirectWrite(Encode);
+
+impl std::fmt::Debug for DirectWrite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("DirectWrite")
+    }
+}
+
+/// Something happens to a connection at its node.
+#[derive(Debug)]
+pub(super) enum ServedEvent {
+    /// A client has dialed.
+    Accepted { over_cap: bool },
+    /// Bytes arrive.
+    Bytes(Vec<u8>),
+    /// The client has closed it.
+    Gone,
+    /// All answers to the set that begins with this request are there.
+    Settled { first: u64 },
+    /// They must be there, at this time.
+    Overdue { first: u64, at_us: u64 },
+}
+
+impl World {
+    pub(super) fn on_served(
+        &mut self,
+        node: NodeId,
+        connection: ClientId,
+        event: ServedEvent,
+    ) -> Result<(), Violation> {
+        let now_us = self.now_us;
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let local_us = n.local_us(now_us);
+        let Some(up) = &mut n.up else { return Ok(()) };
+        if let ServedEvent::Accepted { over_cap } = event {
+            let state = std::sync::Arc::clone(&up.state);
+            let made = api::Connection::new(state, over_cap, local_us);
+            let (arrived, waits) = (Vec::new(), None);
+            let served = Served { connection: made, arrived, waits, next_request: 0, due_us: 0 };
+            up.served.insert(connection, served);
+            return Ok(());
+        }
+        let Some(served) = up.served.get_mut(&connection) else { return Ok(()) };
+        match event {
+            ServedEvent::Accepted { .. } => {}
+            ServedEvent::Bytes(bytes) => {
+                served.arrived.extend(bytes);
+                if served.waits.is_none() {
+                    return self.serve(node, connection);
+                }
+            }
+            ServedEvent::Gone => {
+                up.served.remove(&connection);
+            }
+            ServedEvent::Settled { first } => {
+                let waits = served.waits.take_if(|waits| waits.first == first);
+                let Some(Waiting { answers, direct, committed, .. }) = waits else { return Ok(()) };
+                let answers: Vec<Answer> = answers.into_iter().flatten().collect();
+                let applied = up.reader.view().applied();
+                let read = matches!(answers.last(), Some(Answer::Read(Ok(()))));
+                if let Some(committed) = committed.filter(|&committed| read && applied < committed)
+                {
+                    let detail = format!("node {node} at {applied}, committed before: {committed}");
+                    return violated("reads see what was committed before", detail);
+                }
+                match direct {
+                    Some(DirectWrite(encode)) => {
+                        let bytes = encode(answers);
+                        self.count("answers written by who brings the last");
+                        self.write_to_client(node, connection, bytes);
+                    }
+                    None => served.connection.answered(answers, local_us),
+                }
+                return self.serve(node, connection);
+            }
+            ServedEvent::Overdue { first, at_us } => {
+                let late = |waits: &Waiting| waits.first == first && waits.missing > 0;
+                if served.waits.as_ref().is_some_and(late) {
+                    if now_us > at_us {
+                        // The process was paused, and has just woken.
+                        let life = n.life;
+                        self.await_answers(node, life, connection, first, now_us + LATE_US_MAX);
+                        return Ok(());
+                    }
+                    let detail = format!("node {node}: {:?}", served.waits);
+                    return violated("every request is answered by its deadline", detail);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn served(&mut self, node: NodeId, connection: ClientId) -> Option<&mut Served> {
+        self.nodes.get_mut(&node)?.up.as_mut()?.served.get_mut(&connection)
+    }
+
+    /// Does what a connection says, as far as it gets.
+    fn serve(&mut self, node: NodeId, connection: ClientId) -> Result<(), Violation> {
+        loop {
+            let now_us = self.now_us;
+            let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+            let local_us = n.local_us(now_us);
+            let Some(up) = &mut n.up else { return Ok(()) };
+            let Some(served) = up.served.get_mut(&connection) else { return Ok(()) };
+            match served.connection.next(local_us) {
+                Step::Read { .. } if served.arrived.is_empty() => return Ok(()),
+                Step::Read { .. } => {
+                    let space = served.connection.space();
+                    let n = space.len().min(served.arrived.len());
+                    space[..n].copy_from_slice(&served.arrived[..n]);
+                    served.connection.filled(n);
+                    served.arrived.drain(..n);
+                }
+                Step::Write(bytes) => {
+                    self.write_to_client(node, connection, bytes.clone());
+                    if let Some(served) = self.served(node, connection) {
+                        served.connection.written(bytes);
+                    }
+                }
+                Step::Submit { requests, direct } => {
+                    if direct.is_some() {
+                        served.connection.answered_there();
+                    }
+                    self.submit(node, connection, requests, direct);
+                    return Ok(());
+                }
+                Step::Look { address } => {
+                    let there = self.machine_at(&address).map(Answerer::Node);
+                    if let Some(served) = self.served(node, connection) {
+                        served.connection.looked(there);
+                    }
+                }
+                // The client hears of it as of any node that goes away.
+                Step::Unreadable(e) => self.store_failed(node, "disk error in a read", &e)?,
+                Step::Refuse { reject, .. } => {
+                    up.served.remove(&connection);
+                    self.refuse_client(node, connection, &reject);
+                    return Ok(());
+                }
+                Step::Peer { .. } => {
+                    return violated("a client is no node", format!("node {node}"));
+                }
+                Step::Close { why } => {
+                    if let Some(why) = why {
+                        return violated("clients keep to the protocol", why);
+                    }
+                    self.close_to_client(node, connection);
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn submit(
+        &mut self,
+        node: NodeId,
+        connection: ClientId,
+        requests: Vec<(u64, Request)>,
+        direct: Option<Encode>,
+    ) {
+        let committed = self.cluster.committed();
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let last_us = requests.iter().map(|(deadline_us, _)| *deadline_us).max().unwrap_or(0);
+        let overdue_us = n.global_us(last_us) + LATE_US_MAX;
+        let life = n.life;
+        let Some(served) = n.up.as_mut().and_then(|up| up.served.get_mut(&connection)) else {
+            return;
+        };
+        let (first, count) = (served.next_request, requests.len());
+        served.next_request += count as u64;
+        let reads = matches!(requests.last(), Some((_, Request::Read)));
+        served.waits = Some(Waiting {
+            first,
+            answers: vec![None; count],
+            missing: count,
+            direct: direct.map(DirectWrite),
+            committed: reads.then_some(committed),
+        });
+        let numbered = (first..).zip(requests);
+        let requests = numbered.map(|(n, (deadline_us, what))| (n, deadline_us, what)).collect();
+        self.input(node, Input::Client { client: connection, requests });
+        self.await_answers(node, life, connection, first, overdue_us);
+    }
+
+    /// All requests of a set must be answered by then.
+    fn await_answers(
+        &mut self,
+        node: NodeId,
+        life: u64,
+        connection: ClientId,
+        first: u64,
+        at_us: u64,
+    ) {
+        let at_us = at_us.max(self.now_us);
+        let event = Event::Served { connection, event: ServedEvent::Overdue { first, at_us } };
+        self.schedule(at_us - self.now_us, node, life, event);
+    }
+
+    /// The replica answers a request of a connection.
+    pub(super) fn served_answered(
+        &mut self,
+        node: NodeId,
+        connection: ClientId,
+        request: u64,
+        answer: Answer,
+    ) -> Result<(), Violation> {
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let life = n.life;
+        // A request of the fault plan has no connection, and others may have ended.
+        let Some(served) = n.up.as_mut().and_then(|up| up.served.get_mut(&connection)) else {
+            return Ok(());
+        };
+        let waits = served.waits.as_mut();
+        let waits =
+            waits.filter(|w| (w.first..w.first + w.answers.len() as u64).contains(&request));
+        let Some(waits) = waits else {
+            let detail = format!("node {node}: {request} of {connection}, which waits for others");
+            return violated("every request is answered once", detail);
+        };
+        let slot = &mut waits.answers[(request - waits.first) as usize];
+        if let Some(before) = slot {
+            let detail = format!("node {node}: {before:?}, then {answer:?}");
+            return violated("every request is answered once", detail);
+        }
+        *slot = Some(answer);
+        waits.missing -= 1;
+        if waits.missing == 0 {
+            let (first, direct) = (waits.first, waits.direct.is_some());
+            // The connection's thread goes on a while after it was woken.
+            let delay_us = if direct { 0 } else { self.hop_us() };
+            let event = Event::Served { connection, event: ServedEvent::Settled { first } };
+            self.schedule(delay_us, node, life, event);
+        }
+        Ok(())
+    }
+
+    /// When what a node writes to a client now arrives there; in order.
+    pub(super) fn due_at_client(
+        &mut self,
+        node: NodeId,
+        connection: ClientId,
+        delay_us: u64,
+    ) -> u64 {
+        let now_us = self.now_us;
+        match self.served(node, connection) {
+            Some(served) => {
+                served.due_us = (now_us + delay_us).max(served.due_us + 1);
+                served.due_us - now_us
+            }
+            None => delay_us,
+        }
+    }
+}
