@@ -1,13 +1,15 @@
 //! Clients that speak the text dialect: a person with telnet, or any Redis client.
 //!
 //! Commands of one connection take effect in their order. A turn is a run of neighbours of one kind:
-//! neighbouring writes are submitted as one message, neighbouring reads share one read index.
+//! neighbouring reads share one read index; neighbouring writes are one atomic write. (Several writes
+//! under way together have no order: one that a leader has given back may be overtaken by the next.)
 
 use super::replies::{outcome_of, stopping};
 use super::state::NodeState;
 use super::turn::{Next, Turn};
 use super::{Encode, OUT_BYTES_MAX, Progress, Step, Wait};
-use crate::kv::{Found, Op, OpResult, Outcome, Query, Reply, Write};
+use crate::kv::limits::{OP_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES};
+use crate::kv::{Found, Limits, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::{Answer, SnapshotSender};
 use crate::wire::client::{Answer as Told, Call, Class, Consistency, Failure};
 use crate::wire::handshake::tokens_equal;
@@ -19,23 +21,29 @@ use std::sync::Arc;
 const TOGETHER_MAX: usize = 1024;
 /// Whoever does not show the token within so long is sent away; a person may type slowly.
 const AUTH_TIMEOUT_US: u64 = 60_000_000;
-/// Answers that may be written by whoever brings the last of them: a few lines, which fit any send
-/// buffer of a client that reads.
+/// Commands whose answers may be written by whoever brings them: a few lines, which fit any send buffer of a
+/// client that reads.
 const DIRECT_MAX: usize = 64;
+/// Neighbouring writes are one up to this size: little beside what any node's flags let in.
+const WRITE_BYTES_MAX: usize = 64 << 10;
 
 /// Where a reply goes.
 #[derive(Clone, Debug)]
 pub(super) enum Mark {
     /// It is known already.
     Known(Vec<u8>),
-    /// To a read or a write.
-    Asked,
+    /// To a read.
+    Read,
+    /// To a write of several commands: how many operations each has.
+    Writes(Vec<usize>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    Writes,
     Reads,
+    Sets,
+    /// Also taken when the disk is full.
+    Deletes,
 }
 
 /// What follows a turn.
@@ -59,6 +67,8 @@ pub(super) struct Text {
     more: Option<More>,
     /// The first command behind the turn.
     next: Option<Parsed>,
+    /// The write that is being collected, its size, and the operations of each command.
+    write: (Write, usize, Vec<usize>),
     authorised: bool,
     authorise_by_us: u64,
     /// A command was completed since the last read.
@@ -74,6 +84,7 @@ impl Text {
             turn: Turn::new(SnapshotSender::new(state.reader.clone())),
             more: None,
             next: None,
+            write: Default::default(),
             authorised: state.token.is_empty(),
             authorise_by_us: now_us + AUTH_TIMEOUT_US,
             fresh: false,
@@ -96,17 +107,19 @@ impl Text {
     ) -> Progress {
         if self.more.is_none() {
             self.more = Some(self.collect(state, now_us));
+            self.close_write(now_us);
         }
         while out.len() <= OUT_BYTES_MAX {
-            let direct = out.is_empty() && self.is_few_writes();
+            let direct = if out.is_empty() { self.few_writes() } else { None };
             match self.turn.next(state) {
                 Next::Submit(requests) => {
-                    let direct = direct.then(|| encode(state));
+                    let direct = direct.map(|counts| encode(state, counts));
                     return Progress::Do(Step::Submit { requests, direct });
                 }
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
                 Next::Reply(Mark::Known(bytes), _) => out.extend_from_slice(&bytes),
-                Next::Reply(Mark::Asked, result) => put_reply(out, result),
+                Next::Reply(Mark::Read, result) => put_value(out, result),
+                Next::Reply(Mark::Writes(counts), result) => put_results(out, &counts, result),
                 Next::Over => return self.over(out),
             }
         }
@@ -135,16 +148,20 @@ impl Text {
         }
     }
 
-    /// Whether the turn consists of a few writes and nothing waits behind it.
-    fn is_few_writes(&self) -> bool {
-        let few = (1..=DIRECT_MAX).contains(&self.turn.len());
-        few && matches!(self.more, Some(More::Read)) && self.turn.is_writes()
+    /// The commands, if the turn is a write of a few and nothing waits behind it.
+    fn few_writes(&self) -> Option<Vec<usize>> {
+        match (&self.more, self.turn.only()) {
+            (Some(More::Read), Some(Mark::Writes(counts))) if counts.len() <= DIRECT_MAX => {
+                Some(counts.clone())
+            }
+            _ => None,
+        }
     }
 
     /// Collects the commands of a turn.
     fn collect(&mut self, state: &NodeState, now_us: u64) -> More {
         let mut kind = None;
-        while self.turn.len() < TOGETHER_MAX {
+        while self.turn.len() + self.write.2.len() < TOGETHER_MAX {
             let command = match self.next.take() {
                 Some(command) => command,
                 None => match self.reader.next_command() {
@@ -155,7 +172,8 @@ impl Text {
             };
             self.fresh = true;
             let its = if self.authorised { kind_of(&command) } else { None };
-            if kind.is_some() && its.is_some() && kind != its {
+            let another = kind.is_some() && its.is_some() && kind != its;
+            if another || !self.has_room(&command, state) {
                 self.next = Some(command);
                 return More::Turn;
             }
@@ -164,47 +182,85 @@ impl Text {
             match command {
                 Ok(TextCommand::Quit) => {
                     put_simple(&mut known, "OK");
-                    self.known(known);
+                    self.known(known, now_us);
                     return More::Close(None);
                 }
                 Ok(TextCommand::Auth { password }) => {
                     self.authorise(&password, state, &mut known);
-                    self.known(known);
+                    self.known(known, now_us);
                 }
                 Ok(_) if !self.authorised => {
                     put_error(&mut known, "NOAUTH Authentication required.");
-                    self.known(known);
+                    self.known(known, now_us);
                 }
                 Ok(TextCommand::Get { key }) => {
                     let query = Query::Get { key };
                     let consistency = Consistency::Linearizable;
-                    self.call(Call::Query { query, consistency }, now_us);
+                    self.turn.call(Mark::Read, Call::Query { query, consistency }, 0, now_us);
                 }
                 Ok(TextCommand::Set { key, value }) => {
-                    self.write(vec![Op::Put { key, value }], now_us);
+                    self.write(vec![Op::Put { key, value }], state, now_us);
                 }
                 Ok(TextCommand::Del { keys }) => {
-                    self.write(keys.into_iter().map(|key| Op::Delete { key }).collect(), now_us);
+                    let ops = keys.into_iter().map(|key| Op::Delete { key }).collect();
+                    self.write(ops, state, now_us);
                 }
                 other => {
                     put_simple_answer(other, &mut known);
-                    self.known(known);
+                    self.known(known, now_us);
                 }
             }
         }
         More::Turn
     }
 
-    fn known(&mut self, bytes: Vec<u8>) {
+    /// Whether a command, if it writes, may be part of this turn's write: one that is closed, or as large as
+    /// it may be, is followed by another turn.
+    fn has_room(&self, command: &Parsed, state: &NodeState) -> bool {
+        let (bytes, ops) = match command {
+            Ok(TextCommand::Set { key, value }) => (key.len() + value.len() + OP_OVERHEAD_BYTES, 1),
+            Ok(TextCommand::Del { keys }) => {
+                (keys.iter().map(|key| key.len() + OP_OVERHEAD_BYTES).sum(), keys.len())
+            }
+            _ => return true,
+        };
+        let Limits { max_batch_bytes, max_batch_ops, .. } = state.limits;
+        let (write, held, counts) = &self.write;
+        let fits = counts.is_empty()
+            || held + bytes <= WRITE_BYTES_MAX.min(max_batch_bytes - WRITE_OVERHEAD_BYTES)
+                && write.ops.len() + ops <= max_batch_ops;
+        fits && (self.turn.len() == 0 || !self.authorised)
+    }
+
+    /// A reply that needs nobody.
+    fn known(&mut self, bytes: Vec<u8>, now_us: u64) {
+        self.close_write(now_us);
         self.turn.reply(Mark::Known(bytes), Ok(Told::Ok));
     }
 
-    fn write(&mut self, ops: Vec<Op>, now_us: u64) {
-        self.call(Call::Write(Write { ops, ..Write::default() }), now_us);
+    /// Adds a command to the write of this turn. One that no node would take is refused by itself.
+    fn write(&mut self, ops: Vec<Op>, state: &NodeState, now_us: u64) {
+        if let Some(why) = ops.iter().find_map(|op| state.limits.check_op(op).err()) {
+            let mut refused = Vec::new();
+            put_error(&mut refused, &format!("ERR {why}"));
+            return self.known(refused, now_us);
+        }
+        let (write, bytes, counts) = &mut self.write;
+        let size = |op: &Op| match op {
+            Op::Put { key, value } => OP_OVERHEAD_BYTES + key.len() + value.len(),
+            other => OP_OVERHEAD_BYTES + other.key().len(),
+        };
+        *bytes += ops.iter().map(size).sum::<usize>();
+        counts.push(ops.len());
+        write.ops.extend(ops);
     }
 
-    fn call(&mut self, call: Call, now_us: u64) {
-        self.turn.call(Mark::Asked, call, 0, now_us);
+    /// The write of this turn is complete.
+    fn close_write(&mut self, now_us: u64) {
+        let (write, _, counts) = std::mem::take(&mut self.write);
+        if !counts.is_empty() {
+            self.turn.call(Mark::Writes(counts), Call::Write(write), 0, now_us);
+        }
     }
 
     fn authorise(&mut self, password: &[u8], state: &NodeState, out: &mut Vec<u8>) {
@@ -224,7 +280,8 @@ impl Text {
 fn kind_of(command: &Parsed) -> Option<Kind> {
     match command {
         Ok(TextCommand::Get { .. }) => Some(Kind::Reads),
-        Ok(TextCommand::Set { .. } | TextCommand::Del { .. }) => Some(Kind::Writes),
+        Ok(TextCommand::Set { .. }) => Some(Kind::Sets),
+        Ok(TextCommand::Del { .. }) => Some(Kind::Deletes),
         _ => None,
     }
 }
@@ -243,33 +300,50 @@ fn put_simple_answer(command: Parsed, out: &mut Vec<u8>) {
     }
 }
 
-/// What becomes of the answers to a turn of writes.
-fn encode(state: &Arc<NodeState>) -> Encode {
+/// What becomes of the answer to a write of several commands.
+fn encode(state: &Arc<NodeState>, counts: Vec<usize>) -> Encode {
     let state = Arc::clone(state);
-    Box::new(move |answers| {
+    Box::new(move |mut answers| {
+        let result = match answers.pop() {
+            Some(Answer::Write(verdict)) => outcome_of(&state, verdict).map(Told::Outcome),
+            _ => Err(stopping()),
+        };
         let mut out = Vec::new();
-        for answer in answers {
-            let result = match answer {
-                Answer::Write(verdict) => outcome_of(&state, verdict).map(Told::Outcome),
-                _ => Err(stopping()),
-            };
-            put_reply(&mut out, result);
-        }
+        put_results(&mut out, &counts, result);
         out
     })
 }
 
-fn put_reply(out: &mut Vec<u8>, result: Result<Told, Failure>) {
-    match result {
-        Ok(Told::Outcome(Outcome::Done { results, .. })) => match results.first() {
+/// Answers each command of a write.
+fn put_results(out: &mut Vec<u8>, counts: &[usize], result: Result<Told, Failure>) {
+    let results = match result {
+        Ok(Told::Outcome(Outcome::Done { results, .. })) => results,
+        other => {
+            for _ in counts {
+                match &other {
+                    Err(failure) => put_failure(out, failure),
+                    Ok(told) => put_error(out, &format!("ERR not done: {told:?}")),
+                }
+            }
+            return;
+        }
+    };
+    let mut results = results.into_iter();
+    for &count in counts {
+        let own: Vec<OpResult> = results.by_ref().take(count).collect();
+        match own.first() {
             Some(OpResult::Deleted { .. }) => {
                 let existed = |r: &&OpResult| matches!(r, OpResult::Deleted { existed: true });
-                let removed = results.iter().filter(existed).count();
+                let removed = own.iter().filter(existed).count();
                 put_integer(out, i64::try_from(removed).unwrap_or(i64::MAX));
             }
             _ => put_simple(out, "OK"),
-        },
-        Ok(Told::Outcome(outcome)) => put_error(out, &format!("ERR not done: {outcome:?}")),
+        }
+    }
+}
+
+fn put_value(out: &mut Vec<u8>, result: Result<Told, Failure>) {
+    match result {
         Ok(Told::Reply(Reply::Value(Some(Found { value, .. })))) => put_bulk(out, &value),
         Ok(_) => put_nil(out),
         Err(failure) => put_failure(out, &failure),

@@ -107,9 +107,12 @@ impl<M> Turn<M> {
         self.work.len()
     }
 
-    /// Whether it consists of writes alone.
-    pub(super) fn is_writes(&self) -> bool {
-        self.work.iter().all(|(_, work)| matches!(work, Work::Asked(Asked::Write)))
+    /// The mark of the one request there is.
+    pub(super) fn only(&self) -> Option<&M> {
+        match self.work.len() {
+            1 => self.work.front().map(|(mark, _)| mark),
+            _ => None,
+        }
     }
 
     /// All requests that were submitted are answered elsewhere.

@@ -132,6 +132,17 @@ impl Limits {
         Ok(())
     }
 
+    /// Whether one operation may be part of a write.
+    pub fn check_op(&self, op: &Op) -> Result<(), TooLarge> {
+        self.check_key(op.key())?;
+        match op {
+            Op::Put { value, .. } if value.len() > self.max_value_bytes => {
+                Err(TooLarge::Value { bytes: value.len(), limit: self.max_value_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether a query may be answered.
     pub fn check_query(&self, query: &Query) -> Result<(), TooLarge> {
         match query {
