@@ -109,8 +109,8 @@ impl Shared {
 
     /// Begins a table of this store.
     pub(super) fn new_table(&self, disk: &dyn Disk, number: u64) -> Result<TableBuilder, LsmError> {
-        let Options { identity, block_bytes, sync_bytes, .. } = self.options;
-        let table = TableOptions { block_bytes, sync_bytes };
+        let Options { identity, block_bytes, partition_bytes, sync_bytes, .. } = self.options;
+        let table = TableOptions { block_bytes, partition_bytes, sync_bytes };
         TableBuilder::create(disk, &self.dir, Seed { identity, number }, table)
     }
 

@@ -99,6 +99,8 @@ pub struct Options {
     pub table_bytes: u64,
     /// Data blocks end at this size, bytes: what one read of a key reads.
     pub block_bytes: usize,
+    /// Partitions of a table's index end at this size, bytes: one is read whole for one key.
+    pub partition_bytes: usize,
     /// Tables are synced each time this much was written, bytes.
     pub sync_bytes: u64,
     /// What level 1 may hold, bytes; each further level holds ten times the one above.
@@ -121,6 +123,7 @@ impl Options {
             open_files_max: 256,
             table_bytes: 16 << 20,
             block_bytes: 4 << 10,
+            partition_bytes: 4 << 10,
             sync_bytes: 4 << 20,
             level1_bytes: 128 << 20,
             step_bytes: 256 << 10,

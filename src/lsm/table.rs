@@ -32,8 +32,6 @@ const VERSION: u32 = 1;
 pub(super) const FOOTER_BYTES: usize = 8 + 4 + 8 + 4 + 8 + 8 + 4;
 /// Bytes gathered before the system is asked to write.
 const WRITE_BYTES: u64 = 256 << 10;
-/// A partition ends when its handles reach this: it is read whole for one key.
-const PARTITION_BYTES: usize = 4 << 10;
 /// What a compaction reads at once.
 const AHEAD_BYTES: usize = 256 << 10;
 
@@ -41,6 +39,7 @@ const AHEAD_BYTES: usize = 256 << 10;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TableOptions {
     pub(super) block_bytes: usize,
+    pub(super) partition_bytes: usize,
     pub(super) sync_bytes: u64,
 }
 
@@ -185,7 +184,7 @@ impl TableBuilder {
         self.largest.extend(self.data.last());
         let handle = append(&mut self.buffer, self.offset, self.seed, |out| self.data.finish(out));
         self.partition.add(&self.largest, Item::Put { revision: 0, value: &handle.encode() });
-        if self.partition.len() >= PARTITION_BYTES {
+        if self.partition.len() >= self.options.partition_bytes {
             self.end_partition();
         }
         if self.buffer.len() as u64 >= self.options.sync_bytes.min(WRITE_BYTES) {

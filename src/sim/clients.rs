@@ -1,18 +1,20 @@
 //! Simulated clients: what they ask, what they are told, and the history they leave.
 //!
 //! Each runs the client library's [`Core`], which decides whom to ask and what to send again; here are
-//! its calls. A client has one call open at a time, or several writes. The history shows each call once,
+//! its calls. A client has one call open at a time, or several. The history shows each call once,
 //! from its beginning to its end; `traffic` carries what is sent.
 
 use super::checks::{Violation, violated};
 use super::dice::Dice;
+use super::ledger::Ledger;
 use super::linearizability::{Answer as Told, Call, End, Op, Seen};
 use super::node::{ClientId, VALUE_LIMITS_BYTES};
+use super::vocabulary::{self, Memory};
 use crate::client::{Core, Error, Event, Options};
 use crate::kv::codec::encode_command;
 use crate::kv::{self, Command, Condition, Found, OpResult, Outcome, Query, Reply, Test};
 use crate::node::Request;
-use crate::raft::NodeId;
+use crate::raft::{Index, NodeId};
 use crate::wire::client::Call as Asked;
 use crate::wire::client::{Answer, Class, Consistency};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader};
@@ -23,7 +25,7 @@ use std::time::Duration;
 /// How long a client's calls may take, in milliseconds.
 const TIMEOUTS_MS: [u64; 3] = [3_000, 5_000, 8_000];
 
-/// Most writes that a client begins together.
+/// Most calls that a client begins together.
 const TOGETHER_MAX: u64 = 6;
 
 /// A connection of a client to a node.
@@ -43,6 +45,17 @@ pub(super) struct ClientConnection {
     pub(super) deaf: bool,
     /// When what was sent last arrives there.
     pub(super) due_us: u64,
+}
+
+/// A call that is not answered yet.
+#[derive(Debug)]
+struct Open {
+    /// What was asked.
+    asked: Asked,
+    /// What was committed when it began.
+    from: Index,
+    /// As the history has it, if it is about one key of all clients.
+    call: Option<Call>,
 }
 
 /// A client.
@@ -69,7 +82,8 @@ pub(super) struct SimClient {
     timeout: Duration,
     dice: Dice,
     keys: u64,
-    open: BTreeMap<u64, Call>,
+    open: BTreeMap<u64, Open>,
+    memory: Memory,
     last_number: u64,
     values: u64,
     last_revision: Option<u64>,
@@ -101,6 +115,7 @@ impl SimClient {
             keys,
             dice,
             open: BTreeMap::new(),
+            memory: Memory::default(),
             last_number: 0,
             values: 0,
             last_revision: None,
@@ -116,34 +131,47 @@ impl SimClient {
     }
 
     /// What it begins next; with `read` a read.
-    pub(super) fn begin(&mut self, now_us: u64, read: bool) -> Vec<Event> {
+    /// `from` is what is committed.
+    pub(super) fn begin(&mut self, now_us: u64, from: Index, read: bool) -> Vec<Event> {
         self.forget_attempts();
         let together = if read || self.dice.chance(1, 2) { 1 } else { TOGETHER_MAX };
         let count = self.dice.between(1, together);
-        let calls: Vec<Call> =
-            (0..count).map(|_| self.choose(now_us, read, together > 1)).collect();
-        calls.into_iter().map(|call| self.begin_one(call)).collect()
+        let mut events = Vec::new();
+        for _ in 0..count {
+            let (asked, call) = if self.dice.chance(1, 3) && !read {
+                let asked = match self.dice.chance(1, 2) {
+                    true => vocabulary::page(&mut self.dice, &mut self.memory),
+                    false => vocabulary::write(&mut self.dice, &self.memory),
+                };
+                (asked, None)
+            } else {
+                let call = self.choose(now_us, read);
+                (asked(&call), Some(call))
+            };
+            events.push(self.begin_one(Open { asked, from, call }));
+        }
+        events
     }
 
-    fn begin_one(&mut self, call: Call) -> Event {
+    fn begin_one(&mut self, open: Open) -> Event {
         self.last_number += 1;
         let number = self.last_number;
-        let event = Event::Begin { number, call: asked(&call), timeout: self.timeout };
-        self.open.insert(number, call);
+        let event = Event::Begin { number, call: open.asked.clone(), timeout: self.timeout };
+        self.open.insert(number, open);
         event
     }
 
-    fn choose(&mut self, now_us: u64, read: bool, writes: bool) -> Call {
+    fn choose(&mut self, now_us: u64, read: bool) -> Call {
         let number = self.dice.below(self.keys);
         let (key, op) = if read {
             (format!("key-{number}").into_bytes(), Op::Get)
         } else {
-            self.operation(number, writes)
+            self.operation(number)
         };
         Call { client: self.id, key, op, called: now_us, end: End::Open }
     }
 
-    fn operation(&mut self, number: u64, writes: bool) -> (Vec<u8>, Op) {
+    fn operation(&mut self, number: u64) -> (Vec<u8>, Op) {
         let register = format!("key-{number}").into_bytes();
         self.values += 1;
         // Some values are longer than a sector, so that batches tear within an entry. A few are about
@@ -157,8 +185,7 @@ impl SimClient {
         let pad = pad.saturating_sub(value.len() + self.dice.below(2) as usize);
         value.push_str(&"x".repeat(pad));
         let value = value.into_bytes();
-        let first = if writes { 6 } else { 0 };
-        match self.dice.between(first, 15) {
+        match self.dice.below(16) {
             0..6 => (register, Op::Get),
             6..11 => (register, Op::Put { value }),
             11 => (register, Op::Delete),
@@ -175,9 +202,22 @@ impl SimClient {
     }
 
     /// A call is over.
-    pub(super) fn done(&mut self, now_us: u64, number: u64, result: Result<Answer, Error>) {
+    pub(super) fn done(
+        &mut self,
+        now_us: u64,
+        number: u64,
+        result: Result<Answer, Error>,
+        ledger: &Ledger,
+    ) -> Result<(), Violation> {
         self.forget_attempts();
-        let Some(mut call) = self.open.remove(&number) else { return };
+        let Some(Open { asked, from, call }) = self.open.remove(&number) else {
+            return violated("every call is answered once", format!("{number}: {result:?}"));
+        };
+        if let Ok(answer) = &result {
+            ledger.check(&asked, from, answer)?;
+            self.remember(&asked, answer);
+        }
+        let Some(mut call) = call else { return Ok(()) };
         let told = match result {
             Ok(Answer::Outcome(outcome)) => self.outcome(outcome),
             Ok(Answer::Reply(Reply::Value(found))) => {
@@ -196,10 +236,23 @@ impl SimClient {
         if let Some(answer) = told {
             call.end = End::Answered { at: now_us, answer };
             // Writes of one key take effect in the order given: the next one begins now.
-            let same = |later: &&mut Call| later.key == call.key;
-            self.open.values_mut().filter(same).for_each(|later| later.called = now_us);
+            let write = call.op != Op::Get;
+            let same = |later: &&mut Call| write && later.op != Op::Get && later.key == call.key;
+            let open = self.open.values_mut().filter_map(|open| open.call.as_mut());
+            open.filter(same).for_each(|later| later.called = now_us);
         }
         self.history.push(call);
+        Ok(())
+    }
+
+    fn remember(&mut self, asked: &Asked, answer: &Answer) {
+        match (asked, answer) {
+            (_, Answer::Outcome(Outcome::Done { revision, .. })) => self.memory.revision(*revision),
+            (Asked::Query { query: Query::Range(range), .. }, Answer::Reply(Reply::Page(page))) => {
+                self.memory.page(range, page);
+            }
+            _ => {}
+        }
     }
 
     fn seen(&mut self, found: Found) -> Seen {
@@ -227,7 +280,8 @@ impl SimClient {
 
     /// The rest is open at the end of the run.
     pub(super) fn abandon(&mut self) {
-        self.history.extend(std::mem::take(&mut self.open).into_values());
+        let open = std::mem::take(&mut self.open).into_values();
+        self.history.extend(open.filter_map(|open| open.call));
     }
 
     // ---- how it divides its time ----

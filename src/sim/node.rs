@@ -78,6 +78,8 @@ pub(super) struct SimNode {
     pub(super) over: bool,
     /// The machine is gone, with its disk.
     pub(super) gone: bool,
+    /// It does not hear the others, or they do not hear it, for the rest of the run.
+    pub(super) cut_off: bool,
     /// Where it is reached.
     pub(super) address: String,
     /// A copy of its disk, for later.
@@ -198,6 +200,7 @@ impl SimNode {
             identity,
             over: false,
             gone: false,
+            cut_off: false,
             address,
             copy: None,
             old_copy: false,
@@ -261,14 +264,9 @@ impl SimNode {
         if let Some(problem) = damage.filter(|_| !self.has_damage()) {
             return violated("no crash looks like damage", format!("node {}: {problem}", self.id));
         }
+        let store = store_options(&mut self.dice);
         let opened = identity.and_then(|identity| {
-            let plan = Plan {
-                data,
-                identity: &identity,
-                segment_bytes,
-                store: store_options(),
-                restore: None,
-            };
+            let plan = Plan { data, identity: &identity, segment_bytes, store, restore: None };
             let opened = open(&disk, plan, |_| {})?;
             let Opened { wal, recovered, store, worker, completed } = opened;
             let mut machine = Machine::open(store)?;

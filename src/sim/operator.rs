@@ -508,7 +508,7 @@ impl World {
     pub(super) fn counts(&self, n: &SimNode) -> bool {
         let member = self.cluster.configuration().and_then(|c| c.member(n.id));
         n.up.is_some()
-            && !(n.wiped || n.old_copy || n.over)
+            && !(n.wiped || n.old_copy || n.over || n.cut_off)
             && member.is_some_and(|m| m.identity == 0 || m.identity == n.identity)
     }
 

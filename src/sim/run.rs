@@ -157,11 +157,18 @@ fn calm(world: &mut World) -> Result<(), Violation> {
         world.start(id)?;
     }
     world.help_the_lost();
+    if !world.is_hopeless() {
+        world.choose_ending();
+    }
     let hopeless = world.is_hopeless();
     if hopeless {
         world.count("cluster lost for good");
     }
     let begin_us = world.now_us;
+    let elections = world.cluster.elections();
+    // In some runs it is watched that nothing happens any more.
+    let watched = world.dice.chance(1, 3);
+    let mut hold = None;
     let mut leader = false;
     loop {
         let more = world.step(begin_us + CALM_US)?;
@@ -181,8 +188,12 @@ fn calm(world: &mut World) -> Result<(), Violation> {
         let settled = since_us > 8_000_000 && leader;
         let idle = || world.clients.iter().all(|c| !c.is_busy() || world.is_lost(c));
         let served = world.are_served_since(begin_us);
-        if settled && idle() && served && world.unsettled().is_none() && world.replicas_equal()? {
-            return Ok(());
+        let quiet = || settled && idle() && served && world.unsettled().is_none();
+        if hold.is_some() || (quiet() && world.replicas_equal()?) {
+            if !watched || world.holds(&mut hold, elections)? || !more {
+                return Ok(());
+            }
+            continue;
         }
         if !more {
             let busy = world.clients.iter().filter(|c| c.is_busy()).count();

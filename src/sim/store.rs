@@ -5,6 +5,8 @@
 //! crashes and disk errors fall between any two of them.
 
 use super::checks::{Violation, violated};
+use super::dice::Dice;
+use super::ledger::Ledger;
 use super::node::ClientId;
 use super::world::{Event, World};
 use crate::api::StoreTrouble;
@@ -17,17 +19,24 @@ use crate::node::{Applied, ApplyEffects, ApplyError, ApplyTask, Input};
 use crate::raft::{Entry, Index, NodeId, Payload, codec};
 use std::ops::ControlFlow;
 
-/// Small sizes, so that a run flushes and compacts often.
-pub(super) fn store_options() -> lsm::Options {
+/// Small sizes, so that a run flushes and compacts often, and has several of everything: memtables, tables,
+/// blocks and partitions of an index. They are others at every start: whatever some have written, others
+/// read.
+pub(super) fn store_options(dice: &mut Dice) -> lsm::Options {
+    let memtable_bytes = *dice.pick(&[2 << 10, 4 << 10, 4 << 10, 4 << 10, 24 << 10]);
+    let table_bytes = *dice.pick(&[2 << 10, 4 << 10, 4 << 10, 12 << 10]);
     lsm::Options {
-        memtable_bytes: 4 << 10,
-        cache_bytes: 4 << 10,
-        table_bytes: 4 << 10,
-        block_bytes: 256,
-        sync_bytes: 1 << 10,
-        level1_bytes: 8 << 10,
-        step_bytes: 1 << 10,
-        reserve_bytes: 12 << 10,
+        memtable_bytes,
+        cache_bytes: *dice.pick(&[0, 1 << 10, 4 << 10, 64 << 10]),
+        open_files_max: *dice.pick(&[1, 3, 256]),
+        table_bytes,
+        block_bytes: *dice.pick(&[16, 64, 256, 256, 1 << 10]),
+        partition_bytes: *dice.pick(&[16, 64, 256, 4 << 10]),
+        sync_bytes: *dice.pick(&[256, 1 << 10, 1 << 20]),
+        level1_bytes: *dice.pick(&[4 << 10, 8 << 10, 32 << 10]),
+        step_bytes: *dice.pick(&[64, 256, 1 << 10, 1 << 10, 256 << 10]),
+        // Room for the largest of both.
+        reserve_bytes: 2 * memtable_bytes as u64 + table_bytes,
         ..lsm::Options::new(0)
     }
 }
@@ -104,7 +113,7 @@ impl World {
             }
             let entries = if read.is_empty() { &committed.entries[..] } else { &read[..] };
             self.cluster.applies(node, entries)?;
-            follow(&mut self.model, entries)?;
+            follow(&mut self.model, &mut self.ledger, entries)?;
         }
         match up.applier.step() {
             Ok(Some(effects)) => self.apply_stepped(node, effects),
@@ -350,7 +359,11 @@ impl World {
 
 /// Applies to the model what it has not seen yet, one entry at a time and by a mapping of its own: it shares
 /// nothing with the applier that it checks.
-fn follow(model: &mut Machine<MemoryStore>, entries: &[Entry]) -> Result<(), Violation> {
+fn follow(
+    model: &mut Machine<MemoryStore>,
+    ledger: &mut Ledger,
+    entries: &[Entry],
+) -> Result<(), Violation> {
     let next = model.applied() + 1;
     for entry in entries.iter().filter(|e| e.index >= next) {
         let mut bytes = Vec::new();
@@ -363,8 +376,15 @@ fn follow(model: &mut Machine<MemoryStore>, entries: &[Entry]) -> Result<(), Vio
             }
         };
         let index: Index = entry.index;
-        if let Err(e) = model.apply([(index, what)]) {
-            return violated("the model applies", e.to_string());
+        let outcomes = match model.apply([(index, what)]) {
+            Ok(outcomes) => outcomes,
+            Err(e) => return violated("the model applies", e.to_string()),
+        };
+        match (what, outcomes.first()) {
+            (Committed::Command(bytes), Some((_, outcome))) => {
+                ledger.enter(index, bytes, outcome)?;
+            }
+            _ => ledger.pass(index),
         }
     }
     Ok(())

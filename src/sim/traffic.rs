@@ -11,8 +11,9 @@ use super::node::{CLIENTS_TOKEN, ClientId};
 use super::serving::ServedEvent;
 use super::world::{ANY_LIFE, Event, World};
 use crate::client::{Cause, Effect, Error, Event as CoreEvent};
+use crate::kv::{Outcome, Reply};
 use crate::raft::NodeId;
-use crate::wire::client::{self, Class};
+use crate::wire::client::{self, Answer, Class};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, PREAMBLE};
 use crate::wire::handshake::{Hello, Reject, put_hello, put_reject, take_answer};
 use std::io;
@@ -47,6 +48,30 @@ pub(super) enum ClientEvent {
 
 fn network(doing: &'static str, kind: io::ErrorKind) -> Error {
     Error { class: Class::Unknown, address: None, cause: Cause::Io { doing, source: kind.into() } }
+}
+
+/// What of the answers is counted.
+fn kind_of(result: &Result<Answer, Error>) -> Option<&'static str> {
+    match result {
+        Ok(Answer::Outcome(outcome)) => match outcome {
+            Outcome::Done { results, .. } => {
+                (results.len() > 1).then_some("writes of several operations")
+            }
+            Outcome::ConditionFalse { condition: 0, .. } => {
+                Some("first conditions that were false")
+            }
+            Outcome::ConditionFalse { .. } => Some("later conditions that were false"),
+            Outcome::NotANumber { .. } => Some("increments of no number"),
+            Outcome::Overflow { .. } => Some("increments over the range"),
+            _ => None,
+        },
+        Ok(Answer::Reply(Reply::Page(page))) => Some(match &page.cursor {
+            Some(_) => "pages with a cursor",
+            None if page.items.is_empty() => "pages without items",
+            None => "last pages",
+        }),
+        _ => None,
+    }
 }
 
 impl World {
@@ -95,13 +120,13 @@ impl World {
         let think_us = if self.now_us < self.rush_until_us { RUSH_THINK_US } else { self.think_us };
         let think_us = self.dice.between(think_us / 4, think_us * 2);
         self.client_in(think_us, client, ClientEvent::Acts { turn });
-        let read = self.quiet;
+        let (read, committed) = (self.quiet, self.cluster.committed());
         let now_us = self.now_us;
         let c = &mut self.clients[client as usize];
         if c.is_busy() {
             return Ok(());
         }
-        let events = c.begin(now_us, read);
+        let events = c.begin(now_us, committed, read);
         self.client_told(client, events)
     }
 
@@ -129,8 +154,10 @@ impl World {
                     }
                     Effect::Close => self.client_closes(client),
                     Effect::Done { number, result } => {
-                        c.done(now_us, number, result);
+                        let kind = kind_of(&result);
+                        c.done(now_us, number, result, &self.ledger)?;
                         self.count("operations");
+                        kind.into_iter().for_each(|kind| self.count(kind));
                     }
                     Effect::GaveUp { .. } => self.count("calls given up"),
                 }

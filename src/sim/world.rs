@@ -8,6 +8,7 @@ use super::checks::{Cluster, Platter, Violation, violated};
 use super::clients::SimClient;
 use super::dice::Dice;
 use super::faults::Fault;
+use super::ledger::Ledger;
 use super::lines::{LineClient, LineEvent};
 use super::links::LinkEvent;
 use super::network::Network;
@@ -109,6 +110,8 @@ pub struct World {
     pub(super) model: Machine<MemoryStore>,
     /// Connections of clients so far: each has a number of its own.
     pub(super) connections: ClientId,
+    /// What the log says of every key at every index.
+    pub(super) ledger: Ledger,
     /// Mean pause of a client between calls.
     pub(super) think_us: u64,
     /// Until then clients hardly pause.
@@ -154,6 +157,7 @@ impl World {
             fingerprints: BTreeMap::new(),
             model: empty_model(),
             connections: 0,
+            ledger: Ledger::default(),
             think_us: 400_000,
             rush_until_us: 0,
             quiet: false,
@@ -533,7 +537,7 @@ impl World {
         let knows = |n: &SimNode| {
             n.up.as_ref().is_some_and(|up| up.node.replica().raft().leads_and_knows())
         };
-        let leads = |n: &&SimNode| !n.wiped && !n.old_copy && knows(n);
+        let leads = |n: &&SimNode| !(n.wiped || n.old_copy || n.cut_off) && knows(n);
         self.nodes.values().find(leads).map(|n| n.id)
     }
 

@@ -38,7 +38,7 @@ fn hex(bytes: &[u8]) -> String {
 fn table_of(entries: &[(&[u8], Item<'_>)]) -> (TestDisk, TableMeta) {
     let disk = TestDisk::default();
     let seed = Seed { identity: 7, number: 1 };
-    let options = TableOptions { block_bytes: 4096, sync_bytes: 1 << 20 };
+    let options = TableOptions { block_bytes: 4096, partition_bytes: 4096, sync_bytes: 1 << 20 };
     let mut builder = TableBuilder::create(&disk, Path::new(DIR), seed, options).unwrap();
     for (key, item) in entries {
         builder.add(key, *item).unwrap();

@@ -1,0 +1,261 @@
+//! What the log says the keys held at every index, and what became of every write: a second, much
+//! simpler reading of it, that shares no code with the state machine.
+//!
+//! Every outcome of the state machine is held against it, and every answer to a client: a write must
+//! have the outcome that its place in the log gives it, a read must be what the keys held at one index.
+//! That index lies between what was committed when the client began to ask and what is committed when it
+//! is answered; so answers to calls on many keys are linearizable too.
+//!
+//! Left out: sessions. Whether a stamped write is a repetition is looked up by its stamp; that a session
+//! was forgotten is believed.
+
+use super::checks::{Violation, violated};
+use crate::kv::{
+    Command, Condition, Found, Item, Limits, Op, OpResult, Outcome, Page, Query, Range, Reply,
+    Test, Write, decode_command,
+};
+use crate::raft::Index;
+use crate::wire::client::{Answer, Call, Consistency};
+use std::collections::BTreeMap;
+
+/// What a key held from an index on.
+#[derive(Debug)]
+struct Version {
+    index: Index,
+    value: Option<Vec<u8>>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    /// The last index that is entered.
+    last: Index,
+    keys: BTreeMap<Vec<u8>, Vec<Version>>,
+    /// Writes that were done, and their results.
+    done: BTreeMap<Index, (Write, Vec<OpResult>)>,
+    /// What became of stamped writes, by session and sequence.
+    stamped: BTreeMap<(u64, u64), Outcome>,
+}
+
+impl Ledger {
+    /// Enters the next command, and compares what the state machine says became of it.
+    pub(super) fn enter(
+        &mut self,
+        index: Index,
+        command: &[u8],
+        outcome: &Outcome,
+    ) -> Result<(), Violation> {
+        self.last = index;
+        let Ok(Command::Write(write)) = decode_command(command) else { return Ok(()) };
+        let own = match write.stamp.map(|stamp| (stamp.session, stamp.sequence)) {
+            // It is not known here which sessions are.
+            Some(_) if matches!(outcome, Outcome::SessionUnknown | Outcome::SequenceForgotten) => {
+                return Ok(());
+            }
+            Some(stamp) => match self.stamped.get(&stamp) {
+                Some(Outcome::Done { revision, .. })
+                    if *outcome == (Outcome::ResultsForgotten { revision: *revision }) =>
+                {
+                    return Ok(());
+                }
+                Some(before) => before.clone(),
+                None => {
+                    let own = self.do_it(index, &write);
+                    self.stamped.insert(stamp, own.clone());
+                    own
+                }
+            },
+            None => self.do_it(index, &write),
+        };
+        if own != *outcome {
+            let detail = format!("{index}: {write:?}: {outcome:?}, and not {own:?}");
+            return violated("a write has the outcome of its place in the log", detail);
+        }
+        Ok(())
+    }
+
+    /// A log entry that is no command.
+    pub(super) fn pass(&mut self, index: Index) {
+        self.last = index;
+    }
+
+    fn do_it(&mut self, index: Index, write: &Write) -> Outcome {
+        let before = index - 1;
+        let changes = match self.evaluate(index, before, write) {
+            Ok((changes, results)) => {
+                self.done.insert(index, (write.clone(), results.clone()));
+                let outcome = Outcome::Done { revision: index, results };
+                (changes, outcome)
+            }
+            Err(outcome) => return outcome,
+        };
+        for (key, value) in changes.0 {
+            self.keys.entry(key).or_default().push(Version { index, value });
+        }
+        changes.1
+    }
+
+    /// What a write at `index` does, if the keys are as they are at `at`.
+    fn evaluate(&self, index: Index, at: Index, write: &Write) -> Result<Done, Outcome> {
+        for (number, Condition { key, test }) in write.conditions.iter().enumerate() {
+            let found = self.at(key, at).map(|(revision, _)| revision);
+            let holds = match test {
+                Test::Absent => found.is_none(),
+                Test::Present => found.is_some(),
+                Test::Revision(revision) => found == Some(*revision),
+            };
+            if !holds {
+                return Err(Outcome::ConditionFalse { condition: number as u32, found });
+            }
+        }
+        let mut changes: BTreeMap<Vec<u8>, Option<Vec<u8>>> = BTreeMap::new();
+        let mut results = Vec::new();
+        for (number, op) in write.ops.iter().enumerate() {
+            let now = match changes.get(op.key()) {
+                Some(changed) => changed.as_ref().map(|value| (index, value.clone())),
+                None => self.at(op.key(), at).map(|(revision, value)| (revision, value.to_vec())),
+            };
+            results.push(match op {
+                Op::Put { key, value } => {
+                    changes.insert(key.clone(), Some(value.clone()));
+                    OpResult::Put
+                }
+                Op::Delete { key } => {
+                    changes.insert(key.clone(), None);
+                    OpResult::Deleted { existed: now.is_some() }
+                }
+                Op::Get { .. } => {
+                    let found = now.map(|(revision, value)| Found { value, revision });
+                    OpResult::Got { found }
+                }
+                Op::Increment { key, by } => {
+                    let before = match &now {
+                        None => 0,
+                        Some((_, value)) => {
+                            number_of(value).ok_or(Outcome::NotANumber { op: number as u32 })?
+                        }
+                    };
+                    let overflow = Outcome::Overflow { op: number as u32 };
+                    let value = before.checked_add(*by).ok_or(overflow)?;
+                    changes.insert(key.clone(), Some(value.to_string().into_bytes()));
+                    OpResult::Number { value }
+                }
+            });
+        }
+        Ok((changes, results))
+    }
+
+    /// What a key held at an index, and since when.
+    fn at(&self, key: &[u8], index: Index) -> Option<(Index, &[u8])> {
+        let versions = self.keys.get(key)?;
+        let behind = versions.partition_point(|version| version.index <= index);
+        let version = &versions[behind.checked_sub(1)?];
+        version.value.as_ref().map(|value| (version.index, value.as_slice()))
+    }
+
+    /// Whether a call that began when everything up to `from` was committed may be answered so now.
+    pub(super) fn check(&self, call: &Call, from: Index, answer: &Answer) -> Result<(), Violation> {
+        let explained = match (call, answer) {
+            (Call::Write(write), Answer::Outcome(outcome)) => {
+                self.explains_write(write, from, outcome)
+            }
+            (Call::Query { query, consistency }, Answer::Reply(reply)) => {
+                let fresh = *consistency == Consistency::Linearizable;
+                self.explains_reply(query, if fresh { from } else { 0 }, reply)
+            }
+            _ => true,
+        };
+        if explained {
+            return Ok(());
+        }
+        let detail = format!("from {from} to {}: {call:?}: {answer:?}", self.last);
+        violated("an answer is that of one moment", detail)
+    }
+
+    fn explains_write(&self, write: &Write, from: Index, outcome: &Outcome) -> bool {
+        match outcome {
+            Outcome::Done { revision, results } => {
+                let same = |(done, gave): &(Write, Vec<OpResult>)| {
+                    (&done.conditions, &done.ops, gave) == (&write.conditions, &write.ops, results)
+                };
+                *revision > from && self.done.get(revision).is_some_and(same)
+            }
+            Outcome::ResultsForgotten { revision } => *revision > from,
+            Outcome::ConditionFalse { .. }
+            | Outcome::NotANumber { .. }
+            | Outcome::Overflow { .. } => (from..=self.last)
+                .any(|at| self.evaluate(at + 1, at, write).is_err_and(|own| own == *outcome)),
+            _ => true,
+        }
+    }
+
+    fn explains_reply(&self, query: &Query, from: Index, reply: &Reply) -> bool {
+        match (query, reply) {
+            (Query::Get { key }, Reply::Value(found)) => {
+                let found = found.as_ref().map(|f| (f.revision, f.value.as_slice()));
+                // Only where the key changed it may be another.
+                let versions = self.keys.get(key).map_or(&[][..], |versions| versions);
+                let later = versions.iter().map(|v| v.index).filter(|&at| at > from);
+                std::iter::once(from).chain(later).any(|at| self.at(key, at) == found)
+            }
+            (Query::Range(range), Reply::Page(page)) => {
+                let at = page.revision;
+                at >= from && at <= self.last && *page == self.page(range, at)
+            }
+            _ => false,
+        }
+    }
+
+    /// A page as it was at an index.
+    fn page(&self, range: &Range, at: Index) -> Page {
+        let after = range.after.as_deref();
+        let inside = |key: &[u8]| {
+            let behind = match after {
+                None => true,
+                Some(after) if range.reverse => key < after,
+                Some(after) => key > after,
+            };
+            key >= &range.start[..] && (range.end.is_empty() || key < &range.end[..]) && behind
+        };
+        let all = self.keys.keys().filter(|key| inside(key));
+        let mut all: Vec<(&Vec<u8>, Index, &[u8])> = all
+            .filter_map(|key| self.at(key, at).map(|(revision, value)| (key, revision, value)))
+            .collect();
+        if range.count_only {
+            return Page { count: all.len() as u64, revision: at, ..Page::default() };
+        }
+        if range.reverse {
+            all.reverse();
+        }
+        let limits = Limits::default();
+        let bound = |asked: u32, own: usize| if asked == 0 { own } else { own.min(asked as usize) };
+        let (keys_max, bytes_max) =
+            (bound(range.limit, limits.max_page_keys), bound(range.bytes, limits.max_page_bytes));
+        let mut items: Vec<Item> = Vec::new();
+        let mut bytes = 0;
+        let total = all.len();
+        for (key, revision, value) in all {
+            let value = if range.keys_only { Vec::new() } else { value.to_vec() };
+            let size = key.len() + value.len();
+            if items.len() == keys_max || (!items.is_empty() && bytes + size > bytes_max) {
+                break;
+            }
+            bytes += size;
+            items.push(Item { key: key.clone(), value, revision });
+        }
+        let more = items.len() < total;
+        let cursor = items.last().filter(|_| more).map(|item| item.key.clone());
+        Page { count: items.len() as u64, cursor, revision: at, items }
+    }
+}
+
+/// What a write changes, and its results.
+type Done = (BTreeMap<Vec<u8>, Option<Vec<u8>>>, Vec<OpResult>);
+
+/// A decimal `i64` as a person writes it.
+fn number_of(value: &[u8]) -> Option<i64> {
+    let text = std::str::from_utf8(value).ok()?;
+    let number: i64 = text.parse().ok()?;
+    // Without a plus sign, or zeros in front.
+    (number.to_string() == text).then_some(number)
+}
