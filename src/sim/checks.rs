@@ -72,7 +72,8 @@ impl Platter {
         }
     }
 
-    fn term(&self, index: Index) -> Option<Term> {
+    /// Term of an index, none when it does not hold that.
+    pub(super) fn term(&self, index: Index) -> Option<Term> {
         self.terms.get((index as usize).checked_sub(1)?).copied()
     }
 
@@ -135,6 +136,8 @@ pub struct Cluster {
     before: BTreeMap<NodeId, (u64, Index)>,
     /// What was committed of changes, and the member it is about.
     news: Vec<(&'static str, NodeId)>,
+    /// Term of a leader, and how far it believes a follower to match, by the two.
+    pub(super) believed: BTreeMap<(NodeId, NodeId), (Term, Index)>,
 }
 
 impl Cluster {
@@ -185,11 +188,13 @@ impl Cluster {
     ) -> Result<(), Violation> {
         let id = raft.id();
         if raft.role() == RoleName::Leader {
-            let leader = *self.leaders.entry(raft.term()).or_insert(id);
-            if leader != id {
-                let detail = format!("nodes {leader} and {id} lead term {}", raft.term());
-                return violated("election safety", detail);
-            }
+            self.leads(id, raft.term())?;
+        }
+        if let Some(leader) = raft.leader()
+            && self.leaders.get(&raft.term()) != Some(&leader)
+        {
+            let detail = format!("node {id} takes node {leader} for that of term {}", raft.term());
+            return violated("the leader of a term is obeyed", detail);
         }
         let seen = self.commits.entry((id, life)).or_insert(0);
         let (from, to) = (*seen + 1, raft.commit_index());
@@ -218,6 +223,17 @@ impl Cluster {
             }
         }
         self.before.insert(id, (life, raft.configuration_index()));
+        Ok(())
+    }
+
+    fn leads(&mut self, id: NodeId, term: Term) -> Result<(), Violation> {
+        let leader = *self.leaders.entry(term).or_insert(id);
+        if leader != id {
+            return violated(
+                "election safety",
+                format!("nodes {leader} and {id} lead term {term}"),
+            );
+        }
         Ok(())
     }
 
@@ -436,13 +452,19 @@ impl Cluster {
 
     /// A message leaves a node: whatever it promises must be durable there.
     pub fn leaves(
-        &self,
+        &mut self,
         raft: &Raft,
         message: &Message,
         platter: &Platter,
     ) -> Result<(), Violation> {
         let detail = || format!("{message:?} leaves with {:?} durable", platter.hard);
         let Message { to, term, .. } = *message;
+        // A term may begin and end within one step.
+        if let Body::AppendEntries { .. } | Body::Heartbeat { .. } | Body::InstallSnapshot { .. } =
+            &message.body
+        {
+            self.leads(raft.id(), term)?;
+        }
         match &message.body {
             Body::RequestPreVote { .. } | Body::PreVoteResponse { granted: true } => return Ok(()),
             Body::VoteResponse { granted: true }

@@ -19,6 +19,7 @@ mod endings;
 pub mod explore;
 pub mod faults;
 mod handshakes;
+mod late;
 mod ledger;
 pub mod linearizability;
 mod lines;

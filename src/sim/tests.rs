@@ -167,6 +167,9 @@ const MUST_HAPPEN: &[&str] = &[
     "accepted connections silent for too long",
     "handshakes given up",
     "forwards given back",
+    // Messages whose term is over, where they could be taken for one of the present term.
+    "entries of an old leader met by a node without one",
+    "entries of a leader's earlier term met",
     // What the nodes are asked to do meanwhile.
     "burst of writes",
     "rush of clients",

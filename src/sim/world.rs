@@ -8,6 +8,7 @@ use super::checks::{Cluster, Platter, Violation, violated};
 use super::clients::SimClient;
 use super::dice::Dice;
 use super::faults::Fault;
+use super::late::mistakable;
 use super::ledger::Ledger;
 use super::lines::{LineClient, LineEvent};
 use super::links::LinkEvent;
@@ -398,6 +399,11 @@ impl World {
             {
                 welcomed_by.push(welcome.node);
             }
+            if let Input::Peer(message) = &input
+                && let Some(what) = mistakable(up.node.replica().raft(), message)
+            {
+                *self.counters.entry(what).or_default() += 1;
+            }
             up.node.handle(input, local_us);
         }
         up.node.tick(local_us);
@@ -430,6 +436,7 @@ impl World {
         let joint = raft.configuration().is_joint();
         let leaves = joint && !raft.configuration().voters.contains(&node);
         self.check_old_copy(node, &welcomed_by)?;
+        self.check_beliefs(node)?;
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(up) = &mut n.up else { return Ok(()) };
         let next_local_us = up.node.next_tick_us();
