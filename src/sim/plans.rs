@@ -640,10 +640,12 @@ fn late_lines(
     }
 }
 
-/// The followers see their connections to the leader break, and choose another soon.
+/// The followers see their connections with the leader break, and choose another soon. What counts for
+/// that is the one that the leader has dialed.
 fn abandon(script: &mut Vec<(u64, Fault)>, dice: &mut Dice, leader: NodeId, others: &[NodeId]) {
-    for &from in others {
-        script.push((dice.log_between(100, 20_000), Fault::Reset { from, to: leader }));
+    for &node in others {
+        script.push((dice.log_between(100, 20_000), Fault::Reset { from: node, to: leader }));
+        script.push((1, Fault::Reset { from: leader, to: node }));
     }
 }
 
