@@ -53,6 +53,13 @@ pub enum Fault {
         /// Receiver.
         to: NodeId,
     },
+    /// Everything passes in this direction again.
+    Mend {
+        /// Sender.
+        from: NodeId,
+        /// Receiver.
+        to: NodeId,
+    },
     /// Nothing passes to or from the node.
     Isolate {
         /// The node.
@@ -223,6 +230,7 @@ impl Fault {
             Fault::TornWrite { .. } => "torn write",
             Fault::Pause { .. } => "pause",
             Fault::Cut { .. } => "one-way cut",
+            Fault::Mend { .. } => "line mended",
             Fault::Isolate { .. } => "isolation",
             Fault::Bad { .. } => "bad line",
             Fault::Reset { .. } => "connection reset",
@@ -291,6 +299,7 @@ impl Fault {
             | Fault::Compact { node }
             | Fault::Transfer { node, .. } => (Some(node), None),
             Fault::Cut { from, to }
+            | Fault::Mend { from, to }
             | Fault::Bad { from, to, .. }
             | Fault::Reset { from, to }
             | Fault::Forget { from, to }
@@ -333,9 +342,10 @@ impl Fault {
             Fault::Kill { down_us, .. } | Fault::PowerLoss { down_us, .. } => [down_us, 0, 0, 0],
             Fault::TornWrite { changes, .. } => [changes, 0, 0, 0],
             Fault::Pause { for_us, .. } => [for_us, 0, 0, 0],
-            Fault::Cut { to, .. } | Fault::Reset { to, .. } | Fault::Forget { to, .. } => {
-                [to, 0, 0, 0]
-            }
+            Fault::Cut { to, .. }
+            | Fault::Mend { to, .. }
+            | Fault::Reset { to, .. }
+            | Fault::Forget { to, .. } => [to, 0, 0, 0],
             Fault::Slow { to, bandwidth, .. } => [to, bandwidth, 0, 0],
             Fault::Bad { to, loss, duplication, delay_us, .. } => [to, loss, duplication, delay_us],
             Fault::SlowDisk { sync_us_max, .. } => [sync_us_max, 0, 0, 0],
@@ -374,6 +384,7 @@ impl Fault {
             Fault::TornWrite { node, changes } => world.nodes[&node].disk.fail_power_in(changes),
             Fault::Pause { node, for_us } => world.pause(node, for_us),
             Fault::Cut { from, to } => world.network.line(from, to).cut = true,
+            Fault::Mend { from, to } => world.network.line(from, to).cut = false,
             Fault::Isolate { node } => {
                 for other in others(world, node) {
                     world.network.line(node, other).cut = true;

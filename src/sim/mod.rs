@@ -29,6 +29,7 @@ mod machines;
 pub mod network;
 mod node;
 mod operator;
+mod patterns;
 pub mod plans;
 mod run;
 mod serving;

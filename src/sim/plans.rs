@@ -10,6 +10,7 @@ use super::dice::Dice;
 use super::disk::Trouble;
 use super::faults::Fault;
 use super::operator::Operation;
+use super::patterns::{LEADER, abandon, late_lines, stalled_acknowledgements};
 use super::world::World;
 use crate::raft::NodeId;
 
@@ -437,6 +438,10 @@ impl Adversary {
             15 | 18 | 19 => {
                 let rest: Vec<NodeId> =
                     others.iter().copied().filter(|&id| id != follower).collect();
+                if rest.len() > 2 && dice.chance(2, 3) {
+                    self.script = stalled_acknowledgements(dice, leader, follower, &rest);
+                    return;
+                }
                 for &to in &rest {
                     script.push((1, Fault::Cut { from: leader, to }));
                 }
@@ -621,41 +626,14 @@ impl Plan for Adversary {
     }
 }
 
-/// In a script: whoever leads when the fault's turn comes.
-const LEADER: NodeId = 0;
-
-/// Everything comes late, and half of it twice.
-fn late_lines(
-    script: &mut Vec<(u64, Fault)>,
-    dice: &mut Dice,
-    all: &[NodeId],
-    loss: u64,
-    delay_us: u64,
-) {
-    for &from in all {
-        for &to in all.iter().filter(|&&to| to != from) {
-            let loss = dice.below(loss + 1);
-            script.push((1, Fault::Bad { from, to, loss, duplication: 500, delay_us }));
-        }
-    }
-}
-
-/// The followers see their connections with the leader break, and choose another soon. What counts for
-/// that is the one that the leader has dialed.
-fn abandon(script: &mut Vec<(u64, Fault)>, dice: &mut Dice, leader: NodeId, others: &[NodeId]) {
-    for &node in others {
-        script.push((dice.log_between(100, 20_000), Fault::Reset { from: node, to: leader }));
-        script.push((1, Fault::Reset { from: leader, to: node }));
-    }
-}
-
-/// A process that is down cannot be stopped again.
+/// A process that is down cannot be stopped again, and who leads is not asked to hand over to itself.
 fn applies(world: &World, fault: &Fault) -> bool {
     let node = fault.node();
     match fault {
         Fault::Kill { .. } | Fault::PowerLoss { .. } | Fault::Pause { .. } => {
             running(world).contains(&node)
         }
+        Fault::Transfer { to, .. } => *to != Some(node),
         _ => true,
     }
 }

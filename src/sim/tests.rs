@@ -145,6 +145,7 @@ const MUST_HAPPEN: &[&str] = &[
     "snapshots to learners",
     // The network.
     "one-way cut",
+    "line mended",
     "isolation",
     "bad line",
     "connection reset",
@@ -168,6 +169,7 @@ const MUST_HAPPEN: &[&str] = &[
     "handshakes given up",
     "forwards given back",
     // Messages whose term is over, where they could be taken for one of the present term.
+    "old acknowledgements met",
     "entries of an old leader met by a node without one",
     "entries of a leader's earlier term met",
     // What the nodes are asked to do meanwhile.

@@ -1,0 +1,74 @@
+//! Longer patterns of the adversary ([`super::plans`]), and what they are made of. A pattern is a script,
+//! played from its back: each fault with the pause before it, in microseconds.
+
+use super::dice::Dice;
+use super::faults::Fault;
+use crate::raft::NodeId;
+
+/// In a script: whoever leads when the fault's turn comes.
+pub(super) const LEADER: NodeId = 0;
+
+/// Everything comes late, and half of it twice.
+pub(super) fn late_lines(
+    script: &mut Vec<(u64, Fault)>,
+    dice: &mut Dice,
+    all: &[NodeId],
+    loss: u64,
+    delay_us: u64,
+) {
+    for &from in all {
+        for &to in all.iter().filter(|&&to| to != from) {
+            let loss = dice.below(loss + 1);
+            script.push((1, Fault::Bad { from, to, loss, duplication: 500, delay_us }));
+        }
+    }
+}
+
+/// The followers see their connections with the leader break, and choose another soon. What counts for
+/// that is the one that the leader has dialed.
+pub(super) fn abandon(
+    script: &mut Vec<(u64, Fault)>,
+    dice: &mut Dice,
+    leader: NodeId,
+    others: &[NodeId],
+) {
+    for &node in others {
+        script.push((dice.log_between(100, 20_000), Fault::Reset { from: node, to: leader }));
+        script.push((1, Fault::Reset { from: leader, to: node }));
+    }
+}
+
+/// What one follower has acknowledged stalls on a cut line. The others replace those entries, the old
+/// leader leads them again, and the line is mended: a connection carries everything, however late.
+pub(super) fn stalled_acknowledgements(
+    dice: &mut Dice,
+    leader: NodeId,
+    follower: NodeId,
+    rest: &[NodeId],
+) -> Vec<(u64, Fault)> {
+    let mut script: Vec<(u64, Fault)> = Vec::new();
+    for &to in rest {
+        script.push((1, Fault::Cut { from: leader, to }));
+    }
+    script.push((1, Fault::Cut { from: follower, to: leader }));
+    let writes = dice.between(10, 60);
+    script.push((1, Fault::Burst { node: leader, writes }));
+    script.push((dice.log_between(15_000, 80_000), Fault::Isolate { node: follower }));
+    // Connections are not broken: nobody makes another one to a line that is cut.
+    let mut pause_us = dice.between(700_000, 1_300_000);
+    for &to in rest {
+        script.push((pause_us, Fault::Mend { from: leader, to }));
+        pause_us = 1;
+    }
+    for attempt in 0..5 {
+        if attempt < 2 {
+            script.push((dice.between(20_000, 100_000), Fault::Burst { node: LEADER, writes }));
+        }
+        let back = Fault::Transfer { node: LEADER, to: Some(leader) };
+        script.push((dice.between(100_000, 300_000), back));
+    }
+    script.push((1, Fault::Mend { from: follower, to: leader }));
+    script.push((2_000_000, Fault::Heal));
+    script.reverse();
+    script
+}
