@@ -1,6 +1,7 @@
 //! What must hold of handshakes, and the byte forms that frames take now and then.
 
 use super::checks::{Violation, violated};
+use super::node::Up;
 use super::world::World;
 use crate::node::PeerVerdict;
 use crate::raft::{Message, NodeId};
@@ -19,9 +20,14 @@ impl World {
             let detail = format!("node {from} is let in by node {to}");
             return violated("a wiped disk is not let in where the one before is known", detail);
         }
+        let wiped = dialer.wiped && !(other.wiped || other.old_copy);
         let up = other.up.as_ref();
-        if up.is_some_and(|up| up.node.replica().raft().configuration().member(from).is_none()) {
+        let newer = |up: &Up| up.node.replica().raft().configuration().member(from).is_none();
+        if up.is_some_and(newer) {
             self.count("newer members let in");
+        }
+        if wiped {
+            self.count("wiped disks let in by who did not know");
         }
         Ok(())
     }
@@ -76,6 +82,29 @@ impl World {
             n.over = true;
         }
         self.stop(node, false);
+        Ok(())
+    }
+
+    /// Whoever is no member, or has another disk than the member, is parted with as soon as a node knows.
+    pub(super) fn check_strangers(&self, node: NodeId) -> Result<(), Violation> {
+        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return Ok(()) };
+        let raft = up.node.replica().raft();
+        let known = raft.configurations();
+        let committed = known.iter().rfind(|(at, _)| *at <= raft.commit_index());
+        let committed = committed.map_or(raft.configuration(), |(_, c)| c);
+        let welcome = up.accepted.iter().filter(|(_, accepted)| accepted.welcome);
+        for (&flow, accepted) in welcome {
+            let from = accepted.from;
+            let removed = committed.was_removed(from);
+            let identity = raft.configuration().member(from).map_or(0, |m| m.identity);
+            let Some(dialer) = self.nodes.get(&from) else { continue };
+            let here = self.network.flow(flow).is_some_and(|f| f.dialer == (from, dialer.life));
+            let impostor = here && dialer.wiped && identity != 0 && identity != dialer.identity;
+            if removed || impostor {
+                let detail = format!("node {node} keeps a connection of node {from}");
+                return violated("strangers are parted with", detail);
+            }
+        }
         Ok(())
     }
 

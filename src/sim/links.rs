@@ -41,9 +41,9 @@ enum Job {
 /// An accepted connection.
 #[derive(Debug)]
 pub(super) struct Accepted {
-    from: NodeId,
+    pub(super) from: NodeId,
     /// It was let in.
-    welcome: bool,
+    pub(super) welcome: bool,
     heard_us: u64,
     /// When the dialer was last told that bytes arrive.
     pong_us: u64,

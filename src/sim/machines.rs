@@ -7,31 +7,68 @@ use super::world::{ANY_LIFE, Event, World};
 use crate::kv::{Reader as _, View as _};
 use crate::node::{Input, LogPosition, PeerEvent};
 use crate::raft::NodeId;
+use std::collections::BTreeSet;
 
 impl World {
-    /// Whether every other node runs and has the node's identity on its disk: only then is a wiped
-    /// disk sure to be recognised (docs/architecture.md).
-    fn is_known_to_all(&self, node: NodeId) -> bool {
-        let Some(identity) = self.nodes.get(&node).map(|n| n.identity) else { return false };
-        let Some(configuration) = self.cluster.configuration() else { return false };
-        let others = configuration.members.iter().map(|m| m.id).filter(|id| *id != node);
-        configuration.members.len() > 1
-            && others.into_iter().all(|id| {
-                self.nodes.get(&id).and_then(|n| n.up.as_ref()).is_some_and(|up| {
-                    let raft = up.node.replica().raft();
-                    let settled = raft.commit_index() == raft.last_index()
-                        && raft.durable_index() == raft.last_index();
-                    let member = raft.configuration().member(node);
-                    let settled = settled && **raft.configuration() == **configuration;
-                    settled && member.is_some_and(|m| m.identity == identity)
-                })
-            })
+    /// In some clusters of five one node hears nobody at first.
+    pub(super) fn keep_one_away(&mut self) {
+        let nodes = self.first.len() as NodeId;
+        if nodes < 5 || !self.dice.chance(1, 2) {
+            return;
+        }
+        let late = self.dice.between(1, nodes);
+        self.count("nodes cut off from the beginning");
+        for other in (1..=nodes).filter(|&other| other != late) {
+            self.network.line(late, other).cut = true;
+            self.network.line(other, late).cut = true;
+        }
+    }
+
+    /// A first member that runs and has not heard what is committed of the others since the beginning.
+    pub(super) fn late(&self) -> Option<NodeId> {
+        let unaware = |id: NodeId| {
+            let up = self.nodes.get(&id).and_then(|n| n.up.as_ref());
+            up.is_some_and(|up| up.node.replica().raft().commit_index() == 0)
+        };
+        let configuration = self.cluster.configuration()?;
+        let bound = configuration.members.iter().any(|m| m.identity != 0);
+        self.first
+            .iter()
+            .map(|m| m.id)
+            .find(|&id| bound && configuration.is_voter(id) && unaware(id))
+    }
+
+    /// Who would recognise the node if it came with an empty disk: every other one runs and has its
+    /// identity on its disk (docs/architecture.md). In a larger cluster a few may have heard nothing yet,
+    /// which let in whoever comes first, as long as they and the node are no majority.
+    fn recognised_by(&self, node: NodeId) -> Option<BTreeSet<NodeId>> {
+        let identity = self.nodes.get(&node)?.identity;
+        let configuration = self.cluster.configuration()?;
+        let (mut known, mut unaware) = (BTreeSet::new(), 0);
+        for id in configuration.members.iter().map(|m| m.id).filter(|id| *id != node) {
+            let raft = self.nodes.get(&id)?.up.as_ref()?.node.replica().raft();
+            let here = raft.configuration();
+            let settled = raft.commit_index() == raft.last_index()
+                && raft.durable_index() == raft.last_index();
+            match here.member(node).map(|m| m.identity) {
+                Some(of) if of == identity && settled && **here == **configuration => {
+                    known.insert(id);
+                }
+                Some(0) if !here.is_joint() && here.voters == configuration.voters => unaware += 1,
+                _ => return None,
+            }
+        }
+        let simple = !configuration.is_joint() && configuration.learners.is_empty();
+        let majority = configuration.voters.len() / 2 + 1;
+        let safe = unaware == 0 || (simple && unaware + 1 < majority);
+        (safe && !known.is_empty()).then_some(known)
     }
 
     /// The node loses its disk and begins with an empty one under its old id, if it would be
     /// recognised.
     pub(super) fn wipe(&mut self, node: NodeId, down_us: u64) {
-        if !self.is_known_to_all(node) || !self.can_lose(node) || self.is_old_copy(node) {
+        let Some(known_to) = self.recognised_by(node) else { return };
+        if !self.can_lose(node) || self.is_old_copy(node) {
             return;
         }
         self.count("disks lost");
@@ -41,7 +78,6 @@ impl World {
             self.lose(node);
             return;
         }
-        let known_to = self.peers_of(node).into_iter().collect();
         self.stop(node, true);
         if let Some(n) = self.nodes.get_mut(&node) {
             n.known_to = known_to;

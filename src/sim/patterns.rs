@@ -72,3 +72,27 @@ pub(super) fn stalled_acknowledgements(
     script.reverse();
     script
 }
+
+/// A node has heard nobody since the beginning, and knows none of the others by its disk. One of them loses
+/// its disk and meets that node first, which lets it in; then it hears from the leader whom it has let in.
+pub(super) fn wiped_disk_let_in(
+    dice: &mut Dice,
+    leader: NodeId,
+    late: NodeId,
+    others: &[NodeId],
+) -> Vec<(u64, Fault)> {
+    let node = *dice.pick(others);
+    let down_us = dice.log_between(10_000, 400_000);
+    let both =
+        |one, other| [Fault::Mend { from: one, to: other }, Fault::Mend { from: other, to: one }];
+    let mut script = vec![(dice.log_between(100, 20_000), Fault::Wipe { node, down_us })];
+    script.push((1, Fault::Isolate { node }));
+    script.extend(both(node, late).map(|fault| (1, fault)));
+    // Time to start, to dial, and to be let in.
+    script.push((dice.between(500_000, 4_000_000), Fault::Mend { from: leader, to: late }));
+    script.push((1, Fault::Mend { from: late, to: leader }));
+    // A dial to a line that is cut is given up after three seconds.
+    script.push((4_500_000, Fault::Heal));
+    script.reverse();
+    script
+}

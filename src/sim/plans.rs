@@ -10,7 +10,7 @@ use super::dice::Dice;
 use super::disk::Trouble;
 use super::faults::Fault;
 use super::operator::Operation;
-use super::patterns::{LEADER, abandon, late_lines, stalled_acknowledgements};
+use super::patterns::{LEADER, abandon, late_lines, stalled_acknowledgements, wiped_disk_let_in};
 use super::world::World;
 use crate::raft::NodeId;
 
@@ -214,6 +214,13 @@ impl Adversary {
         if others.is_empty() {
             self.script = vec![(dice.log_between(200_000, 3_000_000), operation(dice))];
             return;
+        }
+        if let Some(late) = world.late() {
+            let known: Vec<NodeId> = others.iter().copied().filter(|&id| id != late).collect();
+            if known.len() > 2 {
+                self.script = wiped_disk_let_in(dice, leader, late, &known);
+                return;
+            }
         }
         let follower = *dice.pick(&others);
         let short = |dice: &mut Dice| dice.log_between(100, 20_000);

@@ -58,7 +58,7 @@ impl World {
                     }
                 }
                 StartupEffect::AskPeer { address, hello } => {
-                    let said = if answers { self.peer_says(&address, &hello) } else { None };
+                    let said = if answers { self.peer_says(node, &address, &hello) } else { None };
                     known |= said.as_ref().is_some_and(|r| r.code == RejectCode::WrongIdentity);
                     StartupEvent::PeerAnswered(said)
                 }
@@ -110,9 +110,12 @@ impl World {
         }
     }
 
-    /// How the node at an address rejects a Hello; none when it lets it in, or nobody is there.
-    fn peer_says(&self, address: &str, hello: &Hello) -> Option<Reject> {
+    /// How the node at an address rejects a Hello of that node; none when it lets it in, or nobody is there.
+    fn peer_says(&mut self, node: NodeId, address: &str, hello: &Hello) -> Option<Reject> {
         let there = self.machine_at(address)?;
+        if self.network.is_cut(node, there) {
+            return None;
+        }
         self.nodes[&there].up.as_ref()?.node.peers().admits(hello).err()
     }
 }

@@ -135,6 +135,8 @@ const MUST_HAPPEN: &[&str] = &[
     "rejected: wrong identity",
     "rejected: wrong node",
     "strangers parted with",
+    "nodes cut off from the beginning",
+    "wiped disks let in by who did not know",
     "wiped nodes stopped",
     "wiped disks told at the start",
     "asked to join again",

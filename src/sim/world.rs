@@ -172,6 +172,7 @@ impl World {
         for client in 0..world.lines.len() {
             world.line_in(1_000_000, client, LineEvent::Acts);
         }
+        world.keep_one_away();
         for client in 0..clients {
             let event = ClientEvent::Acts { turn: 0 };
             world.schedule(500_000, 0, ANY_LIFE, Event::Client { client, event });
@@ -462,6 +463,7 @@ impl World {
     fn act(&mut self, node: NodeId, effects: NodeEffects<ClientId>) -> Result<(), Violation> {
         let NodeEffects { links, replica: effects, sends } = effects;
         self.act_on_links(node, links)?;
+        self.check_strangers(node)?;
         if effects.configuration.is_some() && !self.is_old_copy(node) {
             self.switch_off_old_copies();
         }
