@@ -262,6 +262,11 @@ impl Network {
         }
     }
 
+    /// Every line loses so many of 1000 messages.
+    pub(super) fn lose(&mut self, of_1000: u64) {
+        self.lines.values_mut().for_each(|line| line.loss = of_1000);
+    }
+
     /// Nothing is cut any more.
     pub fn reconnect(&mut self) {
         self.lines.values_mut().for_each(|line| line.cut = false);

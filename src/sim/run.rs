@@ -54,6 +54,9 @@ pub struct Failed {
 
 /// Length of the first phase, in simulated microseconds.
 const STORM_US: u64 = 40_000_000;
+/// In a harsh run so many of 1000 messages are lost at the end of it, for so long.
+const LAST_LOSS: u64 = 400;
+const LAST_LOSS_US: u64 = 300_000;
 /// The second phase must be over in this time.
 const CALM_US: u64 = 60_000_000;
 /// A leader must be there ten of the largest election timeouts after the faults have stopped.
@@ -136,8 +139,23 @@ fn phases(world: &mut World, plan: &mut dyn Plan, steps: u64) -> Result<(), Viol
             world.schedule_fault(pause_us);
         }
     }
+    lose_the_last(world)?;
     calm(world)?;
     judge(world)
+}
+
+/// The last that goes wrong in a harsh run: messages are lost, and nothing breaks after them that would
+/// have them sent again.
+fn lose_the_last(world: &mut World) -> Result<(), Violation> {
+    if !world.network.harsh {
+        return Ok(());
+    }
+    world.network.heal();
+    world.network.lose(LAST_LOSS);
+    world.count("losses at the end");
+    let end_us = world.now_us + LAST_LOSS_US;
+    while world.step(end_us)? {}
+    Ok(())
 }
 
 /// Faults stop, and everybody who can comes back.

@@ -154,6 +154,7 @@ const MUST_HAPPEN: &[&str] = &[
     "heal",
     "reconnect",
     "messages lost",
+    "losses at the end",
     "messages doubled",
     "messages stopped at a cut",
     "forgotten connections",
