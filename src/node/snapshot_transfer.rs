@@ -22,11 +22,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A sender that owes an answer and from which no byte arrives for so long is given up. The first time;
-/// a sender may have to write a lot to its disk first, so each time in a row this doubles, up to 16
-/// seconds. In microseconds.
+/// each time in a row this doubles, up to 4 seconds. A sender may have to write a lot to its disk first,
+/// for longer than that: it goes on writing, and the next time that it is asked less is left. In
+/// microseconds.
 pub const SNAPSHOT_SILENCE_US: u64 = 2_000_000;
 /// Longest patience with a silent sender, in microseconds.
-const SILENCE_US_MAX: u64 = 16_000_000;
+const SILENCE_US_MAX: u64 = 4_000_000;
 /// A receiver that asks nothing for so long is given up by the sender: it asks anew after the longest
 /// write to its own disk, and needs no connection while it merges. In microseconds.
 pub const SNAPSHOT_IDLE_US: u64 = 15_000_000;
@@ -282,6 +283,8 @@ pub struct SnapshotReceiver {
     /// went silent.
     failures: u32,
     tries: u32,
+    /// Who sent the last piece that was of use.
+    source: Option<NodeId>,
     silences: u32,
     /// Counts senders that were given up.
     turn: usize,
@@ -315,6 +318,7 @@ impl SnapshotReceiver {
             installing: false,
             failures: 0,
             tries: 0,
+            source: None,
             silences: 0,
             turn: 0,
             lacks_space: false,
@@ -398,7 +402,7 @@ impl SnapshotReceiver {
     }
 
     fn begin(&mut self, need: Need) {
-        self.need = Some(need);
+        (self.need, self.source) = (Some(need), None);
         (self.failures, self.tries, self.silences, self.turn) = (0, 0, 0, 0);
         (self.needs_told, self.rest_until_us) = (None, 0);
     }
@@ -430,6 +434,7 @@ impl SnapshotReceiver {
                     return Ok(());
                 };
                 import.put(piece, &bytes).map_err(StoreError::from)?;
+                self.source = Some(sender);
                 (self.failures, self.tries, self.silences) = (0, 0, 0);
                 self.lacks_space = false;
             }
@@ -449,8 +454,13 @@ impl SnapshotReceiver {
             Connection::Open { begun: true, .. } if self.is_whole() => {
                 self.connection = Connection::None;
             }
-            Connection::Open { .. } | Connection::Dialing(_) => {
+            Connection::Open { .. } => {
                 self.give_up(why, false, now_us);
+                self.connection = Connection::None;
+            }
+            // Nothing was fetched there that would be lost, and somebody else may be there.
+            Connection::Dialing(sender) => {
+                self.give_up(why, self.source != Some(sender), now_us);
                 self.connection = Connection::None;
             }
         }

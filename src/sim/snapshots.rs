@@ -169,6 +169,7 @@ impl World {
                 Ok(effect) => effect,
                 Err(e) => return self.store_failed(node, "disk error in fetching a snapshot", &e),
             };
+            self.trace.detail(due_us, node, || format!("fetching: {effect:?}"));
             match effect {
                 ReceiverEffect::Dial { sender } => self.dial_for_snapshot(node, sender),
                 ReceiverEffect::Send(request) => {

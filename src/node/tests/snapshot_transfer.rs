@@ -236,9 +236,16 @@ fn another_sender_is_tried_when_one_is_of_no_use() {
     let store = Store::full(4);
     let mut f = Fetching::new();
     f.offered(3, 40);
-    let ends = [End::Refuses, End::Refuses, End::Empty, End::Answers];
+    let ends = [End::Refuses, End::Empty, End::Refuses, End::Answers];
     f.run(&BTreeMap::from([(2, &store), (3, &store), (4, &store)]), &ends, 60_000_000);
-    assert_eq!((f.index(), &f.dialed[..]), (Some(REACHES), &[3, 3, 2, 4][..]));
+    assert_eq!((f.index(), &f.dialed[..]), (Some(REACHES), &[3, 2, 4, 3][..]));
+
+    // Whoever has sent something is tried once more before that is given up.
+    let mut f = Fetching::new();
+    f.offered(3, 40);
+    let ends = [End::Breaks(3), End::Refuses, End::Answers];
+    f.run(&BTreeMap::from([(2, &store), (3, &store), (4, &store)]), &ends, 60_000_000);
+    assert_eq!((f.index(), &f.dialed[..]), (Some(REACHES), &[3, 3, 2][..]));
 
     let mut f = Fetching::new();
     f.offered(3, 40);
