@@ -1,12 +1,17 @@
-//! Between the words of `node` and the frames of the peer protocol.
+//! Between the words of `node` and the frames of the peer protocol, snapshots included.
 
-use super::{Admin, AdminForward, ChangeRefused, Forward, Input, Outgoing, Refusal, Verdict};
+use super::{
+    Admin, AdminForward, ChangeRefused, Forward, Input, Outgoing, Refusal, SnapshotRequest,
+    SnapshotResponse, Verdict,
+};
+use crate::kv::Piece;
 use crate::kv::bytes::{Input as KvInput, Malformed};
 use crate::kv::codec::{put_outcome, take_outcome};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::raft::NodeId;
 use crate::wire::client::{Call, Class};
 use crate::wire::peer::{self, AdminAnswer, ForwardAnswer, ForwardResult, PeerFrame};
+use crate::wire::snapshot::{SnapshotFrame, take_snapshot_frame};
 
 /// A forwarded write is of a client, in the form of the log, which a segment must hold.
 const FORWARD_BYTES_MAX: usize = 2 * MAX_BATCH_BYTES_CEILING;
@@ -132,4 +137,57 @@ fn verdict_of(from: NodeId, result: ForwardResult) -> Result<Verdict, Malformed>
         }
         ForwardResult::Refused { .. } => Verdict::NotApplied(Refusal::NotLeader),
     })
+}
+
+/// The frame of a question.
+#[must_use]
+pub fn request_frame(request: SnapshotRequest) -> SnapshotFrame {
+    match request {
+        SnapshotRequest::Begin { index } => SnapshotFrame::Begin { index },
+        SnapshotRequest::Piece(Piece { table, offset, len }) => {
+            SnapshotFrame::Piece { table, offset, len: u32::try_from(len).unwrap_or(u32::MAX) }
+        }
+    }
+}
+
+/// The frame of an answer.
+#[must_use]
+pub fn response_frame(response: SnapshotResponse) -> SnapshotFrame {
+    match response {
+        SnapshotResponse::Begins { manifest } => SnapshotFrame::Begins { manifest },
+        SnapshotResponse::Piece { piece: Piece { table, offset, .. }, bytes } => {
+            SnapshotFrame::Bytes { table, offset, bytes }
+        }
+        SnapshotResponse::Gone => SnapshotFrame::Gone,
+    }
+}
+
+/// The question that a frame's body asks.
+///
+/// # Errors
+/// It asks none.
+pub fn request_of(body: &[u8]) -> Result<SnapshotRequest, String> {
+    match take_snapshot_frame(body).map_err(|e| e.to_string())? {
+        SnapshotFrame::Begin { index } => Ok(SnapshotRequest::Begin { index }),
+        SnapshotFrame::Piece { table, offset, len } => {
+            Ok(SnapshotRequest::Piece(Piece { table, offset, len: len as usize }))
+        }
+        _ => Err("an answer where a question is expected".to_string()),
+    }
+}
+
+/// The answer that a frame's body gives.
+///
+/// # Errors
+/// It gives none.
+pub fn response_of(body: &[u8]) -> Result<SnapshotResponse, String> {
+    match take_snapshot_frame(body).map_err(|e| e.to_string())? {
+        SnapshotFrame::Begins { manifest } => Ok(SnapshotResponse::Begins { manifest }),
+        SnapshotFrame::Bytes { table, offset, bytes } => {
+            let piece = Piece { table, offset, len: bytes.len() };
+            Ok(SnapshotResponse::Piece { piece, bytes })
+        }
+        SnapshotFrame::Gone => Ok(SnapshotResponse::Gone),
+        _ => Err("a question where an answer is expected".to_string()),
+    }
 }

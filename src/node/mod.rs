@@ -57,7 +57,7 @@ pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restore
 pub use changes::{Answerer, Change, ChangeRefused};
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input};
-pub use frames::{input_of, put_outgoing};
+pub use frames::{input_of, put_outgoing, request_frame, request_of, response_frame, response_of};
 pub use inbox::{INPUTS_MAX, Inbox, WakeInterest};
 pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use log_writer::{BATCH_REQUESTS_MAX, Cut, LogEffects, LogError, LogEvent, LogWriter, Written};

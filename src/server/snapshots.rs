@@ -10,15 +10,15 @@ use super::logging::{Level, info, log};
 use super::sockets::{is_timeout, read_by, write_patiently};
 use super::{ApplyQueue, Shared, fatal, lock};
 use crate::env::resolve::connect;
-use crate::kv::{Piece, StoreError};
+use crate::kv::StoreError;
 use crate::node::{
     ApplyTask, DEADLINE_US, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
     SNAPSHOT_SILENCE_US, SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse,
-    SnapshotSender,
+    SnapshotSender, request_frame, request_of, response_frame, response_of,
 };
 use crate::raft::NodeId;
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
-use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame, take_snapshot_frame};
+use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame};
 use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -44,13 +44,7 @@ pub(crate) fn serve(
     loop {
         let until = Instant::now() + Duration::from_micros(SNAPSHOT_IDLE_US);
         let body = read_one_frame(stream, &mut reader, until)?;
-        let request = match take_snapshot_frame(&body).map_err(io::Error::other)? {
-            SnapshotFrame::Begin { index } => SnapshotRequest::Begin { index },
-            SnapshotFrame::Piece { table, offset, len } => {
-                SnapshotRequest::Piece(Piece { table, offset, len: len as usize })
-            }
-            _ => return Err(io::Error::other("an answer where a question is expected")),
-        };
+        let request = request_of(&body).map_err(io::Error::other)?;
         let response = match sender.asked(request) {
             SenderEffect::Send(response) => response,
             SenderEffect::Flush => {
@@ -63,13 +57,7 @@ pub(crate) fn serve(
                 SnapshotResponse::Gone
             }
         };
-        let frame = match response {
-            SnapshotResponse::Begins { manifest } => SnapshotFrame::Begins { manifest },
-            SnapshotResponse::Piece { piece: Piece { table, offset, .. }, bytes } => {
-                SnapshotFrame::Bytes { table, offset, bytes }
-            }
-            SnapshotResponse::Gone => SnapshotFrame::Gone,
-        };
+        let frame = response_frame(response);
         if matches!(frame, SnapshotFrame::Begins { .. }) && !std::mem::replace(&mut told, true) {
             info!("gives a snapshot to node={from}");
         }
@@ -174,14 +162,8 @@ impl Connection {
     }
 
     fn send(&mut self, request: SnapshotRequest) -> io::Result<()> {
-        let frame = match request {
-            SnapshotRequest::Begin { index } => SnapshotFrame::Begin { index },
-            SnapshotRequest::Piece(Piece { table, offset, len }) => {
-                SnapshotFrame::Piece { table, offset, len: u32::try_from(len).unwrap_or(u32::MAX) }
-            }
-        };
         let mut out = Vec::new();
-        put_snapshot_frame(&mut out, &frame);
+        put_snapshot_frame(&mut out, &request_frame(request));
         self.stream.write_all(&out)
     }
 
@@ -195,15 +177,7 @@ impl Connection {
         let Some(body) = self.reader.next_frame().map_err(io::Error::other)? else {
             return Ok(ReceiverEvent::Heard);
         };
-        let response = match take_snapshot_frame(body).map_err(io::Error::other)? {
-            SnapshotFrame::Begins { manifest } => SnapshotResponse::Begins { manifest },
-            SnapshotFrame::Bytes { table, offset, bytes } => {
-                let piece = Piece { table, offset, len: bytes.len() };
-                SnapshotResponse::Piece { piece, bytes }
-            }
-            SnapshotFrame::Gone => SnapshotResponse::Gone,
-            _ => return Err(io::Error::other("a question where an answer is expected")),
-        };
+        let response = response_of(body).map_err(io::Error::other)?;
         Ok(ReceiverEvent::Answered(response))
     }
 }

@@ -1,12 +1,13 @@
 //! What must hold of handshakes, and the byte forms that frames take now and then.
 
 use super::checks::{Violation, violated};
-use super::node::Up;
+use super::node::{ClientId, Up};
 use super::world::World;
-use crate::node::PeerVerdict;
-use crate::raft::{Message, NodeId};
-use crate::wire::frame::FrameReader;
+use crate::node::{Input, Outgoing, PeerVerdict, input_of, put_outgoing};
+use crate::raft::NodeId;
+use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
 use crate::wire::handshake::{self, Hello, RejectCode};
+use crate::wire::peer::take_peer_frame;
 
 impl World {
     /// A node lets another one in.
@@ -123,20 +124,25 @@ impl World {
 
     // ---- byte forms ----
 
-    /// Now and then a message takes the way through its byte form.
-    pub(super) fn over_the_wire(&mut self, message: Message) -> Message {
-        use crate::wire::peer::{PeerFrame, put_message, take_peer_frame};
-        if !self.dice.chance(1, 32) {
-            return message;
-        }
+    /// What a node is told by another one, in the frames of the wire.
+    pub(super) fn framed(
+        &mut self,
+        outgoing: Outgoing,
+        (from, to): (NodeId, NodeId),
+    ) -> Result<Input<ClientId>, Violation> {
         let mut bytes = Vec::new();
-        put_message(&mut bytes, &message);
-        let mut reader = FrameReader::new(bytes.len());
+        put_outgoing(&mut bytes, outgoing);
+        let mut reader = FrameReader::new(PEER_FRAME_MAX);
         reader.feed(&bytes);
-        match reader.next_frame().ok().flatten().map(take_peer_frame) {
-            Some(Ok(PeerFrame::Message(decoded))) => decoded,
-            // Shows as a lost message at best; the wire's own tests say more.
-            _ => message,
+        let taken = match reader.next_frame() {
+            Ok(Some(body)) => take_peer_frame(body).map_err(|e| e.to_string()),
+            Ok(None) => Err("an unfinished frame".to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        match taken.and_then(|frame| input_of(frame, from, to)) {
+            Ok(Some(input)) => Ok(input),
+            Ok(None) => violated("nodes keep to the protocol", "no input".to_string()),
+            Err(e) => violated("nodes keep to the protocol", e),
         }
     }
 

@@ -17,10 +17,8 @@
 //! overtaken, and may arrive in a later life of the receiver. The core stands more than TCP does to it.
 
 use super::dice::Dice;
-use crate::node::{
-    AdminForward, ChangeRefused, ConnectionId, Forward, SnapshotRequest, SnapshotResponse, Verdict,
-};
-use crate::raft::{Body, Entry, Index, Message, NodeId};
+use crate::node::{ConnectionId, Outgoing, SnapshotRequest, SnapshotResponse};
+use crate::raft::{Body, Entry, Message, NodeId};
 use crate::wire::handshake::{Hello, Reject, Welcome};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -31,37 +29,12 @@ pub enum Packet {
     Hello(Box<Hello>),
     /// The answer to them.
     Answer(Box<Result<Welcome, Reject>>),
-    /// For the consensus core.
-    Message(Message),
-    /// A client's write for the leader.
-    Forward(Forward),
-    /// What became of it.
-    ForwardAnswer {
-        /// The forwarder's number.
-        id: u64,
-        /// What became of it.
-        verdict: Verdict,
-    },
-    /// What an operator asked of a follower, for the leader.
-    Admin(AdminForward),
-    /// What became of it.
-    AdminAnswer {
-        /// The follower's number.
-        id: u64,
-        /// The answer.
-        result: Result<NodeId, ChangeRefused>,
-    },
+    /// What one raft loop has for another.
+    Outgoing(Outgoing),
     /// A node fetches a snapshot.
     SnapshotRequest(SnapshotRequest),
     /// It is answered.
     SnapshotResponse(SnapshotResponse),
-    /// The sender's digest at an index.
-    Digest {
-        /// The index.
-        index: Index,
-        /// The digest.
-        digest: u32,
-    },
     /// Is somebody there?
     Ping,
     /// Yes; and who leads, and where that is.
@@ -82,10 +55,11 @@ impl Packet {
     fn bytes(&self) -> usize {
         PACKET_BYTES
             + match self {
-                Packet::Message(Message { body: Body::AppendEntries { entries, .. }, .. }) => {
-                    entries.iter().map(Entry::weight).sum()
-                }
-                Packet::Forward(forward) => forward.command.len(),
+                Packet::Outgoing(Outgoing::Message(Message {
+                    body: Body::AppendEntries { entries, .. },
+                    ..
+                })) => entries.iter().map(Entry::weight).sum(),
+                Packet::Outgoing(Outgoing::Forward(forward)) => forward.command.len(),
                 Packet::SnapshotResponse(SnapshotResponse::Piece { bytes, .. }) => bytes.len(),
                 Packet::SnapshotResponse(SnapshotResponse::Begins { manifest }) => manifest.len(),
                 _ => 0,

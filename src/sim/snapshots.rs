@@ -11,10 +11,12 @@ use super::world::{ANY_LIFE, Event, World};
 use crate::node::{
     ApplyTask, Input, Installed, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
     SNAPSHOT_SILENCE_US, SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse,
-    SnapshotSender,
+    SnapshotSender, request_frame, request_of, response_frame, response_of,
 };
 use crate::raft::{Index, NodeId};
+use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
 use crate::wire::handshake::{Hello, Lane, Role};
+use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
@@ -277,6 +279,7 @@ impl World {
                 Err(_) => self.transfer_lost(node, "rejected"),
             },
             Packet::SnapshotResponse(response) => {
+                let response = framed(&response_frame(response), response_of)?;
                 let gone = response == SnapshotResponse::Gone;
                 self.count(if gone { "snapshot pieces gone" } else { "snapshot pieces" });
                 self.tell_receiver(node, ReceiverEvent::Answered(response))
@@ -305,6 +308,7 @@ impl World {
         flow: u64,
         request: SnapshotRequest,
     ) -> Result<(), Violation> {
+        let request = framed(&request_frame(request), request_of)?;
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
             return Ok(());
         };
@@ -381,4 +385,20 @@ impl World {
         self.schedule(delay_us, node, life, Event::Input(Input::Installed { mark }));
         Ok(())
     }
+}
+
+/// What the other side takes from a frame.
+fn framed<T>(
+    frame: &SnapshotFrame,
+    take: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<T, Violation> {
+    let mut bytes = Vec::new();
+    put_snapshot_frame(&mut bytes, frame);
+    let mut reader = FrameReader::new(PEER_FRAME_MAX);
+    reader.feed(&bytes);
+    let body = reader
+        .next_frame()
+        .map_err(|e| e.to_string())
+        .and_then(|body| body.map_or_else(|| Err("an unfinished frame".to_string()), take));
+    body.or_else(|e| violated("nodes keep to the protocol", e))
 }
