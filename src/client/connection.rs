@@ -1,34 +1,19 @@
-//! One connection to one node: dialing, frames out, frames in.
+//! One connection to one node: dialing, writing, reading. The bytes are [`Channel`]'s.
 //!
-//! It says exactly how much was handed to the network ([`Connection::handed`]): a request whose
-//! last byte was not is surely not applied, any other is in doubt when the connection ends.
 //! Left out: which node to dial and what to send again, which is the client's business.
 
+use super::core::{Channel, Heard, Sent};
 use super::error::{Cause, Error};
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use crate::env::resolve::{connect_one, first_that, resolve};
-use crate::wire::client::{Class, Request, Response, put_request, take_response};
-use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{Hello, Remembered, Welcome, put_hello, take_answer};
-use std::collections::VecDeque;
+use crate::wire::client::{Class, Request, Response};
+use crate::wire::handshake::{Remembered, Welcome};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// The shortest wait that is asked of the system, which takes zero for "for ever".
 const WAIT_MIN: Duration = Duration::from_millis(1);
-
-/// Bytes of the output buffer that are kept between flushes.
-const OUT_KEPT_MAX: usize = 1 << 20;
-
-/// A request on its way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sent {
-    /// Its id on this connection.
-    pub id: u64,
-    /// Its last byte's position in the stream: in doubt once [`Connection::handed`] reaches it.
-    pub end: u64,
-}
 
 /// What a wait has brought.
 #[derive(Debug)]
@@ -45,13 +30,7 @@ pub(super) enum Arrival {
 #[derive(Debug)]
 pub struct Connection {
     stream: TcpStream,
-    reader: FrameReader,
-    out: Vec<u8>,
-    handed: u64,
-    /// What is not handed over whole, in the order of the stream.
-    unsent: VecDeque<Sent>,
-    /// The last id that was used.
-    last_id: u64,
+    channel: Channel,
     /// When something was last sent.
     sent: Instant,
     address: String,
@@ -102,11 +81,7 @@ impl Connection {
         stream.set_nodelay(true).map_err(|e| failed("connect", e))?;
         let mut connection = Connection {
             stream,
-            reader: FrameReader::new(HANDSHAKE_FRAME_MAX),
-            out: PREAMBLE.to_vec(),
-            handed: 0,
-            unsent: VecDeque::new(),
-            last_id: 0,
+            channel: Channel::new(cluster, token),
             sent: Instant::now(),
             address: address.to_owned(),
             welcome: Welcome {
@@ -119,8 +94,6 @@ impl Connection {
                 remembered: Remembered::default(),
             },
         };
-        let hello = Hello::of_client(cluster, token);
-        put_hello(&mut connection.out, &hello);
         connection.shake_hands(until).map_err(|e| Error { class: surely(e.class), ..e })?;
         Ok(connection)
     }
@@ -129,14 +102,14 @@ impl Connection {
         let started = Instant::now();
         self.flush(until)?;
         loop {
-            if let Some(body) = self.reader.next_frame().map_err(|e| lost(&self.address, e))? {
-                let answer = take_answer(body).map_err(|e| {
-                    Error::new(Class::Unavailable, &self.address, Cause::Malformed(e))
-                })?;
-                self.welcome = answer.map_err(|reject| Error::rejected(&self.address, reject))?;
-                self.reader.set_limit(CLIENT_FRAME_MAX);
-                self.handed = 0;
-                return Ok(());
+            match self.channel.heard() {
+                Ok(Some(Heard::Welcome(welcome))) => {
+                    self.welcome = welcome;
+                    return Ok(());
+                }
+                Ok(_) => {}
+                Err(Cause::Rejected(reject)) => return Err(Error::rejected(&self.address, reject)),
+                Err(cause) => return Err(Error::new(Class::Unavailable, &self.address, cause)),
             }
             if !self.fill(until)? {
                 let cause = Cause::Silent { wait: started.elapsed() };
@@ -162,7 +135,7 @@ impl Connection {
 
     /// Position in the stream up to which the network has taken, or may have taken, what was sent.
     pub fn handed(&self) -> u64 {
-        self.handed
+        self.channel.handed()
     }
 
     /// Queues a request under its own id, which is larger than those before.
@@ -170,22 +143,13 @@ impl Connection {
     /// # Errors
     /// As [`Connection::send`].
     pub(super) fn queue(&mut self, request: &Request) -> Result<Sent, Error> {
-        self.last_id = request.id;
-        let start = self.out.len();
-        let bytes = put_request(&mut self.out, request);
-        if bytes > CLIENT_FRAME_MAX {
-            self.out.truncate(start);
-            let cause = Cause::Frameless { bytes, limit: CLIENT_FRAME_MAX };
-            return Err(Error { class: Class::TooLarge, address: None, cause });
-        }
-        let sent = Sent { id: request.id, end: self.handed + self.out.len() as u64 };
-        self.unsent.push_back(sent);
-        Ok(sent)
+        let failed = |cause| Error { class: Class::TooLarge, address: None, cause };
+        self.channel.queue(request).map_err(failed)
     }
 
     /// Requests from this id on have surely not been handed to the network whole.
     pub(super) fn unsent_from(&self) -> u64 {
-        self.unsent.front().map_or(u64::MAX, |sent| sent.id)
+        self.channel.unsent_from()
     }
 
     /// Queues a request under a new id, which it puts into it; [`Connection::flush`] sends it.
@@ -193,7 +157,7 @@ impl Connection {
     /// # Errors
     /// `TooLarge` when it fits no frame; the connection goes on without it.
     pub fn send(&mut self, request: &mut Request) -> Result<Sent, Error> {
-        request.id = self.last_id + 1;
+        request.id = self.channel.next_id();
         self.queue(request)
     }
 
@@ -219,10 +183,9 @@ impl Connection {
         stall: Duration,
         within: Duration,
     ) -> Result<bool, Error> {
-        let mut at = 0;
         let begun = Instant::now();
         self.sent = begun;
-        while let Some(piece) = self.out[at..].chunks(WRITE_AT_ONCE).next() {
+        while let Some(piece) = self.channel.queued().chunks(WRITE_AT_ONCE).next() {
             // What was taken in part is life: the next piece has its time anew.
             let wait = stall.min(within.saturating_sub(begun.elapsed())).max(WAIT_MIN);
             let result =
@@ -232,15 +195,12 @@ impl Connection {
                     let source = ErrorKind::WriteZero.into();
                     return Err(Error::io(Class::Unknown, &self.address, "send", source));
                 }
-                Ok(n) => {
-                    at += n;
-                    self.took(n);
-                }
+                Ok(n) => self.channel.took(n),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => {
                     let piece_len = piece.len();
                     if !FAILED_WRITE_TAKES_NOTHING {
-                        self.took(piece_len);
+                        self.channel.took(piece_len);
                     }
                     if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) {
                         return Ok(false);
@@ -249,17 +209,7 @@ impl Connection {
                 }
             }
         }
-        self.out.clear();
-        self.out.shrink_to(OUT_KEPT_MAX);
         Ok(true)
-    }
-
-    /// The network has taken so many bytes more, or may have.
-    fn took(&mut self, bytes: usize) {
-        self.handed += bytes as u64;
-        while self.unsent.front().is_some_and(|sent| sent.end <= self.handed) {
-            self.unsent.pop_front();
-        }
     }
 
     /// The next answer; none when none is there until then.
@@ -296,11 +246,11 @@ impl Connection {
     /// # Errors
     /// As [`Connection::receive`].
     pub fn received(&mut self) -> Result<Option<Response>, Error> {
-        let Some(body) = self.reader.next_frame().map_err(|e| lost(&self.address, e))? else {
-            return Ok(None);
-        };
-        let malformed = |e| Error::new(Class::Unknown, &self.address, Cause::Malformed(e));
-        take_response(body).map(Some).map_err(malformed)
+        match self.channel.heard() {
+            Ok(Some(Heard::Answer(response))) => Ok(Some(response)),
+            Ok(_) => Ok(None),
+            Err(cause) => Err(Error::new(Class::Unknown, &self.address, cause)),
+        }
     }
 
     /// Reads once; false when nothing arrived until then.
@@ -308,14 +258,14 @@ impl Connection {
         let result = self
             .stream
             .set_read_timeout(Some(remaining(until)))
-            .and_then(|()| self.stream.read(self.reader.space()));
+            .and_then(|()| self.stream.read(self.channel.space()));
         match result {
             Ok(0) => {
                 let source = ErrorKind::UnexpectedEof.into();
                 Err(Error::io(Class::Unknown, &self.address, "connection closed", source))
             }
             Ok(n) => {
-                self.reader.filled(n);
+                self.channel.filled(n);
                 Ok(true)
             }
             Err(e) => match e.kind() {
@@ -325,10 +275,6 @@ impl Connection {
             },
         }
     }
-}
-
-fn lost(address: &str, error: crate::wire::frame::FrameError) -> Error {
-    Error::new(Class::Unknown, address, Cause::Frame(error))
 }
 
 /// Before the handshake is done no request can have had an effect.

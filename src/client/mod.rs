@@ -16,8 +16,8 @@ mod members;
 mod writer;
 
 pub use backup::Backup;
-pub use connection::{Connection, Sent};
-pub use core::{Core, Effect, Event, GRACE};
+pub use connection::Connection;
+pub use core::{Channel, Core, Effect, Event, GRACE, Heard, Sent};
 pub use error::{Cause, Error};
 
 use crate::kv::{Found, Op, OpResult, Outcome, Page, Query, Range, Reply, Revision, Write};

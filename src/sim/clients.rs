@@ -8,16 +8,15 @@ use super::checks::{Violation, violated};
 use super::dice::Dice;
 use super::ledger::Ledger;
 use super::linearizability::{Answer as Told, Call, End, Op, Seen};
-use super::node::{ClientId, VALUE_LIMITS_BYTES};
+use super::node::{CLIENTS_TOKEN, ClientId, VALUE_LIMITS_BYTES};
 use super::vocabulary::{self, Memory};
-use crate::client::{Core, Error, Event, Options};
+use crate::client::{Channel, Core, Error, Event, Options};
 use crate::kv::codec::encode_command;
 use crate::kv::{self, Command, Condition, Found, OpResult, Outcome, Query, Reply, Test};
 use crate::node::Request;
 use crate::raft::{Index, NodeId};
 use crate::wire::client::Call as Asked;
 use crate::wire::client::{Answer, Class, Consistency};
-use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,8 +74,8 @@ pub(super) struct SimClient {
     pub(super) dialed: Option<ClientConnection>,
     /// Its connection.
     pub(super) connection: Option<ClientConnection>,
-    /// Takes frames out of what it hears.
-    pub(super) reader: FrameReader,
+    /// Its bytes.
+    pub(super) channel: Channel,
     /// When one of its reads was last answered.
     pub(super) served_us: Option<u64>,
     timeout: Duration,
@@ -109,7 +108,7 @@ impl SimClient {
             dial: None,
             dialed: None,
             connection: None,
-            reader: FrameReader::new(CLIENT_FRAME_MAX),
+            channel: Channel::new(0, CLIENTS_TOKEN),
             served_us: None,
             timeout,
             keys,

@@ -10,12 +10,11 @@ use super::lines::LineEvent;
 use super::node::{CLIENTS_TOKEN, ClientId};
 use super::serving::ServedEvent;
 use super::world::{ANY_LIFE, Event, World};
-use crate::client::{Cause, Effect, Error, Event as CoreEvent};
+use crate::client::{Cause, Channel, Effect, Error, Event as CoreEvent, Heard};
 use crate::kv::{Outcome, Reply};
 use crate::raft::NodeId;
 use crate::wire::client::{self, Answer, Class};
-use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, PREAMBLE};
-use crate::wire::handshake::{Hello, Reject, put_hello, put_reject, take_answer};
+use crate::wire::handshake::{Reject, put_reject};
 use std::io;
 use std::time::Duration;
 
@@ -37,7 +36,7 @@ pub(super) enum ClientEvent {
     /// Its core wants to be told the time.
     Wakes,
     /// Its dial reaches a node.
-    Knocks { connection: ClientId, cluster: u64 },
+    Knocks { connection: ClientId, over_cap: bool, first: Vec<u8> },
     /// Its dial fails.
     Lost { connection: ClientId, error: Error },
     /// Bytes arrive.
@@ -92,8 +91,8 @@ impl World {
                 c.wakes_at_us = None;
                 self.client_told(client, vec![CoreEvent::Time])
             }
-            ClientEvent::Knocks { connection, cluster } => {
-                self.client_knocks(node, client, connection, cluster)
+            ClientEvent::Knocks { connection, over_cap, first } => {
+                self.client_knocks(node, client, connection, over_cap, first)
             }
             ClientEvent::Lost { connection, error } => self.client_lost(client, connection, error),
             ClientEvent::Hears { connection, bytes } => {
@@ -148,7 +147,7 @@ impl World {
                     Effect::Send(request) => requests.push(request),
                     Effect::Flush { stall, .. } => {
                         let requests = std::mem::take(&mut requests);
-                        if self.client_sends(client, requests, stall) {
+                        if self.client_sends(client, requests, stall)? {
                             events.push_front(CoreEvent::Flushed);
                         }
                     }
@@ -177,11 +176,17 @@ impl World {
     // ---- dialing ----
 
     fn client_dials(&mut self, client: u64, address: &str, cluster: u64, within: Duration) {
+        // The one before is read no more.
+        self.client_closes(client);
         self.connections += 1;
         let connection = self.connections;
+        let rejects = !self.quiet && self.dice.chance(1, 60);
+        let bad_token = rejects && self.dice.chance(1, 2);
         let c = &mut self.clients[client as usize];
         c.dial = Some(connection);
-        c.reader = FrameReader::new(CLIENT_FRAME_MAX);
+        c.channel = Channel::new(cluster, if bad_token { b"another" } else { CLIENTS_TOKEN });
+        let first = c.channel.queued().to_vec();
+        c.channel.took(first.len());
         self.count("dials of clients");
         let within_us = within.as_micros() as u64;
         let silent = network("connect", io::ErrorKind::TimedOut);
@@ -193,9 +198,13 @@ impl World {
         match node {
             _ if unanswered => self.count("dials that nobody answers"),
             Some((node, life)) => {
-                let event =
-                    Event::Client { client, event: ClientEvent::Knocks { connection, cluster } };
-                self.schedule(delay_us, node, life, event);
+                if rejects {
+                    let why = if bad_token { "tokens refused" } else { "clients without a place" };
+                    self.count(why);
+                }
+                let over_cap = rejects && !bad_token;
+                let event = ClientEvent::Knocks { connection, over_cap, first };
+                self.schedule(delay_us, node, life, Event::Client { client, event });
             }
             // The machine is there, or is not.
             None if self.dice.chance(1, 2) => {
@@ -212,10 +221,9 @@ impl World {
         node: NodeId,
         client: u64,
         connection: ClientId,
-        cluster: u64,
+        over_cap: bool,
+        first: Vec<u8>,
     ) -> Result<(), Violation> {
-        let rejects = !self.quiet && self.dice.chance(1, 60);
-        let bad_token = rejects && self.dice.chance(1, 2);
         let Some(n) = self.nodes.get(&node) else { return Ok(()) };
         if self.quiet && !self.counts(n) {
             let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
@@ -231,14 +239,7 @@ impl World {
                 ClientConnection { number: connection, node, life, gone, mute, deaf, due_us };
             c.dialed = Some(made);
         }
-        if rejects {
-            self.count(if bad_token { "tokens refused" } else { "clients without a place" });
-        }
-        let over_cap = rejects && !bad_token;
         self.on_served(node, connection, ServedEvent::Accepted { over_cap })?;
-        let token = if bad_token { b"another" } else { CLIENTS_TOKEN };
-        let mut first = PREAMBLE.to_vec();
-        put_hello(&mut first, &Hello::of_client(cluster, token));
         self.on_served(node, connection, ServedEvent::Bytes(first))
     }
 
@@ -256,35 +257,33 @@ impl World {
         if !dials && c.connection.is_none_or(|c| c.number != connection) {
             return Ok(());
         }
-        c.reader.feed(bytes);
+        let mut bytes = bytes;
+        while !bytes.is_empty() {
+            let space = c.channel.space();
+            let n = space.len().min(bytes.len());
+            space[..n].copy_from_slice(&bytes[..n]);
+            c.channel.filled(n);
+            bytes = &bytes[n..];
+        }
         loop {
             let c = &mut self.clients[client as usize];
-            let body = match c.reader.next_frame() {
-                Ok(Some(body)) => body,
-                Ok(None) => return Ok(()),
-                Err(e) => return violated("nodes keep to the protocol", e.to_string()),
-            };
-            let event = if c.dial == Some(connection) {
-                let answer = take_answer(body);
-                c.dial = None;
-                let dialed = c.dialed.take();
-                match answer {
-                    Ok(Ok(welcome)) => {
-                        c.connection = dialed;
-                        CoreEvent::Connected { welcome }
-                    }
-                    Ok(Err(reject)) => {
-                        CoreEvent::ConnectFailed { error: Error::rejected("", reject) }
-                    }
-                    Err(e) => return violated("nodes keep to the protocol", e.to_string()),
-                }
-            } else if c.connection.is_some_and(|c| c.number == connection) {
-                match client::take_response(body) {
-                    Ok(response) => CoreEvent::Answered { response },
-                    Err(e) => return violated("nodes keep to the protocol", e.to_string()),
-                }
-            } else {
+            let dials = c.dial == Some(connection);
+            if !dials && c.connection.is_none_or(|c| c.number != connection) {
                 return Ok(());
+            }
+            let event = match c.channel.heard() {
+                Ok(None) => return Ok(()),
+                Ok(Some(Heard::Answer(response))) => CoreEvent::Answered { response },
+                Ok(Some(Heard::Welcome(welcome))) => {
+                    c.dial = None;
+                    c.connection = c.dialed.take();
+                    CoreEvent::Connected { welcome }
+                }
+                Err(Cause::Rejected(reject)) => {
+                    (c.dial, c.dialed) = (None, None);
+                    CoreEvent::ConnectFailed { error: Error::rejected("", reject) }
+                }
+                Err(cause) => return violated("nodes keep to the protocol", format!("{cause:?}")),
             };
             self.client_told(client, vec![event])?;
         }
@@ -407,15 +406,19 @@ impl World {
         client: u64,
         mut requests: Vec<client::Request>,
         stall: Duration,
-    ) -> bool {
-        let Some(mut connection) = self.clients[client as usize].connection else { return true };
+    ) -> Result<bool, Violation> {
+        let Some(mut connection) = self.clients[client as usize].connection else {
+            return Ok(true);
+        };
         self.hurry(&mut requests);
-        let (mut bytes, mut ends) = (Vec::new(), Vec::new());
+        let channel = &mut self.clients[client as usize].channel;
         for request in &requests {
-            client::put_request(&mut bytes, request);
-            ends.push((request.id, bytes.len()));
-            self.count("requests");
+            if let Err(cause) = channel.queue(request) {
+                return violated("a request fits a frame", format!("{cause:?}"));
+            }
         }
+        let mut bytes = channel.queued().to_vec();
+        *self.counters.entry("requests").or_default() += requests.len() as u64;
         let mut flushed = true;
         if !self.quiet {
             connection.mute |= self.dice.chance(1, 300);
@@ -423,11 +426,12 @@ impl World {
             // It takes a part of them, perhaps of one.
             if self.dice.chance(1, 100) {
                 flushed = false;
-                let taken = self.dice.below(bytes.len() as u64 + 1);
-                let unsent = ends.iter().find(|(_, end)| *end as u64 > taken);
-                let unsent_from = unsent.map_or(u64::MAX, |(id, _)| *id);
+                let taken = self.dice.below(bytes.len() as u64 + 1) as usize;
+                let channel = &mut self.clients[client as usize].channel;
+                channel.took(taken);
+                let unsent_from = channel.unsent_from();
                 // What was taken may arrive or not.
-                bytes.truncate(self.dice.below(taken + 1) as usize);
+                bytes.truncate(self.dice.below(taken as u64 + 1) as usize);
                 if self.dice.chance(1, 2) {
                     let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
                     self.client_breaks(client, connection.number, unsent_from, delay_us);
@@ -439,6 +443,9 @@ impl World {
                     self.client_in(stall_us, client, ClientEvent::Arrives { connection, event });
                 }
             }
+        }
+        if flushed {
+            self.clients[client as usize].channel.took(bytes.len());
         }
         if connection.gone && flushed && self.nodes[&connection.node].up.is_some() {
             // The machine is back and knows nothing of the connection.
@@ -456,7 +463,7 @@ impl World {
             (kept.deaf, kept.mute) = (connection.deaf, connection.mute || !flushed);
             kept.due_us = connection.due_us;
         }
-        flushed
+        Ok(flushed)
     }
 
     /// Now and then a client wants its answers soon.

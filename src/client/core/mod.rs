@@ -10,11 +10,12 @@
 //! "Failures", to the letter: a stamped write in doubt is sent again with the same stamp until a copy is
 //! answered; one without a stamp is given up as unknown. [`calls`] says what is under way together.
 //!
-//! Left out: sockets, names and their addresses, threads, and byte forms.
+//! [`Channel`] are the bytes of a connection. Left out: sockets, names and their addresses, threads.
 
 mod answers;
 mod backoff;
 mod calls;
+mod channel;
 mod directory;
 mod events;
 #[cfg(test)]
@@ -27,6 +28,7 @@ use crate::wire::client::{Answer, Call, Class, Request};
 use crate::wire::handshake::Welcome;
 use backoff::Backoff;
 use calls::{Calls, OPEN_MAX, Queued, Repeat};
+pub use channel::{Channel, Heard, Sent};
 use directory::{Directory, Round};
 pub use events::{Effect, Event};
 use std::collections::BTreeMap;
