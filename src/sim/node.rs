@@ -17,7 +17,7 @@ use crate::node::{
     SnapshotSender, first_configuration, open, restored, verify,
 };
 use crate::raft::invariants::Watch;
-use crate::raft::{self, Index, NodeId, Persist, Raft, Restored, Term};
+use crate::raft::{self, Configuration, Index, NodeId, Persist, Raft, Restored, Term};
 use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, WalError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -135,8 +135,12 @@ pub(super) struct Up {
     pub(super) background_bytes: [u64; 2],
     /// Watches its core.
     pub(super) watch: Watch,
-    /// Whether it led after its last step.
+    /// Whether it led after its last step; since when, and by which configuration.
     pub(super) led: bool,
+    pub(super) led_since_us: u64,
+    pub(super) led_by: Option<Arc<Configuration>>,
+    /// When it last took a message of each other node.
+    pub(super) heard_us: BTreeMap<NodeId, u64>,
     /// The log writer's component.
     pub(super) log_writer: LogWriter,
     /// Its inbox.
@@ -372,6 +376,9 @@ impl SimNode {
             background_bytes: [0; 2],
             watch: Watch::default(),
             led: false,
+            led_since_us: 0,
+            led_by: None,
+            heard_us: BTreeMap::new(),
             to_log: VecDeque::new(),
             writing: false,
             log_wakes_at_us: None,

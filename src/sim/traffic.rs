@@ -412,9 +412,13 @@ impl World {
         };
         self.hurry(&mut requests);
         let channel = &mut self.clients[client as usize].channel;
+        let mut ends = Vec::new();
         for request in &requests {
-            if let Err(cause) = channel.queue(request) {
-                return violated("a request fits a frame", format!("{cause:?}"));
+            match channel.queue(request) {
+                Ok(_) => ends.push(channel.queued().len()),
+                Err(cause) => {
+                    return violated("a request fits a frame", format!("{cause:?}"));
+                }
             }
         }
         let mut bytes = channel.queued().to_vec();
@@ -423,10 +427,14 @@ impl World {
         if !self.quiet {
             connection.mute |= self.dice.chance(1, 300);
             connection.deaf |= self.dice.chance(1, 300);
-            // It takes a part of them, perhaps of one.
+            // It takes some of them, or a part of one.
             if self.dice.chance(1, 100) {
                 flushed = false;
-                let taken = self.dice.below(bytes.len() as u64 + 1) as usize;
+                let anywhere = ends.is_empty() || self.dice.chance(1, 2);
+                let taken = match anywhere {
+                    true => self.dice.below(bytes.len() as u64 + 1) as usize,
+                    false => *self.dice.pick(&ends),
+                };
                 let channel = &mut self.clients[client as usize].channel;
                 channel.took(taken);
                 let unsent_from = channel.unsent_from();

@@ -13,7 +13,7 @@ use super::ledger::Ledger;
 use super::lines::{LineClient, LineEvent};
 use super::links::LinkEvent;
 use super::network::Network;
-use super::node::{ClientId, SimNode};
+use super::node::{ClientId, SimNode, Up};
 use super::operator::{Changing, OPERATOR, Operator};
 use super::serving::ServedEvent;
 use super::snapshots::TransferEvent;
@@ -29,6 +29,7 @@ use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wire::handshake::Lane;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
+use std::sync::Arc;
 
 /// Something that will happen.
 #[derive(Debug)]
@@ -400,6 +401,9 @@ impl World {
             {
                 welcomed_by.push(welcome.node);
             }
+            if let Input::Peer(message) = &input {
+                up.heard_us.insert(message.from, now_us);
+            }
             if let Input::Peer(message) = &input
                 && let Some(what) = mistakable(up.node.replica().raft(), message)
             {
@@ -421,6 +425,11 @@ impl World {
             self.cluster.elected(raft, &self.platters)?;
         }
         up.led = leads;
+        let now = up.node.replica().raft().configuration();
+        if elected || up.led_by.as_ref() != Some(now) {
+            (up.led_since_us, up.led_by) = (now_us, Some(Arc::clone(now)));
+        }
+        check_quorum(node, up, now_us)?;
         if let Some(persist) = &effects.replica.persist {
             self.cluster.persists(raft, persist, &self.platters[&node])?;
         }
@@ -442,7 +451,7 @@ impl World {
         let Some(up) = &mut n.up else { return Ok(()) };
         let next_local_us = up.node.next_tick_us();
         if !up.state.view().fits(&up.node) {
-            up.state.publish(std::sync::Arc::new(ClusterView::of(&up.node)));
+            up.state.publish(Arc::new(ClusterView::of(&up.node)));
         }
         up.woken = !up.inbox.sleep(up.node.wake_interest());
         let more = up.woken;
@@ -575,4 +584,29 @@ impl World {
     pub(super) fn tell(&mut self, node: NodeId, input: Input<ClientId>) {
         self.input(node, input);
     }
+}
+
+/// A leader that has heard of no majority for so many election timeouts is none any more (thesis 6.2: within
+/// one; its clock may be slow, and it looks with its heartbeats). Another configuration asks others.
+const QUORUM_TIMEOUTS: u64 = 2;
+
+fn check_quorum(node: NodeId, up: &Up, now_us: u64) -> Result<(), Violation> {
+    let raft = up.node.replica().raft();
+    let since_us = now_us.saturating_sub(QUORUM_TIMEOUTS * raft.options().election_timeout_us);
+    if !up.led || up.led_since_us > since_us {
+        return Ok(());
+    }
+    let heard = |id| id == node || up.heard_us.get(&id).is_some_and(|&at_us| at_us >= since_us);
+    if raft.configuration().majority(heard) {
+        return Ok(());
+    }
+    violated(
+        "a leader without a majority steps down",
+        format!(
+            "node {node} since {}: {:?}, {:?}",
+            up.led_since_us,
+            up.heard_us,
+            raft.configuration()
+        ),
+    )
 }
