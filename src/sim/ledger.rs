@@ -16,7 +16,7 @@ use crate::kv::{
 };
 use crate::raft::Index;
 use crate::wire::client::{Answer, Call, Consistency};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a key held from an index on.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub(super) struct Ledger {
     done: BTreeMap<Index, (Write, Vec<OpResult>)>,
     /// What became of stamped writes, by session and sequence.
     stamped: BTreeMap<(u64, u64), Outcome>,
+    /// Writes without a stamp whose values are their own.
+    unstamped: BTreeSet<Vec<u8>>,
 }
 
 impl Ledger {
@@ -65,11 +67,25 @@ impl Ledger {
                     own
                 }
             },
-            None => self.do_it(index, &write),
+            None => {
+                self.is_new(index, command, &write)?;
+                self.do_it(index, &write)
+            }
         };
         if own != *outcome {
             let detail = format!("{index}: {write:?}: {outcome:?}, and not {own:?}");
             return violated("a write has the outcome of its place in the log", detail);
+        }
+        Ok(())
+    }
+
+    /// A write without a stamp is in the log once: nobody may send it again once it may have arrived. Values
+    /// of the clients' own keys are never used twice.
+    fn is_new(&mut self, index: Index, command: &[u8], write: &Write) -> Result<(), Violation> {
+        let unique = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with(b"key-"));
+        if write.ops.iter().any(unique) && !self.unstamped.insert(command.to_vec()) {
+            let detail = format!("{index}: {write:?}");
+            return violated("a write without a session is done once", detail);
         }
         Ok(())
     }

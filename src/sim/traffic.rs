@@ -439,7 +439,12 @@ impl World {
                 channel.took(taken);
                 let unsent_from = channel.unsent_from();
                 // What was taken may arrive or not.
-                bytes.truncate(self.dice.below(taken as u64 + 1) as usize);
+                let arrives = if self.dice.chance(1, 2) {
+                    taken
+                } else {
+                    self.dice.below(taken as u64 + 1) as usize
+                };
+                bytes.truncate(arrives);
                 if self.dice.chance(1, 2) {
                     let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
                     self.client_breaks(client, connection.number, unsent_from, delay_us);
