@@ -22,6 +22,7 @@
 //! different bytes twice.
 
 use super::dice::Dice;
+use super::moments::{DiskStep, FileKind, Moment};
 use crate::env::{DirLock, Disk, DiskFile, Open};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -58,7 +59,11 @@ struct State {
     unsynced_names: BTreeMap<OsString, Option<usize>>,
     files: Vec<File>,
     power_fails_in: Option<u64>,
+    /// The power fails at such a step, after so many others like it.
+    power_fails_at: Option<(Moment, u64)>,
     dark: bool,
+    /// When the power last failed in the middle of an operation.
+    failed_at: Option<Moment>,
     trouble: Option<Trouble>,
     /// Bytes that all files together may have.
     capacity: Option<usize>,
@@ -69,6 +74,7 @@ struct State {
 
 #[derive(Clone, Default)]
 struct File {
+    kind: FileKind,
     bytes: Vec<u8>,
     /// Length on the platter.
     durable_len: usize,
@@ -145,7 +151,9 @@ impl SimDisk {
             unsynced_names: BTreeMap::new(),
             files: Vec::new(),
             power_fails_in: None,
+            power_fails_at: None,
             dark: false,
+            failed_at: None,
             trouble: None,
             capacity: None,
             struck: BTreeMap::new(),
@@ -161,7 +169,8 @@ impl SimDisk {
             let bytes = state.files[id].bytes.clone();
             let at = to.files.len();
             to.names.insert(path.clone(), at);
-            to.files.push(File { durable_len: bytes.len(), bytes, ..File::default() });
+            let kind = state.files[id].kind;
+            to.files.push(File { kind, durable_len: bytes.len(), bytes, ..File::default() });
         }
         drop(to);
         copy
@@ -186,6 +195,23 @@ impl SimDisk {
     /// The power fails in the middle of the operation that many changes from now.
     pub fn fail_power_in(&self, changes: u64) {
         self.state().power_fails_in = Some(changes);
+    }
+
+    /// The power does not fail any more.
+    pub fn spare_power(&self) {
+        let mut state = self.state();
+        (state.power_fails_in, state.power_fails_at) = (None, None);
+    }
+
+    /// The power fails in the middle of such a step, after so many others like it, in this life or a later
+    /// one.
+    pub fn fail_power_at(&self, moment: Moment, skip: u64) {
+        self.state().power_fails_at = Some((moment, skip));
+    }
+
+    /// When the power failed in the middle of an operation; told once.
+    pub fn take_failed_at(&self) -> Option<Moment> {
+        self.state().failed_at.take()
     }
 
     /// Whether the power failed.
@@ -340,21 +366,37 @@ impl State {
         full || self.strikes(Trouble::Full)
     }
 
-    fn light(&mut self, changes: bool) -> io::Result<Power> {
-        if self.dark {
-            return Err(dark());
-        }
-        match &mut self.power_fails_in {
-            Some(0) if changes => {
-                self.dark = true;
-                Ok(Power::FailsNow)
-            }
-            Some(left) if changes => {
+    /// Whether there is power for an operation that changes nothing.
+    fn light(&self) -> io::Result<()> {
+        if self.dark { Err(dark()) } else { Ok(()) }
+    }
+
+    /// The same for one that changes something: the power may fail in the middle of it.
+    fn changes(&mut self, step: DiskStep, file: FileKind) -> io::Result<Power> {
+        self.light()?;
+        let moment = Moment { step, file };
+        let by_count = match &mut self.power_fails_in {
+            Some(0) => true,
+            Some(left) => {
                 *left -= 1;
-                Ok(Power::On)
+                false
             }
-            _ => Ok(Power::On),
+            None => false,
+        };
+        let by_aim = match &mut self.power_fails_at {
+            Some((at, 0)) => *at == moment,
+            Some((at, skip)) if *at == moment => {
+                *skip -= 1;
+                false
+            }
+            _ => false,
+        };
+        if by_count || by_aim {
+            (self.dark, self.failed_at) = (true, Some(moment));
+            self.power_fails_at = None;
+            return Ok(Power::FailsNow);
         }
+        Ok(Power::On)
     }
 }
 
@@ -379,7 +421,14 @@ fn full() -> io::Error {
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut state = self.state();
-        let power = state.light(mode == Open::CreateNew)?;
+        let kind = FileKind::of(path);
+        let power = match mode {
+            Open::CreateNew => state.changes(DiskStep::Create, kind)?,
+            _ => {
+                state.light()?;
+                Power::On
+            }
+        };
         let id = match (state.names.get(path.as_os_str()).copied(), mode) {
             (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(id), _) => id,
@@ -388,7 +437,7 @@ impl Disk for SimDisk {
                     return Err(full());
                 }
                 let id = state.files.len();
-                state.files.push(File::default());
+                state.files.push(File { kind, ..File::default() });
                 state.names.insert(path.into(), id);
                 state.unsynced_names.entry(path.into()).or_insert(None);
                 id
@@ -403,8 +452,8 @@ impl Disk for SimDisk {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
-        let mut state = self.state();
-        state.light(false)?;
+        let state = self.state();
+        state.light()?;
         let name = |path: &OsString| {
             let path = Path::new(path);
             let name = (path.parent() == Some(dir)).then(|| path.file_name()).flatten()?;
@@ -414,12 +463,12 @@ impl Disk for SimDisk {
     }
 
     fn create_dir(&self, _dir: &Path) -> io::Result<()> {
-        self.state().light(false).map(|_| ())
+        self.state().light()
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        let power = state.light(true)?;
+        let power = state.changes(DiskStep::Remove, FileKind::of(path))?;
         let id = state.names.remove(path.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
         state.unsynced_names.entry(path.into()).or_insert(Some(id));
         if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
@@ -427,7 +476,7 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
-        let power = state.light(true)?;
+        let power = state.changes(DiskStep::Create, FileKind::of(to))?;
         let id = state.names.remove(from.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
         state.unsynced_names.entry(from.into()).or_insert(Some(id));
         let old = state.names.insert(to.into(), id);
@@ -437,7 +486,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         let mut state = self.state();
-        if state.light(true)? == Power::FailsNow {
+        if state.changes(DiskStep::SyncNames, FileKind::of(dir))? == Power::FailsNow {
             return Err(dark());
         }
         if state.strikes(Trouble::Sync) {
@@ -448,7 +497,7 @@ impl Disk for SimDisk {
     }
 
     fn lock(&self, dir: &Path) -> io::Result<DirLock> {
-        self.state().light(false)?;
+        self.state().light()?;
         Ok(DirLock { guard: Box::new(()), path: dir.join("lock") })
     }
 }
@@ -456,7 +505,7 @@ impl Disk for SimDisk {
 impl DiskFile for SimFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let mut state = self.0.state();
-        state.light(false)?;
+        state.light()?;
         if state.strikes(Trouble::Read) {
             return Err(eio());
         }
@@ -470,7 +519,7 @@ impl DiskFile for SimFile {
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
         let mut guard = self.0.state();
         let state = &mut *guard;
-        let power = state.light(true)?;
+        let power = state.changes(DiskStep::Write, state.files[self.1].kind)?;
         let at = usize::try_from(offset).map_err(io::Error::other)?;
         if state.strikes(Trouble::Write) {
             return Err(eio());
@@ -489,7 +538,8 @@ impl DiskFile for SimFile {
 
     fn sync_all(&self) -> io::Result<()> {
         let mut state = self.0.state();
-        if state.light(true)? == Power::FailsNow {
+        let kind = state.files[self.1].kind;
+        if state.changes(DiskStep::Sync, kind)? == Power::FailsNow {
             return Err(dark());
         }
         if state.strikes(Trouble::Sync) {
@@ -502,8 +552,8 @@ impl DiskFile for SimFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        let mut state = self.0.state();
-        state.light(false)?;
+        let state = self.0.state();
+        state.light()?;
         Ok(state.files[self.1].bytes.len() as u64)
     }
 }

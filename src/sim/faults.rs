@@ -3,6 +3,7 @@
 use super::checks::Violation;
 use super::clients::filler;
 use super::disk::Trouble;
+use super::moments::Moment;
 use super::node::{ClientId, DATA};
 use super::operator::Operation;
 use super::world::World;
@@ -38,6 +39,16 @@ pub enum Fault {
         node: NodeId,
         /// Operations that change something until then.
         changes: u64,
+    },
+    /// The power fails in the middle of a step of some kind: of three that `turn` draws the one at which
+    /// it has failed the least.
+    PowerAt {
+        /// The node.
+        node: NodeId,
+        /// What draws them.
+        turn: u64,
+        /// Steps of that kind until then.
+        skip: u64,
     },
     /// The process stands still.
     Pause {
@@ -228,6 +239,7 @@ impl Fault {
             Fault::Kill { .. } => "kill",
             Fault::PowerLoss { .. } => "power loss",
             Fault::TornWrite { .. } => "torn write",
+            Fault::PowerAt { .. } => "aimed power failure",
             Fault::Pause { .. } => "pause",
             Fault::Cut { .. } => "one-way cut",
             Fault::Mend { .. } => "line mended",
@@ -282,6 +294,7 @@ impl Fault {
             Fault::Kill { node, .. }
             | Fault::PowerLoss { node, .. }
             | Fault::TornWrite { node, .. }
+            | Fault::PowerAt { node, .. }
             | Fault::Pause { node, .. }
             | Fault::Isolate { node }
             | Fault::DiskTrouble { node, .. }
@@ -341,6 +354,7 @@ impl Fault {
         match *self {
             Fault::Kill { down_us, .. } | Fault::PowerLoss { down_us, .. } => [down_us, 0, 0, 0],
             Fault::TornWrite { changes, .. } => [changes, 0, 0, 0],
+            Fault::PowerAt { turn, skip, .. } => [turn, skip, 0, 0],
             Fault::Pause { for_us, .. } => [for_us, 0, 0, 0],
             Fault::Cut { to, .. }
             | Fault::Mend { to, .. }
@@ -382,6 +396,15 @@ impl Fault {
                 world.start_in(down_us, node);
             }
             Fault::TornWrite { node, changes } => world.nodes[&node].disk.fail_power_in(changes),
+            Fault::PowerAt { node, turn, skip } => {
+                let all = Moment::ALL;
+                let drawn = [turn, turn >> 16, turn >> 32].map(|n| all[n as usize % all.len()]);
+                let met = |name| world.counters.get(name).copied().unwrap_or_default();
+                let seldom = drawn.iter().min_by_key(|(_, name)| met(name));
+                if let Some((moment, _)) = seldom {
+                    world.nodes[&node].disk.fail_power_at(*moment, skip);
+                }
+            }
             Fault::Pause { node, for_us } => world.pause(node, for_us),
             Fault::Cut { from, to } => world.network.line(from, to).cut = true,
             Fault::Mend { from, to } => world.network.line(from, to).cut = false,

@@ -560,7 +560,7 @@ impl World {
         };
         match packet {
             Packet::Outgoing(Outgoing::Message(message)) if self.network.harsh => {
-                self.stray(node, &message)
+                self.stray(node, &message);
             }
             packet => self.put(flow, End::Dialer, packet),
         }

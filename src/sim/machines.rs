@@ -2,6 +2,7 @@
 
 use super::checks::{Platter, Violation, can_serve};
 use super::disk::SimDisk;
+use super::moments::Moment;
 use super::node::Start;
 use super::world::{ANY_LIFE, Event, World};
 use crate::kv::{Reader as _, View as _};
@@ -149,6 +150,10 @@ impl World {
 
     /// Ends a process. The others hear of it, unless the whole machine went.
     pub(super) fn stop(&mut self, node: NodeId, power_lost: bool) {
+        let failed_at = self.nodes.get(&node).and_then(|n| n.disk.take_failed_at());
+        if let Some(name) = failed_at.and_then(Moment::name) {
+            self.count(name);
+        }
         self.count_open_change(node);
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let (was_up, old_copy) = (n.up.is_some(), n.old_copy);

@@ -26,6 +26,7 @@ mod lines;
 mod links;
 mod log;
 mod machines;
+pub mod moments;
 pub mod network;
 mod node;
 mod operator;

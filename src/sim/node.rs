@@ -4,6 +4,7 @@ use super::checks::{Platter, Violation, violated};
 use super::dice::Dice;
 use super::disk::SimDisk;
 use super::links::{Accepted, Dialed};
+use super::moments::Moment;
 use super::serving::Served;
 use super::snapshots::Transfer;
 use super::store::store_options;
@@ -193,9 +194,14 @@ impl SimNode {
     /// A node that was never started, of that identity if it has one.
     pub(super) fn new(id: NodeId, identity: u64, address: String, mut dice: Dice) -> SimNode {
         let clock_ppm = dice.between(950_000, 1_050_000);
+        let disk = SimDisk::new(dice.split());
+        if dice.chance(1, 8) {
+            // In the middle of its first start, which has steps that no other one has.
+            disk.fail_power_at(dice.pick(&Moment::ALL[..Moment::FIRST_START]).0, 0);
+        }
         SimNode {
             id,
-            disk: SimDisk::new(dice.split()),
+            disk,
             life: 0,
             up: None,
             paused_until_us: 0,

@@ -119,7 +119,8 @@ impl Random {
         Some(match dice.below(58) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
-            5..8 => Fault::TornWrite { node, changes: dice.below(6) },
+            5 => Fault::TornWrite { node, changes: dice.below(6) },
+            6..8 => Fault::PowerAt { node, turn: dice.roll(), skip: dice.below(3) },
             8..10 => Fault::Pause { node, for_us: dice.log_between(50_000, 3_000_000) },
             10..12 if from != to => Fault::Cut { from, to },
             12..14 => Fault::Isolate { node: from },
@@ -249,8 +250,13 @@ impl Adversary {
             }
             // Everybody at once, torn in the middle of writing.
             3 => {
+                let aimed = dice.chance(1, 2).then(|| dice.roll());
                 for &node in &all {
-                    script.push((0, Fault::TornWrite { node, changes: dice.below(3) }));
+                    let torn = match aimed {
+                        Some(turn) => Fault::PowerAt { node, turn, skip: 0 },
+                        None => Fault::TornWrite { node, changes: dice.below(3) },
+                    };
+                    script.push((0, torn));
                 }
                 let down_us = dice.log_between(10_000, 300_000);
                 for &node in &all {

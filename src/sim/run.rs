@@ -167,7 +167,7 @@ fn calm(world: &mut World) -> Result<(), Violation> {
         if let Some(node) = world.nodes.get_mut(&id) {
             node.disk.trouble(None);
             node.disk.limit(None);
-            node.disk.fail_power_in(u64::MAX);
+            node.disk.spare_power();
             node.sync_us_max = 2_000;
             node.paused_until_us = node.paused_until_us.min(world.now_us);
         }

@@ -5,6 +5,7 @@
 //! [`SnapshotSender`]. A connection is let in like any other between nodes, by [`crate::node::Peers`].
 
 use super::checks::{Violation, violated};
+use super::moments::Moment;
 use super::network::{End, Packet};
 use super::node::ClientId;
 use super::world::{ANY_LIFE, Event, World};
@@ -115,6 +116,11 @@ impl World {
         }
         if begins {
             self.count("snapshots begun");
+            if !self.quiet && self.dice.chance(1, 8) {
+                let (moment, _) = *self.dice.pick(&Moment::ALL[Moment::INCOMING..]);
+                let skip = self.dice.below(3);
+                self.nodes[&node].disk.fail_power_at(moment, skip);
+            }
             self.note(node, "snapshot needed", [0; 4]);
         }
         let delay_us = self.hop_us();
