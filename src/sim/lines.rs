@@ -3,7 +3,8 @@
 //! Each sends several commands at once, in one form or the other, and reads the answers. Most are about
 //! a key that is its own: there every answer must be the one that follows from the order in which the
 //! commands were given. The others are about the keys of all clients, and part of the history. After a
-//! connection that ended with a write in doubt the client takes another key.
+//! connection that ended with a write in doubt the client takes another key. Now and then it asks as a load
+//! balancer does, by HTTP, how the node is.
 
 use super::checks::{Violation, violated};
 use super::dice::Dice;
@@ -22,6 +23,12 @@ const TOGETHER_MAX: u64 = 6;
 const PATIENCE_US: u64 = 8_000_000;
 /// Delays between a client and a node.
 const DELAY_US: (u64, u64) = (40, 1_000);
+/// Pages that are asked for, and what stands in those that say yes.
+const PAGES: [(&str, &str); 3] = [
+    ("/health", "ok: serves linearizable reads"),
+    ("/health/leader", "ok: leads"),
+    ("/metrics", "kontiki_applied_index "),
+];
 /// The first number of these clients in the history.
 const FIRST_ID: u64 = 1_000;
 
@@ -45,6 +52,8 @@ enum Sent {
     Own(Own),
     /// About a key of all.
     Shared(Call),
+    /// A page that is asked for by HTTP.
+    Page(&'static str),
 }
 
 #[derive(Debug)]
@@ -123,7 +132,7 @@ impl LineClient {
             match sent {
                 Sent::Shared(call) => self.history.push(call),
                 Sent::Own(Own::Set(_) | Own::Delete) => self.in_doubt(),
-                Sent::Own(Own::Get) | Sent::Fixed(_) => {}
+                Sent::Own(Own::Get) | Sent::Fixed(_) | Sent::Page(_) => {}
             }
         }
     }
@@ -236,6 +245,17 @@ impl LineClient {
     }
 }
 
+/// Status and body of an answer by HTTP, once all of it is there.
+fn page(bytes: &[u8]) -> Option<(u16, String)> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let status = head.split(' ').nth(1)?.parse().ok()?;
+    let length =
+        |line: &str| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok();
+    let length: usize = head.lines().find_map(length)?;
+    (body.len() == length).then(|| (status, body.to_string()))
+}
+
 /// The first answer in what was heard, and its length.
 fn parse(bytes: &[u8]) -> Option<(Reply, usize)> {
     let end = bytes.windows(2).position(|pair| pair == b"\r\n")?;
@@ -271,6 +291,9 @@ impl World {
             LineEvent::Hears { connection, bytes } if self.lines[client].has(connection) => {
                 let now_us = self.now_us;
                 self.lines[client].heard.extend(bytes);
+                if let Some(Sent::Page(path)) = self.lines[client].sent.front() {
+                    return self.line_page(client, path);
+                }
                 while self.lines[client].has(connection)
                     && let Some((reply, len)) = parse(&self.lines[client].heard)
                 {
@@ -284,6 +307,22 @@ impl World {
                 }
             }
             LineEvent::Hears { .. } | LineEvent::Lost { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// An answer by HTTP, or a part of it, is there.
+    fn line_page(&mut self, client: usize, path: &'static str) -> Result<(), Violation> {
+        let Some((status, body)) = page(&self.lines[client].heard) else { return Ok(()) };
+        let yes = PAGES.iter().find(|(of, _)| *of == path).map_or("", |(_, yes)| yes);
+        self.count(if status == 200 { "pages that say yes" } else { "pages that say no" });
+        if (status != 200 && status != 503) || (status == 200) != body.contains(yes) {
+            return violated("a page says how the node is", format!("{path}: {status} {body}"));
+        }
+        let link = self.lines[client].link;
+        self.lines[client].give_up();
+        if let Some(link) = link {
+            self.line_sends(&link, ServedEvent::Gone);
         }
         Ok(())
     }
@@ -321,12 +360,19 @@ impl World {
         }
         let line = &mut self.lines[client];
         let mut bytes = Vec::new();
-        if greets {
+        let asks = greets && line.dice.chance(1, 8);
+        if asks {
+            let (path, _) = *line.dice.pick(&PAGES);
+            bytes.extend(format!("GET {path} HTTP/1.1\r\nhost: node\r\n\r\n").bytes());
+            line.sent.push_back(Sent::Page(path));
+        } else if greets {
             let token = String::from_utf8_lossy(CLIENTS_TOKEN).into_owned();
             line.say(&mut bytes, &["AUTH", &token]);
             line.sent.push_back(Sent::Fixed(b"+OK"));
         }
-        bytes.extend(line.commands(now_us));
+        if !asks {
+            bytes.extend(line.commands(now_us));
+        }
         line.sent_us = now_us;
         // They may arrive in two parts.
         let first = line.dice.below(bytes.len() as u64) as usize;

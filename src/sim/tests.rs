@@ -230,6 +230,8 @@ const MUST_HAPPEN: &[&str] = &[
     "pages with a cursor",
     "pages without items",
     "last pages",
+    "pages that say yes",
+    "pages that say no",
     "text commands answered",
     "text commands refused",
     "text commands of unknown outcome",
