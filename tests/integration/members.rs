@@ -2,6 +2,7 @@
 
 use crate::support::cluster::{BINARY, Cluster, alone, flags, free_ports, kontiki};
 use crate::support::load::{Run, while_loaded};
+use crate::support::native::Native;
 use crate::support::strace::missing;
 use crate::support::{contents, http, say, wait_for};
 use kontiki::wire::frame::{FRAME_HEADER_BYTES, PREAMBLE};
@@ -320,6 +321,13 @@ fn an_old_copy_of_a_disk_is_noticed() {
     for n in 0..50 {
         good(&cluster, &format!("put key{n} value"));
     }
+    // Its peers remember what it has acknowledged to a leader, which need not be all of that yet.
+    wait_for("it has acknowledged all of it", || {
+        let mut all = (0..3).filter_map(|n| Native::new(&cluster.nodes[n].address).status().ok());
+        let leader = all.find(|status| !status.peers.is_empty())?;
+        let known = leader.peers.iter().find(|peer| peer.id == id)?;
+        (known.match_index >= leader.commit).then_some(())
+    });
     let held = members(&cluster).len();
     cluster.kill(node);
     fs::remove_dir_all(&cluster.nodes[node].data).expect("its directory");
