@@ -6,7 +6,7 @@ use crate::kv::query::answer as answer_query;
 use crate::kv::{Limits, LsmReader, Query, Reader as _, Reply, StoreError};
 use crate::node::{ClusterView, DEADLINE_US, DEADLINE_US_MAX, Refusal, Status, TransferProgress};
 use crate::raft::{Configuration, Member, NodeId, PeerProgress};
-use crate::wal::LogReader;
+use crate::wal::{Identity, LogReader};
 use crate::wire::client::{Class, Failure, NodeStatus, PeerStatus};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -65,6 +65,35 @@ pub enum StoreTrouble {
 }
 
 impl NodeState {
+    /// That of a node of this identity which has just been opened, without an address and a token, and with
+    /// the usual limits.
+    pub fn of(
+        identity: &Identity,
+        reader: LsmReader,
+        log: LogReader,
+        view: ClusterView,
+    ) -> NodeState {
+        NodeState {
+            id: identity.node,
+            first: identity.members.clone(),
+            identity: identity.identity,
+            cluster: identity.cluster,
+            address: String::new(),
+            token: Vec::new(),
+            limits: Limits::default(),
+            connections_max: usize::MAX,
+            reader,
+            log,
+            connections: AtomicUsize::new(0),
+            log_bytes: AtomicU64::new(0),
+            fetching: Mutex::new(None),
+            different: AtomicBool::new(false),
+            damaged: AtomicBool::new(false),
+            partial: PartialBytes::default(),
+            view: RwLock::new(Arc::new(view)),
+        }
+    }
+
     /// The latest view of the cluster.
     pub fn view(&self) -> Arc<ClusterView> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))

@@ -6,7 +6,7 @@ use super::connections::{AcceptedConnections, BulkSenders};
 use super::inbox::raft_inbox;
 use super::logging::{self, Level, Rate, info, log, warning};
 use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop, snapshots};
-use crate::api::{NodeState, PartialBytes};
+use crate::api::NodeState;
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
@@ -23,9 +23,9 @@ use std::fmt;
 use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, RwLock};
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
 
@@ -439,23 +439,12 @@ fn run(
     let replica = Replica::new(raft, replica_options);
     let node = Node::new(replica, peers_options, clock.now_us());
     let node_state = Arc::new(NodeState {
-        id: identity.node,
-        first: identity.members.clone(),
-        identity: identity.identity,
-        cluster: identity.cluster,
         address: options.advertise,
         token: options.token,
         limits: options.limits,
         connections_max: options.connections_max,
-        reader: machine.reader(),
-        log: wal.reader(),
-        connections: AtomicUsize::new(0),
         log_bytes: AtomicU64::new(wal.bytes()),
-        fetching: Mutex::new(None),
-        different: AtomicBool::new(false),
-        damaged: AtomicBool::new(false),
-        partial: PartialBytes::default(),
-        view: RwLock::new(Arc::new(ClusterView::of(&node))),
+        ..NodeState::of(identity, machine.reader(), wal.reader(), ClusterView::of(&node))
     });
     let shared = Arc::new(Shared {
         node: node_state,

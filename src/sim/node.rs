@@ -9,7 +9,7 @@ use super::serving::Served;
 use super::snapshots::Transfer;
 use super::store::store_options;
 use super::world::Event;
-use crate::api::{NodeState, PartialBytes};
+use crate::api::NodeState;
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
 use crate::node::{
@@ -22,8 +22,8 @@ use crate::raft::{self, Configuration, Index, NodeId, Persist, Raft, Restored, T
 use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, WalError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// A client as the components see it: the number of its connection.
 pub(super) type ClientId = u64;
@@ -348,24 +348,13 @@ impl SimNode {
         };
         let replica = Replica::new(raft, options);
         let node = Node::new(replica, peers, self.local_us(now_us));
+        let view = ClusterView::of(&node);
         let state = NodeState {
-            id: self.id,
-            first: identity.members.clone(),
-            identity: identity.identity,
-            cluster: identity.cluster,
             address: self.address.clone(),
             token: CLIENTS_TOKEN.to_vec(),
             limits: self.limits,
-            connections_max: 100,
-            reader: machine.reader(),
-            log: wal.reader(),
-            connections: AtomicUsize::new(0),
             log_bytes: AtomicU64::new(wal.bytes()),
-            fetching: Mutex::new(None),
-            different: AtomicBool::new(false),
-            damaged: AtomicBool::new(false),
-            partial: PartialBytes::default(),
-            view: RwLock::new(Arc::new(ClusterView::of(&node))),
+            ..NodeState::of(&identity, machine.reader(), wal.reader(), view)
         };
         self.up = Some(Up {
             node,
