@@ -123,11 +123,13 @@ pub(crate) struct Session {
     pub(crate) shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
     next_request: u64,
+    /// Answers may be on their way that somebody else writes.
+    direct: bool,
 }
 
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>) -> Session {
-        Session { shared, mailbox: Arc::default(), next_request: 0 }
+        Session { shared, mailbox: Arc::default(), next_request: 0, direct: false }
     }
 
     /// Submits requests as one message, and waits until each is answered, in their order. The
@@ -145,12 +147,15 @@ impl Session {
         stream: &Arc<TcpStream>,
         encode: Encode,
     ) {
+        self.direct = true;
         self.submit(requests, Some((Arc::clone(stream), encode)));
     }
 
     /// Waits until the answers to [`Session::call_direct`] are written.
-    pub(crate) fn settle(&self) {
-        self.mailbox.wait();
+    pub(crate) fn settle(&mut self) {
+        if std::mem::take(&mut self.direct) {
+            self.mailbox.wait();
+        }
     }
 
     fn submit(&mut self, requests: Vec<(u64, Request)>, direct: Option<(Arc<TcpStream>, Encode)>) {
