@@ -8,7 +8,7 @@ use super::replies::{outcome_of, stopping};
 use super::state::NodeState;
 use super::turn::{Next, Turn};
 use super::{Encode, OUT_BYTES_MAX, Progress, Step, Wait};
-use crate::kv::limits::{OP_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES};
+use crate::kv::limits::{OP_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES, op_bytes};
 use crate::kv::{Found, Limits, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::{Answer, SnapshotSender};
 use crate::wire::client::{Answer as Told, Call, Class, Consistency, Failure};
@@ -246,11 +246,7 @@ impl Text {
             return self.known(refused, now_us);
         }
         let (write, bytes, counts) = &mut self.write;
-        let size = |op: &Op| match op {
-            Op::Put { key, value } => OP_OVERHEAD_BYTES + key.len() + value.len(),
-            other => OP_OVERHEAD_BYTES + other.key().len(),
-        };
-        *bytes += ops.iter().map(size).sum::<usize>();
+        *bytes += ops.iter().map(op_bytes).sum::<usize>();
         counts.push(ops.len());
         write.ops.extend(ops);
     }

@@ -170,11 +170,13 @@ impl Limits {
 /// A write's size in bytes as limits count it: never less than its byte form has.
 pub fn write_bytes(write: &Write) -> usize {
     let conditions = write.conditions.iter().map(|c| OP_OVERHEAD_BYTES + c.key.len());
-    let ops = write.ops.iter().map(|op| {
-        let value = if let Op::Put { value, .. } = op { value.len() } else { 0 };
-        OP_OVERHEAD_BYTES + op.key().len() + value
-    });
-    WRITE_OVERHEAD_BYTES + conditions.chain(ops).sum::<usize>()
+    WRITE_OVERHEAD_BYTES + conditions.chain(write.ops.iter().map(op_bytes)).sum::<usize>()
+}
+
+/// The part that an operation has in [`write_bytes`].
+pub fn op_bytes(op: &Op) -> usize {
+    let value = if let Op::Put { value, .. } = op { value.len() } else { 0 };
+    OP_OVERHEAD_BYTES + op.key().len() + value
 }
 
 /// Why a command is not proposed. Class: reject; surely not applied.

@@ -132,18 +132,10 @@ impl World {
     ) -> Result<Input<ClientId>, Violation> {
         let mut bytes = Vec::new();
         put_outgoing(&mut bytes, outgoing);
-        let mut reader = FrameReader::new(PEER_FRAME_MAX);
-        reader.feed(&bytes);
-        let taken = match reader.next_frame() {
-            Ok(Some(body)) => take_peer_frame(body).map_err(|e| e.to_string()),
-            Ok(None) => Err("an unfinished frame".to_string()),
-            Err(e) => Err(e.to_string()),
-        };
-        match taken.and_then(|frame| input_of(frame, from, to)) {
-            Ok(Some(input)) => Ok(input),
-            Ok(None) => violated("nodes keep to the protocol", "no input".to_string()),
-            Err(e) => violated("nodes keep to the protocol", e),
-        }
+        take_frame(&bytes, |body| {
+            let frame = take_peer_frame(body).map_err(|e| e.to_string())?;
+            input_of(frame, from, to)?.ok_or("no input".to_string())
+        })
     }
 
     pub(super) fn hello_over_the_wire(&mut self, hello: Hello) -> Hello {
@@ -157,4 +149,19 @@ impl World {
         let taken = reader.next_frame().ok().flatten().map(handshake::take_hello);
         taken.and_then(Result::ok).unwrap_or(hello)
     }
+}
+
+/// What the other side takes from a frame.
+pub(super) fn take_frame<T>(
+    bytes: &[u8],
+    take: impl FnOnce(&[u8]) -> Result<T, String>,
+) -> Result<T, Violation> {
+    let mut reader = FrameReader::new(PEER_FRAME_MAX);
+    reader.feed(bytes);
+    let taken = match reader.next_frame() {
+        Ok(Some(body)) => take(body),
+        Ok(None) => Err("an unfinished frame".to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    taken.or_else(|e| violated("nodes keep to the protocol", e))
 }

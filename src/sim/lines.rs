@@ -11,6 +11,7 @@ use super::dice::Dice;
 use super::linearizability::{Answer, Call, End, Op, Seen};
 use super::node::{CLIENTS_TOKEN, ClientId};
 use super::serving::ServedEvent;
+use super::traffic::DELAY_US;
 use super::world::{ANY_LIFE, Event, World};
 use crate::raft::NodeId;
 use std::collections::VecDeque;
@@ -21,8 +22,6 @@ const THINK_US: u64 = 500_000;
 const TOGETHER_MAX: u64 = 6;
 /// An answer that has not come for so long is not waited for.
 const PATIENCE_US: u64 = 8_000_000;
-/// Delays between a client and a node.
-const DELAY_US: (u64, u64) = (40, 1_000);
 /// Pages that are asked for, and what stands in those that say yes.
 const PAGES: [(&str, &str); 3] = [
     ("/health", "ok: serves linearizable reads"),
@@ -125,7 +124,7 @@ impl LineClient {
     }
 
     /// The connection is over: what was not answered is in doubt.
-    fn give_up(&mut self) {
+    pub(super) fn give_up(&mut self) {
         self.link = None;
         self.heard.clear();
         for sent in std::mem::take(&mut self.sent) {
@@ -237,11 +236,6 @@ impl LineClient {
             _ => return wrong(&sent, reply),
         }
         Ok(())
-    }
-
-    /// What is open at the end of a run.
-    pub(super) fn abandon(&mut self) {
-        self.give_up();
     }
 }
 

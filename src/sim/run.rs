@@ -228,7 +228,7 @@ fn calm(world: &mut World) -> Result<(), Violation> {
 
 fn judge(world: &mut World) -> Result<(), Violation> {
     world.clients.iter_mut().for_each(|client| client.abandon());
-    world.lines.iter_mut().for_each(|client| client.abandon());
+    world.lines.iter_mut().for_each(|client| client.give_up());
     let histories = world.clients.iter().map(|client| &client.history);
     let histories = histories.chain(world.lines.iter().map(|client| &client.history));
     let history: Vec<Call> = histories.flatten().cloned().collect();

@@ -5,6 +5,7 @@
 //! [`SnapshotSender`]. A connection is let in like any other between nodes, by [`crate::node::Peers`].
 
 use super::checks::{Violation, violated};
+use super::handshakes::take_frame;
 use super::moments::Moment;
 use super::network::{End, Packet};
 use super::node::ClientId;
@@ -15,7 +16,6 @@ use crate::node::{
     SnapshotSender, request_frame, request_of, response_frame, response_of,
 };
 use crate::raft::{Index, NodeId};
-use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
 use crate::wire::handshake::{Hello, Lane, Role};
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame};
 use std::collections::BTreeSet;
@@ -400,11 +400,5 @@ fn framed<T>(
 ) -> Result<T, Violation> {
     let mut bytes = Vec::new();
     put_snapshot_frame(&mut bytes, frame);
-    let mut reader = FrameReader::new(PEER_FRAME_MAX);
-    reader.feed(&bytes);
-    let body = reader
-        .next_frame()
-        .map_err(|e| e.to_string())
-        .and_then(|body| body.map_or_else(|| Err("an unfinished frame".to_string()), take));
-    body.or_else(|e| violated("nodes keep to the protocol", e))
+    take_frame(&bytes, take)
 }

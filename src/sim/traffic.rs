@@ -22,7 +22,7 @@ use std::time::Duration;
 const RUSH_THINK_US: u64 = 10_000;
 
 /// Delays between a client and a node.
-const DELAY_US: (u64, u64) = (40, 1_000);
+pub(super) const DELAY_US: (u64, u64) = (40, 1_000);
 
 /// Now and then a client is in a hurry and asks for an answer within so long, on the node's clock:
 /// about as long as an answer takes. In milliseconds.
@@ -257,14 +257,7 @@ impl World {
         if !dials && c.connection.is_none_or(|c| c.number != connection) {
             return Ok(());
         }
-        let mut bytes = bytes;
-        while !bytes.is_empty() {
-            let space = c.channel.space();
-            let n = space.len().min(bytes.len());
-            space[..n].copy_from_slice(&bytes[..n]);
-            c.channel.filled(n);
-            bytes = &bytes[n..];
-        }
+        c.channel.feed(bytes);
         loop {
             let c = &mut self.clients[client as usize];
             let dials = c.dial == Some(connection);

@@ -73,6 +73,11 @@ impl Channel {
         self.reader.filled(len);
     }
 
+    /// Adds bytes that were read elsewhere.
+    pub fn feed(&mut self, bytes: &[u8]) {
+        self.reader.feed(bytes);
+    }
+
     /// What the node has said next, if that is here.
     ///
     /// # Errors
