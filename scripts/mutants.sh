@@ -129,7 +129,7 @@ simulate() {
     local budget=$1 limit=$2 status found first
     local TIMEFORMAT=%U
     # shellcheck disable=SC2016
-    local run='ulimit -t "$1" && exec "$2" sim --seeds "$3" --stop >"$4" 2>"$4.err"'
+    local run='ulimit -t "$1" && exec "$2" sim --seeds "$3" --jobs 1 --stop >"$4" 2>"$4.err"'
     took=$({ time bash -c "$run" run "$limit" "$binary" "$budget" "$log"; } 2>&1)
     status=$?
     took=${took##*$'\n'}

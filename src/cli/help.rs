@@ -75,6 +75,7 @@ const SIM_FLAGS: &[(&str, &str, &str)] = &[
     ("--seeds", "COUNT", "run so many seeds, from 0 or from --seed, and print totals (default 100)"),
     ("--steps", "N", "end the storm of faults after so many steps (default 60000)"),
     ("--nodes", "N", "nodes of the cluster (by default the seed decides: 1, 3 or 5)"),
+    ("--jobs", "N", "of many seeds, run N at the same time (default: one a core)"),
     ("--stop", "", "of many seeds, stop at the first that fails"),
     ("--trace", "", "print every step"),
     ("--explore", "", "something else: every short run of the consensus core alone, with the flags below"),

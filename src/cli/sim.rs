@@ -5,7 +5,13 @@ use super::explore;
 use crate::sim::{Options, Report, run};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Instant;
+
+/// Seeds that may run at the same time; each takes some ten megabytes.
+const JOBS_MAX: u64 = 1024;
 
 /// Runs one seed or many. Exit code 1 when an invariant was broken.
 pub fn sim(args: &[OsString]) -> Exit {
@@ -15,6 +21,7 @@ pub fn sim(args: &[OsString]) -> Exit {
     let mut flags = getopts::Options::new();
     flags.optopt("", "seed", "run this seed", "N");
     flags.optopt("", "seeds", "run so many seeds, from 0 or from --seed", "COUNT");
+    flags.optopt("", "jobs", "seeds run at the same time (by default one a core)", "N");
     flags.optopt("", "steps", "end the storm after so many steps", "N");
     flags.optopt("", "nodes", "nodes of the cluster (by default the seed decides)", "N");
     flags.optflag("", "stop", "stop at the first seed that fails");
@@ -35,11 +42,16 @@ pub fn sim(args: &[OsString]) -> Exit {
         Some(Ok(number)) => Ok(Some(number)),
         Some(Err(e)) => Err(format!("flag --{name}: {e}")),
     };
-    let numbers = || Ok((number("seed")?, number("seeds")?, number("steps")?, number("nodes")?));
-    let (seed, seeds, steps, nodes) = match numbers() {
+    let numbers = || {
+        Ok([number("seed")?, number("seeds")?, number("steps")?, number("nodes")?, number("jobs")?])
+    };
+    let [seed, seeds, steps, nodes, jobs] = match numbers() {
         Ok(numbers) => numbers,
         Err(why) => return usage(why),
     };
+    if jobs.is_some_and(|n| !(1..=JOBS_MAX).contains(&n)) {
+        return usage(format!("flag --jobs: 1 to {JOBS_MAX} seeds run at the same time"));
+    }
     if nodes.is_some_and(|n| !(1..=9).contains(&n)) {
         return usage("flag --nodes: a cluster has 1 to 9 nodes here".to_string());
     }
@@ -50,7 +62,9 @@ pub fn sim(args: &[OsString]) -> Exit {
         (Some(seed), None) => one(seed, &options),
         (seed, seeds) => {
             let stop = found.opt_present("stop");
-            many(seed.unwrap_or(0), seeds.unwrap_or(100), stop, &options)
+            let cores = || thread::available_parallelism().map_or(1, usize::from);
+            let jobs = jobs.map_or_else(cores, |n| n as usize);
+            many(seed.unwrap_or(0), seeds.unwrap_or(100), stop, jobs, &options)
         }
     }
 }
@@ -72,31 +86,10 @@ fn one(seed: u64, options: &Options) -> Exit {
     }
 }
 
-fn many(first: u64, count: u64, stop: bool, options: &Options) -> Exit {
+fn many(first: u64, count: u64, stop: bool, jobs: usize, options: &Options) -> Exit {
     let started = Instant::now();
-    let mut total = Report::default();
-    let (mut done, mut failed) = (0_u64, 0_u64);
-    for seed in first..first.saturating_add(count) {
-        done += 1;
-        let report = match run(seed, options) {
-            Ok(report) => report,
-            Err(f) => {
-                println!("{}", f.violation.detail);
-                println!("seed {seed}: FAILED {}", f.violation.invariant);
-                failed += 1;
-                f.report
-            }
-        };
-        total.steps += report.steps;
-        total.simulated_us += report.simulated_us;
-        for (name, times) in report.counters {
-            *total.counters.entry(name).or_default() += times;
-        }
-        if stop && failed > 0 {
-            break;
-        }
-    }
-    print_totals(done, &total, started.elapsed().as_secs_f64());
+    let Totals { done, failed, report } = run_all(first, count, stop, jobs, options);
+    print_totals(done, &report, started.elapsed().as_secs_f64());
     if failed == 0 {
         println!("{done} seeds: ok");
         Exit::Done
@@ -104,6 +97,57 @@ fn many(first: u64, count: u64, stop: bool, options: &Options) -> Exit {
         println!("{done} seeds: {failed} FAILED");
         Exit::ConditionFalse
     }
+}
+
+/// What many seeds have given together.
+#[derive(Default)]
+struct Totals {
+    /// Seeds that were run.
+    done: u64,
+    /// Those of them that broke an invariant.
+    failed: u64,
+    report: Report,
+}
+
+/// Runs `count` seeds from `first` on, `jobs` at a time: each run is a world of its own. Prints those that
+/// fail; with `stop` no seed is begun behind the first of them.
+fn run_all(first: u64, count: u64, stop: bool, jobs: usize, options: &Options) -> Totals {
+    let mut totals = Totals::default();
+    let end = first.saturating_add(count);
+    let next = AtomicU64::new(first);
+    let stopped = AtomicBool::new(false);
+    let (sender, results) = channel();
+    thread::scope(|scope| {
+        for _ in 0..jobs {
+            let sender = sender.clone();
+            let (next, stopped) = (&next, &stopped);
+            scope.spawn(move || {
+                while !stopped.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || sender.send((seed, run(seed, options))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (seed, result) in results {
+            totals.done += 1;
+            let report = result.unwrap_or_else(|f| {
+                println!("{}", f.violation.detail);
+                println!("seed {seed}: FAILED {}", f.violation.invariant);
+                totals.failed += 1;
+                stopped.store(stop, Ordering::Relaxed);
+                f.report
+            });
+            totals.report.steps += report.steps;
+            totals.report.simulated_us += report.simulated_us;
+            for (name, times) in report.counters {
+                *totals.report.counters.entry(name).or_default() += times;
+            }
+        }
+    });
+    totals
 }
 
 fn print_totals(seeds: u64, total: &Report, seconds: f64) {
@@ -147,4 +191,20 @@ fn print_totals(seeds: u64, total: &Report, seconds: f64) {
         println!("{name} {times}");
     }
     println!("elections {}", sum(&["elections"]));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn totals_do_not_depend_on_how_many_seeds_run_at_once() {
+        let options = Options { steps: 2000, ..Options::default() };
+        let [one, three] = [1, 3].map(|jobs| run_all(900, 5, false, jobs, &options));
+        assert_eq!((one.done, one.failed), (5, 0));
+        assert_eq!((three.done, three.failed), (5, 0));
+        assert_eq!(one.report.steps, three.report.steps);
+        assert_eq!(one.report.simulated_us, three.report.simulated_us);
+        assert_eq!(one.report.counters, three.report.counters);
+    }
 }
