@@ -33,6 +33,7 @@ mod inbox;
 mod link;
 mod log_writer;
 mod membership;
+mod outbox;
 mod peers;
 mod proposals;
 mod raft_loop;
@@ -62,6 +63,7 @@ pub use inbox::{INPUTS_MAX, Inbox, WakeInterest};
 pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use log_writer::{BATCH_REQUESTS_MAX, Cut, LogEffects, LogError, LogEvent, LogWriter, Written};
 pub use membership::MEMBERS_MAX;
+pub use outbox::Outbox;
 pub use peers::{
     ConfigurationHistory, ConnectionId, Due, HASTENED_PATIENCE_US, Keepalive, LogPosition,
     PING_EVERY_US, PONG_PATIENCE_US, PeerEffect, PeerEvent, PeerStatus, Peers, PeersOptions,

@@ -23,7 +23,7 @@ const WRITE_OVERHEAD_BYTES: usize = 128;
 const _: () = assert!(WRITE_OVERHEAD_BYTES >= crate::raft::ENTRY_OVERHEAD_BYTES);
 
 /// What a write counts for while it is not answered.
-fn weight(command: &[u8]) -> usize {
+pub(super) fn weight(command: &[u8]) -> usize {
     WRITE_OVERHEAD_BYTES + command.len()
 }
 

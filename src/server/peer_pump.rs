@@ -12,12 +12,12 @@ use super::peer_out::{Closing, Command};
 use super::sockets::is_timeout;
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use crate::node::{
-    ConnectionId, Due, Input, Keepalive, LOG_MESSAGE_BYTES, Outgoing, PeerEvent, put_outgoing,
+    ConnectionId, Due, Input, Keepalive, LOG_MESSAGE_BYTES, Outbox, Outgoing, PeerEvent,
     read_entries,
 };
 use crate::raft::{LogRead, NodeId};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
-use crate::wire::peer::{PeerFrame, put_message, put_peer_frame, take_peer_frame};
+use crate::wire::peer::{PeerFrame, take_peer_frame};
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -39,11 +39,7 @@ pub(super) struct Pump<'a> {
     stream: &'a TcpStream,
     reader: FrameReader,
     keepalive: Keepalive,
-    /// Whole frames, and how much of them is written or may be.
-    out: Vec<u8>,
-    written: usize,
-    /// The forwards in `out`: where each begins, and its number.
-    forwards: Vec<(usize, u64)>,
+    outbox: Outbox,
 }
 
 impl<'a> Pump<'a> {
@@ -57,8 +53,8 @@ impl<'a> Pump<'a> {
     ) -> io::Result<Pump<'a>> {
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
         let keepalive = Keepalive::new(shared.clock.now_us());
-        let (out, forwards) = (Vec::new(), Vec::new());
-        Ok(Pump { shared, connection, peer, stream, reader, keepalive, out, written: 0, forwards })
+        let outbox = Outbox::default();
+        Ok(Pump { shared, connection, peer, stream, reader, keepalive, outbox })
     }
 
     /// Fine when the raft loop has let go of the connection.
@@ -67,7 +63,7 @@ impl<'a> Pump<'a> {
             self.attend()?;
             // A ping does not wait for something to go with.
             let wait_us = self.keepalive.next_us().saturating_sub(self.shared.clock.now_us());
-            let wait_us = if self.out.is_empty() { wait_us } else { 0 };
+            let wait_us = if self.outbox.is_empty() { wait_us } else { 0 };
             let mut next = match inbox.recv_timeout(Duration::from_micros(wait_us)) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -79,31 +75,25 @@ impl<'a> Pump<'a> {
                     Command::Hasten => self.hasten()?,
                     Command::Send(outgoing) => self.encode(outgoing),
                 }
-                next = if self.out.len() < WRITE_BYTES { inbox.try_recv().ok() } else { None };
+                next = if self.outbox.len() < WRITE_BYTES { inbox.try_recv().ok() } else { None };
             }
             self.flush(closing)?;
         }
         Ok(())
     }
 
-    /// The connection has ended: forwards of which no byte was written never left this node. What has
-    /// become of the others the raft loop knows no better than that they may be lost.
-    pub(super) fn give_back(&mut self) {
-        for (begin, id) in self.forwards.drain(..) {
-            if begin >= self.written {
-                let _ = self.shared.raft.send(Input::ForwardUnsent { id });
-            }
+    /// The connection has ended: what never left this node may be tried again.
+    pub(super) fn give_back(self) {
+        for id in self.outbox.into_unsent() {
+            let _ = self.shared.raft.send(Input::ForwardUnsent { id });
         }
     }
 
     fn encode(&mut self, outgoing: Outgoing) {
-        if let Outgoing::FromLog(read) = &outgoing {
-            return self.encode_from_log(read);
+        match &outgoing {
+            Outgoing::FromLog(read) => self.encode_from_log(read),
+            _ => self.outbox.put(outgoing),
         }
-        if let Some(id) = outgoing.forward_id() {
-            self.forwards.push((self.out.len(), id));
-        }
-        put_outgoing(&mut self.out, outgoing);
     }
 
     fn encode_from_log(&mut self, read: &LogRead) {
@@ -111,38 +101,29 @@ impl<'a> Pump<'a> {
         // Before the peer can answer.
         let _ = self.shared.raft.send(Input::EntriesRead(told));
         match made {
-            Ok(Some(message)) => {
-                put_message(&mut self.out, &message);
-            }
+            Ok(Some(message)) => self.outbox.put_message(&message),
             Ok(None) => {}
             Err(e) => warning!("cannot read entries for peer={}: {e}", self.peer),
         }
     }
 
     fn flush(&mut self, closing: &Closing) -> io::Result<()> {
-        while self.written < self.out.len() && !closing.is_closed() {
-            let left = &self.out[self.written..];
-            let Some(piece) = left.chunks(WRITE_AT_ONCE).next() else { break };
+        while !closing.is_closed()
+            && let Some(piece) = self.outbox.queued().chunks(WRITE_AT_ONCE).next()
+        {
             match self.stream.write(piece) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.written += n,
+                Ok(n) => self.outbox.took(n),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if is_timeout(&e) && FAILED_WRITE_TAKES_NOTHING => {}
                 Err(e) => {
-                    self.written += if FAILED_WRITE_TAKES_NOTHING { 0 } else { piece.len() };
+                    let may_be_taken = if FAILED_WRITE_TAKES_NOTHING { 0 } else { piece.len() };
+                    self.outbox.took(may_be_taken);
                     return Err(e);
                 }
             }
-            if self.written < self.out.len() {
+            if !self.outbox.is_empty() {
                 self.attend()?;
-            }
-        }
-        if self.written == self.out.len() {
-            self.out.clear();
-            self.forwards.clear();
-            self.written = 0;
-            if self.out.capacity() > 4 * WRITE_BYTES {
-                self.out = Vec::new();
             }
         }
         Ok(())
@@ -157,9 +138,7 @@ impl<'a> Pump<'a> {
         self.listen(now_us)?;
         match self.keepalive.poll(now_us) {
             Due::Nothing => {}
-            Due::Ping => {
-                put_peer_frame(&mut self.out, &PeerFrame::Ping);
-            }
+            Due::Ping => self.outbox.put_frame(&PeerFrame::Ping),
             Due::Silent => self.tell(PeerEvent::Silent { connection: self.connection }),
             Due::Dead(silent_us) => {
                 let text = format!("no sign of life for {} ms", silent_us / 1000);

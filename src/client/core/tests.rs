@@ -18,8 +18,11 @@ struct Bench {
 }
 
 fn put(key: &str) -> Call {
-    let op = Op::Put { key: key.into(), value: b"v".to_vec() };
-    Call::Write(Write { ops: vec![op], ..Write::default() })
+    Call::Write(Write { ops: put_ops(key), ..Write::default() })
+}
+
+fn put_ops(key: &str) -> Vec<Op> {
+    vec![Op::Put { key: key.into(), value: b"v".to_vec() }]
 }
 
 fn done() -> Result<Answer, Failure> {
@@ -467,4 +470,50 @@ fn a_piece_of_a_backup_is_asked_for_on_its_own_connection_alone() {
     bench.effects.clear();
     bench.begin(Call::Backup);
     assert_ne!(bench.dial().0, "a");
+}
+
+#[test]
+fn a_second_write_of_a_key_waits_for_the_first_whatever_refuses_it() {
+    // The first is refused, in ways after which it is sent again. The second, which was given later, must
+    // not take effect before it; a write of another key may.
+    let refusals: [fn() -> Result<Answer, Failure>; 4] = [
+        || failure(Class::Busy, None),
+        || failure(Class::Unavailable, None),
+        || failure(Class::Unknown, None),
+        || Ok(Answer::Outcome(Outcome::SessionUnknown)),
+    ];
+    for refusal in refusals {
+        let mut bench = Bench::three(true);
+        bench.begin(put("x"));
+        bench.settle();
+        bench.begin(put("x"));
+        bench.begin(put("y"));
+        let mut refused = false;
+        let mut order = Vec::new();
+        while order.len() < 3 {
+            bench.pass();
+            match bench.effects.pop_front() {
+                Some(Effect::Connect { .. }) => bench.welcome(1, (0, "")),
+                Some(Effect::Flush { .. }) => bench.tell(Event::Flushed),
+                Some(Effect::Send(Request { id, call, .. })) => match &call {
+                    Call::OpenSession => {
+                        let opened = Outcome::SessionOpened { session: 9 };
+                        bench.answer(id, Ok(Answer::Outcome(opened)));
+                    }
+                    Call::Write(write) if !refused && write.ops == put_ops("x") => {
+                        refused = true;
+                        bench.answer(id, refusal());
+                    }
+                    Call::Write(_) => {
+                        bench.answer(id, done());
+                        order.extend(bench.done.drain(..).map(|(number, _)| number));
+                    }
+                    _ => {}
+                },
+                _ => {}
+            }
+        }
+        let place = |number| order.iter().position(|n| *n == number);
+        assert!(refused && place(1) < place(2), "{order:?}");
+    }
 }

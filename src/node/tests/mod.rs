@@ -7,6 +7,7 @@
 
 mod admin;
 mod forwards;
+mod holds;
 mod life;
 mod members;
 mod reads;

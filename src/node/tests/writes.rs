@@ -382,3 +382,26 @@ fn a_full_disk_asks_the_store_to_flush() {
     };
     assert_eq!([true, true, false].map(&mut flushes), [true, true, false]);
 }
+
+/// A leader is cut off with proposals. A snapshot of what the others did meanwhile takes the place of their
+/// entries, and it may hold them: they are neither refused nor done, and the one behind the snapshot waits.
+#[test]
+fn a_write_that_a_snapshot_overtook_is_unknown() {
+    let (mut c, old) = Cluster::led(3);
+    c.isolate(old);
+    let whats = ["a", "b", "c"].map(|key| Request::Write(put(key, "v"))).to_vec();
+    let lost = c.ask_all(old, whats, 60_000_000);
+    c.advance(3 * ELECTION_US);
+    let new = c.leader().unwrap();
+    let kept = c.write(new, "d", SOON_US);
+    c.advance(50_000);
+    let index = c.revision(kept);
+    let raft = c.replica(new).raft();
+    let term = raft.term_at(index).unwrap();
+    let configuration = Arc::clone(raft.configuration());
+    let mark = crate::raft::SnapshotMark { index, term, configuration };
+    c.input(old, Input::Installed { mark });
+    assert!(c.is_unknown(lost[0]) && c.is_unknown(lost[1]));
+    assert_eq!(c.answer(lost[2]), None, "its index is still to come");
+    assert_eq!(c.inflight(old), super::super::proposals::weight(&put("c", "v")));
+}

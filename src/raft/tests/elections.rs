@@ -371,3 +371,24 @@ fn a_candidate_with_a_slow_disk_waits_for_it() {
     }
     solo.become_leader();
 }
+
+/// One member is gone for good. Of the others one has the longer log and a low term, the rest shorter logs
+/// and a high term: only the first can win, in a term above theirs, of which nothing but refusals of its
+/// pre-votes tells it. Were a pre-vote of an old term left unanswered, nobody would lead any more.
+#[test]
+fn the_longest_log_wins_from_the_lowest_term() {
+    for n in [3, 5] {
+        let disk = |id| match id {
+            1 => (id, Platter::of_terms(voters(n), 2, &[1, 2, 2])),
+            _ => (id, Platter::of_terms(voters(n), 9, &[1, 1])),
+        };
+        for seed in 1..=20 {
+            let mut cluster = Cluster::of((1..=n).map(disk), seed, |_| {});
+            // As many are gone as may be.
+            (n / 2 + 2..=n).for_each(|id| cluster.isolate(id));
+            cluster.run(20 * TIMEOUT_US);
+            assert_eq!(cluster.leader(), Some(1), "{n} nodes, seed {seed}");
+            assert!(cluster.raft(1).term() > 9);
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! The applier holds: whoever waits is answered all the same.
+
+use super::*;
+use crate::kv::{Change, MemoryReader, Revision, Store, StoreError};
+use crate::raft::{Committed, Entry, Payload};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A store that is found to be damaged while it is told to be.
+struct Fragile {
+    store: MemoryStore,
+    damaged: Arc<AtomicBool>,
+}
+
+impl Store for Fragile {
+    type Reader = MemoryReader;
+    /// An empty store at an applied index.
+    type Snapshot = Revision;
+
+    fn reader(&self) -> MemoryReader {
+        self.store.reader()
+    }
+
+    fn write(&mut self, applied: Revision, changes: Vec<Change<'_>>) -> Result<(), StoreError> {
+        if self.damaged.load(Ordering::Relaxed) {
+            let path = PathBuf::from("/made/up");
+            return Err(StoreError::Damaged { path, offset: 0, what: "a test wants it" });
+        }
+        self.store.write(applied, changes)
+    }
+
+    fn flushed(&self) -> Revision {
+        0
+    }
+
+    fn flush(&mut self) {}
+
+    fn install(&mut self, snapshot: Revision) -> Result<(), StoreError> {
+        self.store.write(snapshot, Vec::new())
+    }
+}
+
+struct Holding {
+    applier: Applier<Fragile, Client>,
+    damaged: Arc<AtomicBool>,
+    answers: Vec<(Client, Answer)>,
+}
+
+impl Holding {
+    fn new() -> Holding {
+        let damaged = Arc::new(AtomicBool::new(false));
+        let store = Fragile { store: MemoryStore::default(), damaged: Arc::clone(&damaged) };
+        let options = wal::Options { segment_bytes: 1 << 20, identity: 1, must_exist: false };
+        let disk = TestDisk::default();
+        let (wal, _) = Wal::open(disk.shared(), &PathBuf::from("/log"), options).unwrap();
+        let machine = Machine::open(store).unwrap();
+        let applier = Applier::new(machine, wal.reader(), Configuration::default());
+        Holding { applier, damaged, answers: Vec::new() }
+    }
+
+    /// Three writes are committed; the clients 1 and 3 wait for the first and the last.
+    fn commit(&mut self) {
+        let entry = |index: Index| {
+            let payload = Payload::Command(put(&index.to_string(), "v"));
+            Entry { index, term: 1, payload }
+        };
+        let committed = Committed { first: 1, last: 3, entries: (1..=3).map(entry).collect() };
+        let waiter = |n| (n, ReplyTo::Client { client: n, request: n });
+        let waiters = vec![waiter(1), waiter(3)];
+        self.applier.handle(ApplyTask::Apply(Apply { committed, waiters }));
+    }
+
+    /// Does all that can be done now.
+    fn run(&mut self) {
+        while let Some(effects) = self.applier.step().unwrap() {
+            for (reply_to, answer) in effects.answers {
+                let ReplyTo::Client { client, .. } = reply_to else { panic!("no peer waits") };
+                self.answers.push((client, answer));
+            }
+        }
+    }
+
+    fn install(&mut self, index: Index) {
+        self.applier.handle(ApplyTask::Install { snapshot: index, index });
+    }
+
+    /// Whether each client's write is known to be applied, in the order of the answers.
+    fn known(&self) -> Vec<(Client, bool)> {
+        let known = |answer: &Answer| match answer {
+            Answer::Write(Verdict::Applied(_)) => true,
+            Answer::Write(Verdict::Unknown(_)) => false,
+            other => panic!("{other:?}"),
+        };
+        let mut all: Vec<_> = self.answers.iter().map(|(c, answer)| (*c, known(answer))).collect();
+        all.sort_unstable();
+        all
+    }
+}
+
+/// Damage is met while three writes are applied, or just before. Whoever waits for one of them is told
+/// what became of it once a snapshot has ended the hold: applied behind it, unknown inside it.
+#[test]
+fn whoever_waits_when_a_hold_begins_is_answered_when_it_ends() {
+    let cases: [(Index, [(Client, bool); 2]); 4] = [
+        (0, [(1, true), (3, true)]),
+        (1, [(1, false), (3, true)]),
+        (2, [(1, false), (3, true)]),
+        (3, [(1, false), (3, false)]),
+    ];
+    for (snapshot, expected) in cases {
+        for met_before in [false, true] {
+            let mut h = Holding::new();
+            if met_before {
+                h.applier.handle(ApplyTask::Hold);
+                h.run();
+            } else {
+                h.damaged.store(true, Ordering::Relaxed);
+            }
+            h.commit();
+            h.run();
+            assert!(h.applier.is_holding() && h.answers.is_empty());
+            h.damaged.store(false, Ordering::Relaxed);
+            h.install(snapshot);
+            h.run();
+            assert!(!h.applier.is_holding());
+            assert_eq!(h.known(), expected, "a snapshot up to {snapshot}, {met_before}");
+            assert_eq!(h.applier.machine().applied(), 3);
+        }
+    }
+}
