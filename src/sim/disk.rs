@@ -70,7 +70,11 @@ struct State {
     /// How often each trouble struck.
     pub(super) struck: BTreeMap<Trouble, u64>,
     syncs: u64,
+    between: Option<Look>,
 }
+
+/// What is done before every operation on a file.
+pub type Look = Box<dyn FnMut() + Send>;
 
 #[derive(Clone, Default)]
 struct File {
@@ -158,6 +162,7 @@ impl SimDisk {
             capacity: None,
             struck: BTreeMap::new(),
             syncs: 0,
+            between: None,
         })))
     }
 
@@ -229,6 +234,30 @@ impl SimDisk {
         let mut state = self.state();
         let used = state.used();
         state.capacity = room.map(|room| used + room);
+    }
+
+    /// Whether a later operation is to fail, or none will be done at all.
+    pub fn has_trouble(&self) -> bool {
+        let state = self.state();
+        state.dark || state.trouble.is_some()
+    }
+
+    /// Does something before every operation on a file, reads included, from now on. What that itself does
+    /// on this disk counts as no operation.
+    pub fn look_between(&self, look: Option<Look>) {
+        self.state().between = look;
+    }
+
+    /// An operation is about to be done.
+    fn before_operation(&self) {
+        let mut state = self.state();
+        if state.dark {
+            return;
+        }
+        let Some(mut look) = state.between.take() else { return };
+        drop(state);
+        look();
+        self.state().between = Some(look);
     }
 
     /// How often each trouble struck so far.
@@ -420,6 +449,7 @@ fn full() -> io::Error {
 
 impl Disk for SimDisk {
     fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
+        self.before_operation();
         let mut state = self.state();
         let kind = FileKind::of(path);
         let power = match mode {
@@ -467,6 +497,7 @@ impl Disk for SimDisk {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.before_operation();
         let mut state = self.state();
         let power = state.changes(DiskStep::Remove, FileKind::of(path))?;
         let id = state.names.remove(path.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
@@ -475,6 +506,7 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.before_operation();
         let mut state = self.state();
         let power = state.changes(DiskStep::Create, FileKind::of(to))?;
         let id = state.names.remove(from.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
@@ -485,6 +517,7 @@ impl Disk for SimDisk {
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.before_operation();
         let mut state = self.state();
         if state.changes(DiskStep::SyncNames, FileKind::of(dir))? == Power::FailsNow {
             return Err(dark());
@@ -504,6 +537,7 @@ impl Disk for SimDisk {
 
 impl DiskFile for SimFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.0.before_operation();
         let mut state = self.0.state();
         state.light()?;
         if state.strikes(Trouble::Read) {
@@ -517,6 +551,7 @@ impl DiskFile for SimFile {
     }
 
     fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.0.before_operation();
         let mut guard = self.0.state();
         let state = &mut *guard;
         let power = state.changes(DiskStep::Write, state.files[self.1].kind)?;
@@ -537,6 +572,7 @@ impl DiskFile for SimFile {
     }
 
     fn sync_all(&self) -> io::Result<()> {
+        self.0.before_operation();
         let mut state = self.0.state();
         let kind = state.files[self.1].kind;
         if state.changes(DiskStep::Sync, kind)? == Power::FailsNow {

@@ -11,6 +11,7 @@
 //!
 //! Meanwhile the members change: machines join, are promoted, removed and replaced (`operator.rs`).
 
+mod between;
 pub mod checks;
 mod clients;
 pub mod dice;

@@ -48,7 +48,7 @@ pub(super) fn empty_model() -> Machine<MemoryStore> {
 
 /// What a store's contents are compared by: a full scan, and one key of `stride` of the users' asked
 /// for by itself, which takes another way through the engine.
-fn contents(view: &impl View, stride: usize) -> Result<u64, StoreError> {
+pub(super) fn contents(view: &impl View, stride: usize) -> Result<u64, StoreError> {
     let hash = fingerprint(view)?;
     let mut rows = Vec::new();
     let mut number = 0;
@@ -115,7 +115,14 @@ impl World {
             self.cluster.applies(node, entries)?;
             follow(&mut self.model, &mut self.ledger, entries)?;
         }
-        match up.applier.step() {
+        let installs = matches!(up.applier.next_task(), Some(ApplyTask::Install { .. }));
+        let looks = if installs { self.look_within(node, 3) } else { None };
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
+            return Ok(());
+        };
+        let step = up.applier.step();
+        self.looked(node, looks)?;
+        match step {
             Ok(Some(effects)) => self.apply_stepped(node, effects),
             // It holds: what came is to wait.
             Ok(None) => {
@@ -206,10 +213,15 @@ impl World {
     }
 
     pub(super) fn store(&mut self, node: NodeId) -> Result<(), Violation> {
+        let looks = self.look_within(node, 24);
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let (life, slow_us) = (n.life, n.sync_us_max);
         let Some(up) = &mut n.up else { return Ok(()) };
         let step = up.worker.step();
+        self.looked(node, looks)?;
+        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
+            return Ok(());
+        };
         let news = step.as_ref().ok().and_then(|step| up.worker.news(*step));
         if let Some(full) = news {
             self.tell_full(node, full);
@@ -320,18 +332,28 @@ impl World {
             }
         };
         self.count("stores compared");
+        self.same_as_everybody(node, index, now)?;
+        Ok(true)
+    }
+
+    /// What a node's store holds at an applied index is what the model held there, and every other node.
+    pub(super) fn same_as_everybody(
+        &mut self,
+        node: NodeId,
+        index: Index,
+        hash: u64,
+    ) -> Result<(), Violation> {
         if index == self.model.applied() {
             self.count("stores compared with the model");
             let model = fingerprint(&self.model.reader().view());
-            if !model.is_ok_and(|model| model == now) {
+            if !model.is_ok_and(|model| model == hash) {
                 return violated("the store equals the model", format!("node {node} at {index}"));
             }
         }
-        let known = *self.fingerprints.entry(index).or_insert(now);
-        if known != now {
+        if *self.fingerprints.entry(index).or_insert(hash) != hash {
             return violated("replica equality", format!("node {node} at {index}"));
         }
-        Ok(true)
+        Ok(())
     }
 
     /// All running nodes have applied everything that is committed, and hold the same.

@@ -81,6 +81,7 @@ const MUST_HAPPEN: &[&str] = &[
     "tables compacted",
     "writers slowed down",
     "started from what was flushed",
+    "looks within a step of the store",
     "stores compared",
     "stores compared with the model",
     "spare segment failed",
