@@ -283,6 +283,9 @@ pub struct SnapshotReceiver {
     /// went silent.
     failures: u32,
     tries: u32,
+    /// What becomes of the connection is held against the present sender: it was not begun before another
+    /// leader took that one's place.
+    counts: bool,
     /// Who sent the last piece that was of use.
     source: Option<NodeId>,
     silences: u32,
@@ -318,6 +321,7 @@ impl SnapshotReceiver {
             installing: false,
             failures: 0,
             tries: 0,
+            counts: false,
             source: None,
             silences: 0,
             turn: 0,
@@ -383,7 +387,7 @@ impl SnapshotReceiver {
             // it. A damaged store needs what it needs, whoever leads.
             Some(need) => {
                 if std::mem::replace(&mut need.from, from) != from && !need.repairs {
-                    (self.tries, self.turn) = (0, 0);
+                    (self.tries, self.turn, self.counts) = (0, 0, false);
                 }
                 need.index = if need.repairs { need.index.max(index) } else { index };
             }
@@ -476,10 +480,20 @@ impl SnapshotReceiver {
         let pause_us = RETRY_PAUSE_US * u64::from(1 + self.failures / 4);
         self.rest_until_us = now_us + pause_us.min(RETRY_PAUSE_US_MAX);
         self.failures += 1;
+        // That of another sender says nothing about this one (seed 200013614: the leader was passed over for the
+        // one before, which was dead).
+        if !std::mem::replace(&mut self.counts, false) {
+            return self.tell_given_up(sender, why, now_us);
+        }
         self.tries += 1;
         if elsewhere || self.tries >= TRIES_MAX {
             (self.tries, self.turn) = (0, self.turn + 1);
         }
+        self.tell_given_up(sender, why, now_us);
+    }
+
+    /// Says so, once in a while.
+    fn tell_given_up(&mut self, sender: NodeId, why: &str, now_us: u64) {
         let key = (sender, why.to_string());
         if self.told_us.get(&key).is_some_and(|at| now_us < at + TELL_AGAIN_US) {
             return;
@@ -572,7 +586,7 @@ impl SnapshotReceiver {
                             format!("needs a snapshot {why} from node={sender} index={index}");
                         self.lines.push_back((false, text));
                     }
-                    self.connection = Connection::Dialing(sender);
+                    (self.connection, self.counts) = (Connection::Dialing(sender), true);
                     Ok(ReceiverEffect::Dial { sender })
                 }
                 None => {

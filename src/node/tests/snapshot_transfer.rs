@@ -257,6 +257,21 @@ fn another_sender_is_tried_when_one_is_of_no_use() {
     assert!((60..200).contains(&lines), "{lines} in an hour");
 }
 
+/// The leader dies while it is dialed, and another one offers a snapshot. That the dial fails is held against
+/// the old leader alone: the new one is asked next, and once more after its first connection went silent.
+#[test]
+fn a_new_leader_is_not_passed_over_for_what_the_old_one_did() {
+    let store = Store::full(4);
+    let mut f = Fetching::new();
+    f.offered(2, 40);
+    while !matches!(f.receiver.poll(&f.others, f.now_us).unwrap(), ReceiverEffect::Dial { .. }) {}
+    f.offered(3, 40);
+    f.tell(ReceiverEvent::Lost { why: "no answer".to_string() });
+    let ends = [End::Silent(0), End::Answers];
+    f.run(&BTreeMap::from([(2, &store), (3, &store), (4, &store)]), &ends, 60_000_000);
+    assert_eq!((f.index(), &f.dialed[..]), (Some(REACHES), &[3, 3][..]));
+}
+
 /// What arrives is damaged, as the sender's memory or a proxy is: that shows when it is merged. It is
 /// not fetched from there in a circle.
 #[test]
