@@ -324,7 +324,10 @@ pub(super) fn filler(dice: &mut Dice) -> Request {
     let ops = if dice.chance(1, 5) {
         vec![kv::Op::Delete { key }]
     } else {
-        vec![kv::Op::Put { key, value: vec![b'x'; dice.below(400) as usize] }]
+        // Each value is there once.
+        let mut value = format!("{:016x}", dice.roll()).into_bytes();
+        value.resize(16 + dice.below(400) as usize, b'x');
+        vec![kv::Op::Put { key, value }]
     };
     write_of(&Command::Write(kv::Write { stamp: None, conditions: Vec::new(), ops }))
 }

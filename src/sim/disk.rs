@@ -69,6 +69,8 @@ struct State {
     capacity: Option<usize>,
     /// How often each trouble struck.
     pub(super) struck: BTreeMap<Trouble, u64>,
+    /// The trouble that struck last.
+    last_struck: Option<Trouble>,
     syncs: u64,
     between: Option<Look>,
 }
@@ -161,6 +163,7 @@ impl SimDisk {
             trouble: None,
             capacity: None,
             struck: BTreeMap::new(),
+            last_struck: None,
             syncs: 0,
             between: None,
         })))
@@ -263,6 +266,11 @@ impl SimDisk {
     /// How often each trouble struck so far.
     pub fn struck(&self) -> BTreeMap<Trouble, u64> {
         self.state().struck.clone()
+    }
+
+    /// The trouble that struck last.
+    pub fn last_struck(&self) -> Option<Trouble> {
+        self.state().last_struck
     }
 
     /// Syncs so far.
@@ -377,9 +385,14 @@ impl State {
         let strikes = self.trouble == Some(trouble);
         if strikes {
             self.trouble = None;
-            *self.struck.entry(trouble).or_default() += 1;
+            self.count(trouble);
         }
         strikes
+    }
+
+    fn count(&mut self, trouble: Trouble) {
+        self.last_struck = Some(trouble);
+        *self.struck.entry(trouble).or_default() += 1;
     }
 
     fn used(&self) -> usize {
@@ -390,7 +403,7 @@ impl State {
     fn is_full_for(&mut self, bytes: usize) -> bool {
         let full = self.capacity.is_some_and(|capacity| self.used() + bytes > capacity);
         if full {
-            *self.struck.entry(Trouble::Full).or_default() += 1;
+            self.count(Trouble::Full);
         }
         full || self.strikes(Trouble::Full)
     }

@@ -1,20 +1,16 @@
 //! The faults there are, and what each does to the world.
 
 use super::checks::Violation;
-use super::clients::filler;
 use super::disk::Trouble;
 use super::moments::Moment;
-use super::node::{ClientId, DATA};
+use super::node::DATA;
 use super::operator::Operation;
 use super::world::World;
 use crate::lsm::STORE_DIR;
-use crate::node::{Input, Request};
+use crate::node::Request;
 use crate::raft::NodeId;
 use crate::wal::{Identity, IdentityCopy};
 use std::path::Path;
-
-/// What a burst's writes are to be answered within, on the node's clock.
-const BURST_DEADLINE_US: u64 = 2_000_000;
 
 /// Something goes wrong, or is asked of the cluster at a bad moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -455,30 +451,16 @@ impl Fault {
                 }
             }
             Fault::Wipe { node, down_us } => world.wipe(node, down_us),
-            Fault::Burst { node, writes } => {
-                let client = ClientId::MAX;
-                let Some(n) = world.nodes.get(&node) else { return Ok(()) };
-                let deadline_us = n.local_us(world.now_us) + BURST_DEADLINE_US;
-                let filler = |_| (0, deadline_us, filler(&mut world.dice));
-                let requests = (0..writes).map(filler).collect();
-                world.tell(node, Input::Client { client, requests });
-            }
+            Fault::Burst { node, writes } => world.burst(node, writes),
             Fault::Operate { what, at } => return world.operate(what, at),
             Fault::CopyDisk { node } => world.copy_disk(node),
             Fault::OldCopy { node } => return world.old_copy(node),
             Fault::Rush { for_us } => world.rush(for_us),
-            Fault::Compact { node } => ask(world, node, Request::Flush { cut: true }),
-            Fault::Transfer { node, to } => ask(world, node, Request::Transfer(to)),
+            Fault::Compact { node } => world.ask_directly(node, vec![Request::Flush { cut: true }]),
+            Fault::Transfer { node, to } => world.ask_directly(node, vec![Request::Transfer(to)]),
         }
         Ok(())
     }
-}
-
-/// Makes a request that no client waits for.
-fn ask(world: &mut World, node: NodeId, request: Request) {
-    let client = ClientId::MAX;
-    let requests = vec![(0, u64::MAX, request)];
-    world.tell(node, Input::Client { client, requests });
 }
 
 fn others(world: &World, node: NodeId) -> Vec<NodeId> {
@@ -533,6 +515,13 @@ fn flip_store(world: &mut World, node: NodeId, at: u64) {
     files.retain(|(path, _)| !path.ends_with("reserve"));
     if let Some((path, len)) = files.get((at >> 40) as usize % files.len().max(1)) {
         n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
-        n.store_flipped = true;
+        // One of two copies costs nothing, whatever else goes wrong.
+        let is_copy = path.to_string_lossy().contains("manifest-");
+        if is_copy && !n.manifest_hurt {
+            n.manifest_hurt = true;
+            world.count("bit flip in one manifest copy");
+        } else {
+            n.store_flipped = true;
+        }
     }
 }

@@ -37,6 +37,8 @@ pub(super) struct Ledger {
     stamped: BTreeMap<(u64, u64), Outcome>,
     /// Writes without a stamp whose values are their own.
     unstamped: BTreeSet<Vec<u8>>,
+    /// The same, of which somebody was told that they have no effect.
+    refused: BTreeSet<Vec<u8>>,
 }
 
 impl Ledger {
@@ -82,12 +84,35 @@ impl Ledger {
     /// A write without a stamp is in the log once: nobody may send it again once it may have arrived. Values
     /// of the clients' own keys are never used twice.
     fn is_new(&mut self, index: Index, command: &[u8], write: &Write) -> Result<(), Violation> {
-        let unique = |op: &Op| matches!(op, Op::Put { key, .. } if key.starts_with(b"key-"));
-        if write.ops.iter().any(unique) && !self.unstamped.insert(command.to_vec()) {
+        if !write.ops.iter().any(is_unique) {
+            return Ok(());
+        }
+        if self.refused.contains(command) {
+            return violated("what is refused has no effect", format!("{index}: {write:?}"));
+        }
+        if !self.unstamped.insert(command.to_vec()) {
             let detail = format!("{index}: {write:?}");
             return violated("a write without a session is done once", detail);
         }
         Ok(())
+    }
+
+    /// Somebody was told that a write without a stamp is surely not applied: it never is.
+    pub(super) fn refused(&mut self, command: &[u8]) -> Result<(), Violation> {
+        let Ok(Command::Write(write)) = decode_command(command) else { return Ok(()) };
+        if write.ops.iter().any(is_unique) {
+            if self.unstamped.contains(command) {
+                return violated("what is refused has no effect", format!("{write:?}"));
+            }
+            self.refused.insert(command.to_vec());
+        }
+        Ok(())
+    }
+
+    /// Whether the log has that write at that index, and it was done.
+    pub(super) fn did(&self, index: Index, write: &Write) -> bool {
+        let same = |done: &Write| (&done.conditions, &done.ops) == (&write.conditions, &write.ops);
+        self.done.get(&index).is_some_and(|(done, _)| same(done))
     }
 
     /// A log entry that is no command.
@@ -263,6 +288,12 @@ impl Ledger {
         let cursor = items.last().filter(|_| more).map(|item| item.key.clone());
         Page { count: items.len() as u64, cursor, revision: at, items }
     }
+}
+
+/// Whether an operation writes what no other one does.
+fn is_unique(op: &Op) -> bool {
+    let Op::Put { key, .. } = op else { return false };
+    key.starts_with(b"key-") || key.starts_with(b"filler-")
 }
 
 /// What a write changes, and its results.

@@ -49,12 +49,14 @@ impl World {
 
     fn log_stepped(&mut self, node: NodeId, effects: LogEffects) {
         let LogEffects { written, cut, log_bytes, order, lacks_space, .. } = effects;
+        let now_us = self.now_us;
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let life = n.life;
         let Some(up) = &mut n.up else { return };
         let waits = written.is_none() && up.log_writer.batch().next().is_some();
         let lacked_space = std::mem::replace(&mut up.lacks_space, lacks_space);
         up.reader.lacks_space(lacks_space);
+        up.waits_since_us = waits.then(|| up.waits_since_us.unwrap_or(now_us));
         up.writing = written.is_some();
         if let Some(order) = order {
             up.preparers.push_back(order);

@@ -157,6 +157,7 @@ impl World {
         self.count_open_change(node);
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let (was_up, old_copy) = (n.up.is_some(), n.old_copy);
+        n.manifest_hurt |= power_lost && !n.disk.is_durable("manifest-");
         n.stop(power_lost);
         self.note(node, "stopped", [u64::from(power_lost), 0, 0, 0]);
         if was_up {
@@ -226,6 +227,8 @@ impl World {
         if !noticed {
             // It would pass for the disk that it is a copy of.
             (n.up, n.disk, n.flushed, n.torn, n.old_copy) = (None, own, flushed, torn, false);
+            // What that start has repaired was on the copy.
+            n.manifest_hurt = true;
             self.platters.insert(node, before);
             self.start_in(1_000, node);
             return Ok(());

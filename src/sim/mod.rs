@@ -15,6 +15,7 @@ mod between;
 pub mod checks;
 mod clients;
 pub mod dice;
+mod direct;
 pub mod disk;
 mod endings;
 pub mod explore;

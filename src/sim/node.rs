@@ -11,7 +11,7 @@ use super::store::store_options;
 use super::world::Event;
 use crate::api::NodeState;
 use crate::env::Disk;
-use crate::kv::{Limits, LsmReader, LsmStore, Machine, Staged, StoreError, StoreWorker};
+use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
 use crate::node::{
     Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, ConnectionId, Inbox, LogEvent,
     LogWriter, Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver,
@@ -95,7 +95,10 @@ pub(super) struct SimNode {
     pub(super) known_to: BTreeSet<NodeId>,
     /// A bit of its log or identity was turned over.
     pub(super) flipped: bool,
-    /// A bit of its store was turned over, and that was not repaired yet.
+    /// A copy of its manifest is damaged, or may be torn: until a start has repaired that, the other one is
+    /// all there is.
+    pub(super) manifest_hurt: bool,
+    /// A bit of its store was turned over, of what it has once, and that was not repaired yet.
     pub(super) store_flipped: bool,
     /// Its store said that everything up to here is durable.
     pub(super) flushed: Index,
@@ -152,6 +155,8 @@ pub(super) struct Up {
     pub(super) log_wakes_at_us: Option<u64>,
     /// It said last that it lacks space.
     pub(super) lacks_space: bool,
+    /// Since when a batch has waited for space.
+    pub(super) waits_since_us: Option<u64>,
     /// Spare segments in the making.
     pub(super) preparers: VecDeque<Preparer>,
     /// Reads the log file.
@@ -219,6 +224,7 @@ impl SimNode {
             known_to: BTreeSet::new(),
             hurt: false,
             flipped: false,
+            manifest_hurt: false,
             store_flipped: false,
             store_repaired: false,
             flushed: 0,
@@ -234,6 +240,13 @@ impl SimNode {
     /// Whether something on its disk may be damaged.
     pub(super) fn has_damage(&self) -> bool {
         self.flipped || self.store_flipped
+    }
+
+    /// Whether damage at that path was made here: a bit of the log says nothing of the store, nor the other
+    /// way round.
+    fn excuses(&self, path: &Path) -> bool {
+        let in_store = path.starts_with(Path::new(DATA).join(STORE_DIR));
+        if in_store { self.store_flipped } else { self.flipped }
     }
 
     /// What this process's clock shows.
@@ -271,7 +284,7 @@ impl SimNode {
         let copy: Arc<dyn Disk> = Arc::new(self.disk.copy());
         let inspected = verify(&copy, data, &mut |_, _| {}).findings;
         let damage = inspected.problems.iter().find(|problem| !problem.healed);
-        if let Some(problem) = damage.filter(|_| !self.has_damage()) {
+        if let Some(problem) = damage.filter(|problem| !self.excuses(&problem.path)) {
             return violated("no crash looks like damage", format!("node {}: {problem}", self.id));
         }
         let store = store_options(&mut self.dice);
@@ -297,7 +310,7 @@ impl SimNode {
                     format!("node {}: {e}", self.id),
                 );
             }
-            Err(e) if is_damage(&e) && self.has_damage() => {
+            Err(e) if is_damage(&e) && damage.is_some_and(|d| self.excuses(&d.path)) => {
                 self.refuses = true;
                 return Ok(Start::Refused);
             }
@@ -312,7 +325,9 @@ impl SimNode {
         self.identity = identity.identity;
         // A repair whose sync failed is in the cache only: the platter still has the bad copy.
         self.hurt &= !self.disk.is_durable("identity-");
-        if machine.applied() < self.flushed && !self.has_damage() && !self.old_copy {
+        self.manifest_hurt &= !self.disk.is_durable("manifest-");
+        // No excuse: a damaged table is known to be one, and is named by the manifest all the same.
+        if machine.applied() < self.flushed && !self.old_copy {
             let detail = format!("node {}: {} of {}", self.id, machine.applied(), self.flushed);
             return violated("what was flushed survives", detail);
         }
@@ -378,6 +393,7 @@ impl SimNode {
             writing: false,
             log_wakes_at_us: None,
             lacks_space: false,
+            waits_since_us: None,
             preparers: VecDeque::new(),
             log: wal.reader(),
             reader: machine.reader(),

@@ -38,6 +38,48 @@ pub(super) fn abandon(
     }
 }
 
+/// A follower begins a new life at once, again and again, while the leader still owes answers to the one
+/// before: either disks are so slow that nothing is committed in between, or what the leader says comes late
+/// while it commits more. Each life asks for as much as the last.
+pub(super) fn new_life_at_once(
+    dice: &mut Dice,
+    leader: NodeId,
+    follower: NodeId,
+    all: &[NodeId],
+) -> Vec<(u64, Fault)> {
+    let mut script = Vec::new();
+    let slow = dice.chance(1, 2);
+    let sync_us_max = dice.log_between(40_000, 400_000);
+    if slow {
+        script.extend(all.iter().map(|&node| (1, Fault::SlowDisk { node, sync_us_max })));
+    } else {
+        let delay_us = dice.log_between(20_000, 400_000);
+        let (loss, duplication) = (0, dice.below(300));
+        // What it says to that one, or to all others: then it cannot answer before the new life is there.
+        let others = dice.chance(1, 2);
+        for &to in all.iter().filter(|&&to| to != leader && (to != follower) == others) {
+            script.push((1, Fault::Bad { from: leader, to, loss, duplication, delay_us }));
+        }
+    }
+    for _ in 0..dice.between(2, 6) {
+        let burst = Fault::Burst { node: follower, writes: dice.log_between(4, 40) };
+        script.push((dice.log_between(500, 60_000), burst));
+        let down_us = dice.log_between(200, 4_000);
+        let kill = Fault::Kill { node: follower, down_us };
+        script.push((dice.log_between(50, 80_000), kill));
+        if !slow {
+            let burst = Fault::Burst { node: leader, writes: dice.log_between(4, 40) };
+            script.push((dice.log_between(500, 20_000), burst));
+        }
+    }
+    let burst = Fault::Burst { node: follower, writes: dice.log_between(4, 40) };
+    script.push((dice.log_between(5_000, 60_000), burst));
+    let end =
+        |node| (dice.log_between(10_000, 200_000), Fault::SlowDisk { node, sync_us_max: 2_000 });
+    script.extend(all.iter().copied().map(end));
+    script
+}
+
 /// What one follower has acknowledged stalls on a cut line. The others replace those entries, the old
 /// leader leads them again, and the line is mended: a connection carries everything, however late.
 pub(super) fn stalled_acknowledgements(

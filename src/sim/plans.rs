@@ -10,7 +10,9 @@ use super::dice::Dice;
 use super::disk::Trouble;
 use super::faults::Fault;
 use super::operator::Operation;
-use super::patterns::{LEADER, abandon, late_lines, stalled_acknowledgements, wiped_disk_let_in};
+use super::patterns::{
+    LEADER, abandon, late_lines, new_life_at_once, stalled_acknowledgements, wiped_disk_let_in,
+};
 use super::world::World;
 use crate::raft::NodeId;
 
@@ -405,7 +407,8 @@ impl Adversary {
                 script.push((dice.log_between(100_000, 1_000_000), Fault::Heal));
             }
             // A follower begins a new life while the leader still works for the former one.
-            12 | 20 => {
+            20 => script = new_life_at_once(dice, leader, follower, &all),
+            12 => {
                 let sync_us_max = dice.log_between(20_000, 400_000);
                 for &node in &all {
                     script.push((0, Fault::SlowDisk { node, sync_us_max }));

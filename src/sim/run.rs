@@ -227,6 +227,10 @@ fn calm(world: &mut World) -> Result<(), Violation> {
 }
 
 fn judge(world: &mut World) -> Result<(), Violation> {
+    world.all_directly_answered()?;
+    if let Some((node, whose)) = world.ended_by_full_disk {
+        return violated("a full disk ends no node", format!("node {node}: {whose}"));
+    }
     world.clients.iter_mut().for_each(|client| client.abandon());
     world.lines.iter_mut().for_each(|client| client.give_up());
     let histories = world.clients.iter().map(|client| &client.history);

@@ -8,7 +8,6 @@ use super::checks::{Violation, violated};
 use super::handshakes::take_frame;
 use super::moments::Moment;
 use super::network::{End, Packet};
-use super::node::ClientId;
 use super::world::{ANY_LIFE, Event, World};
 use crate::node::{
     ApplyTask, Input, Installed, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
@@ -324,8 +323,7 @@ impl World {
             SenderEffect::Send(response) => response,
             SenderEffect::Flush => {
                 self.count("flushed for a snapshot");
-                let requests = vec![(0, u64::MAX, Request::Flush { cut: false })];
-                self.input(node, Input::Client { client: ClientId::MAX, requests });
+                self.ask_directly(node, vec![Request::Flush { cut: false }]);
                 let delay_us = self.dice.log_between(FLUSH_US.0, FLUSH_US.1);
                 self.transfer_in(delay_us, node, TransferEvent::Flushed { flow });
                 return Ok(());

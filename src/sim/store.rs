@@ -184,11 +184,15 @@ impl World {
     }
 
     /// Those who wait hear of what was applied.
-    pub(super) fn applied(&mut self, node: NodeId, effects: ApplyEffects<ClientId>) {
+    pub(super) fn applied(
+        &mut self,
+        node: NodeId,
+        effects: ApplyEffects<ClientId>,
+    ) -> Result<(), Violation> {
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
             up.applying = false;
         }
-        self.deliver(node, effects.answers);
+        self.deliver(node, effects.answers)?;
         if let Some((index, digest)) = effects.digest {
             self.input(node, Input::Digest { node, index, digest });
         }
@@ -196,6 +200,7 @@ impl World {
             self.input(node, Input::Applied { index, flushed });
         }
         self.start_applying(node, effects.rest_us);
+        Ok(())
     }
 
     // ---- the store's background ----

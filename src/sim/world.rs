@@ -7,6 +7,8 @@
 use super::checks::{Cluster, Platter, Violation, violated};
 use super::clients::SimClient;
 use super::dice::Dice;
+use super::direct::{DIRECT, DirectRequests};
+use super::disk::Trouble;
 use super::faults::Fault;
 use super::late::mistakable;
 use super::ledger::Ledger;
@@ -114,6 +116,10 @@ pub struct World {
     pub(super) connections: ClientId,
     /// What the log says of every key at every index.
     pub(super) ledger: Ledger,
+    /// A node that stopped for want of space, and where.
+    pub(super) ended_by_full_disk: Option<(NodeId, &'static str)>,
+    /// Requests without a client.
+    pub(super) direct: DirectRequests,
     /// Mean pause of a client between calls.
     pub(super) think_us: u64,
     /// Until then clients hardly pause.
@@ -160,6 +166,8 @@ impl World {
             model: empty_model(),
             connections: 0,
             ledger: Ledger::default(),
+            ended_by_full_disk: None,
+            direct: DirectRequests::default(),
             think_us: 400_000,
             rush_until_us: 0,
             quiet: false,
@@ -312,10 +320,7 @@ impl World {
                 Ok(())
             }
             Event::Apply => self.apply(node),
-            Event::Applied(effects) => {
-                self.applied(node, effects);
-                Ok(())
-            }
+            Event::Applied(effects) => self.applied(node, effects),
             Event::Store => self.store(node),
             Event::Link(event) => self.on_link(node, event),
             Event::Changing(changing) => {
@@ -489,15 +494,19 @@ impl World {
         for (connection, outgoing) in sends {
             self.send_on(node, connection, outgoing);
         }
-        self.deliver(node, effects.answers);
+        self.deliver(node, effects.answers)?;
         if let Some(offer) = effects.offer {
             self.tell_receiver(node, ReceiverEvent::Offered(offer))?;
         }
         Ok(())
     }
 
-    pub(super) fn deliver(&mut self, node: NodeId, answers: Vec<(ReplyTo<ClientId>, Answer)>) {
-        let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return };
+    pub(super) fn deliver(
+        &mut self,
+        node: NodeId,
+        answers: Vec<(ReplyTo<ClientId>, Answer)>,
+    ) -> Result<(), Violation> {
+        let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return Ok(()) };
         for (reply_to, answer) in answers {
             match (&answer, &reply_to) {
                 (Answer::Write(Verdict::NotApplied(Refusal::DiskFull { .. })), _) => {
@@ -513,6 +522,9 @@ impl World {
                 _ => {}
             }
             match reply_to {
+                ReplyTo::Client { client: DIRECT, request } => {
+                    self.directly_answered(node, request, &answer)?;
+                }
                 ReplyTo::Client { client, request } => {
                     let delay_us = self.hop_us() + 50;
                     let answer = Box::new(answer);
@@ -528,6 +540,7 @@ impl World {
                 }
             }
         }
+        Ok(())
     }
 
     // ---- the end ----
@@ -541,6 +554,16 @@ impl World {
             self.count(if killed { "killed within a write" } else { "power lost within a write" });
             self.stop(node, !killed);
         } else {
+            if self.nodes[&node].disk.last_struck() == Some(Trouble::Full) {
+                let up = self.nodes[&node].up.as_ref();
+                let since_us = up.and_then(|up| up.waits_since_us);
+                // docs/operations.md, "A full disk": the log ends the node when it has waited in vain.
+                if since_us.is_some_and(|since_us| self.now_us > since_us + LOG_WAITS_US) {
+                    self.count("log waited for space in vain");
+                } else {
+                    self.ended_by_full_disk = Some((node, whose));
+                }
+            }
             self.count("stopped by a disk error");
             self.count(whose);
             let power_lost = self.dice.chance(1, 3);
@@ -579,12 +602,10 @@ impl World {
     pub(super) fn start_in(&mut self, delay_us: u64, node: NodeId) {
         self.schedule(delay_us, node, ANY_LIFE, Event::Start);
     }
-
-    /// Brings an input to a replica.
-    pub(super) fn tell(&mut self, node: NodeId, input: Input<ClientId>) {
-        self.input(node, input);
-    }
 }
+
+/// A log writer waits so long for space at least: two seconds, by a clock that runs fast.
+const LOG_WAITS_US: u64 = 1_800_000;
 
 /// A leader that has heard of no majority for so many election timeouts is none any more (thesis 6.2: within
 /// one; its clock may be slow, and it looks with its heartbeats). Another configuration asks others.
