@@ -46,8 +46,8 @@ impl Outbox {
         put_peer_frame(&mut self.bytes, frame);
     }
 
-    /// How many bytes were queued since it was last empty, written or not.
-    pub fn len(&self) -> usize {
+    /// How many bytes it holds: all since it was last empty, written or not.
+    pub fn held(&self) -> usize {
         self.bytes.len()
     }
 
@@ -111,7 +111,7 @@ mod tests {
         let (mut frame, mut ping) = (Outbox::default(), Outbox::default());
         frame.put(forward(1));
         ping.put_frame(&PeerFrame::Ping);
-        let (frame, ping) = (frame.len(), ping.len());
+        let (frame, ping) = (frame.held(), ping.held());
         let all = 2 * ping + 3 * frame;
         for count in 0..all {
             let unsent: Vec<u64> = taken(count).into_unsent().collect();
@@ -119,7 +119,7 @@ mod tests {
             assert_eq!(unsent, (begun + 1..=3).collect::<Vec<u64>>(), "{count} bytes taken");
         }
         let outbox = taken(all);
-        assert!(outbox.is_empty() && outbox.len() == 0);
+        assert!(outbox.is_empty() && outbox.held() == 0);
         assert_eq!(outbox.into_unsent().count(), 0);
     }
 
@@ -128,7 +128,7 @@ mod tests {
     fn an_outbox_that_was_emptied_begins_anew() {
         let mut outbox = Outbox::default();
         outbox.put(forward(1));
-        outbox.took(outbox.len());
+        outbox.took(outbox.held());
         outbox.put(forward(2));
         assert_eq!(outbox.into_unsent().collect::<Vec<u64>>(), [2]);
     }

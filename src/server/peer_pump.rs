@@ -75,7 +75,7 @@ impl<'a> Pump<'a> {
                     Command::Hasten => self.hasten()?,
                     Command::Send(outgoing) => self.encode(outgoing),
                 }
-                next = if self.outbox.len() < WRITE_BYTES { inbox.try_recv().ok() } else { None };
+                next = if self.outbox.held() < WRITE_BYTES { inbox.try_recv().ok() } else { None };
             }
             self.flush(closing)?;
         }
