@@ -4,7 +4,9 @@ use super::metrics;
 use super::state::{DAMAGED, NodeState};
 use super::{Progress, Step, Wait};
 use crate::node::{Answer, Request};
+use crate::wire::handshake::tokens_equal;
 use crate::wire::http::{Head, parse, response};
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 
 /// Time in which the node must show that it can serve.
@@ -51,6 +53,11 @@ impl Http {
             return match parse(&self.bytes) {
                 Ok(Some((head, len))) => {
                     self.bytes.drain(..len);
+                    if let Some((status, why)) = refusal(&head, state) {
+                        let (body, only) = (format!("{why}\n").into_bytes(), head.head_only);
+                        out.extend_from_slice(&response(status, PLAIN, &body, only, false));
+                        return Progress::Close(None);
+                    }
                     self.checks = match head.path.as_str() {
                         "/health" => vec![Check::Reads],
                         // Leads *now*: a majority has just confirmed it.
@@ -107,6 +114,38 @@ impl Http {
     fn fail(&mut self, why: String) {
         self.checks.clear();
         self.failed = Some(why);
+    }
+}
+
+/// Why a request is not answered, if it is not. With a token only the health may be looked at without
+/// it. Without one, a page in a browser could reach the node under a name of its own that it has resolve to
+/// this machine (DNS rebinding): so the name that is asked for must be one of this node's.
+fn refusal(head: &Head, state: &NodeState) -> Option<(u16, &'static str)> {
+    if state.token.is_empty() {
+        let own = head.host.as_deref().is_none_or(|host| is_own(host, &state.address));
+        let why =
+            "this node has no such name; ask for its address, or for the name that it advertises";
+        return (!own).then_some((421, why));
+    }
+    let shown = head.bearer.as_deref().is_some_and(|token| tokens_equal(token, &state.token));
+    let open = matches!(head.path.as_str(), "/health" | "/health/leader");
+    (!open && !shown).then_some((401, "show the token: Authorization: Bearer TOKEN"))
+}
+
+/// Whether a host, with or without a port, is an address, this machine, or the one that is advertised.
+fn is_own(host: &str, advertised: &str) -> bool {
+    let name = name_of(host);
+    let literal = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
+    literal.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || name.eq_ignore_ascii_case(name_of(advertised))
+}
+
+/// A host without its port.
+fn name_of(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
     }
 }
 

@@ -353,6 +353,62 @@ fn a_text_client_shows_the_token_first() {
     assert_eq!((client.sets.len(), client.text().as_str()), (1, "+OK\r\n+OK\r\n"));
 }
 
+/// A page makes a browser post commands, with a path longer than any first line that is waited for, in a
+/// lower-case method, by HTTP/2, or behind a line that looks like a command. None is carried out.
+#[test]
+fn what_a_browser_sends_is_no_command() {
+    let long = "a".repeat(5000);
+    let body = "SET a 1\r\n".repeat(3);
+    for request in [
+        format!("POST /{long} HTTP/1.1\r\nHost: x\r\nContent-Length: 27\r\n\r\n{body}"),
+        format!("post / HTTP/1.1\r\nHost: x\r\n\r\n{body}"),
+        format!("GET /{long} HTTP/1.1\r\n\r\n{body}"),
+        format!("GET / HTTP/1.10\r\nHost: x\r\n\r\n{body}"),
+        format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{body}"),
+        format!("PING\r\nPOST / HTTP/1.1\r\n{body}"),
+        format!("PING\r\nhOST: x\r\n{body}"),
+        format!("GET a\r\nHost: x\r\n{body}"),
+    ] {
+        for step in [1, 4096, request.len()] {
+            let mut client = Driver::new(state(), false);
+            let ends = request.as_bytes().chunks(step).map(|piece| client.send(piece));
+            let closed = ends.into_iter().any(|end| matches!(end, Stopped::Closed(_)));
+            let begin: String = request.chars().take(20).collect();
+            assert!(closed, "{begin}");
+            // A question of a person's that came before is answered.
+            let writes = |r: &Request| matches!(r, Request::Write(_));
+            assert!(!client.sets.iter().flatten().any(writes), "{begin}");
+        }
+    }
+}
+
+/// Without a token a name that is not this node's is not answered, as it may be one that a web page has made
+/// resolve to this machine. With a token only the health is shown to who does not show it.
+#[test]
+fn pages_are_for_who_may_see_them() {
+    let status = |state: Arc<NodeState>, path: &str, header: &str| {
+        let mut client = Driver::new(state, false);
+        client.send(format!("GET {path} HTTP/1.1\r\n{header}\r\n").as_bytes());
+        client.text().split(' ').nth(1).map(str::to_string).unwrap_or_default()
+    };
+    for own in
+        ["host:1", "HOST", "localhost", "localhost:80", "127.0.0.1:7101", "[::1]:7101", "[::1]"]
+    {
+        assert_eq!(status(state(), "/metrics", &format!("Host: {own}\r\n")), "200", "{own}");
+    }
+    assert_eq!(status(state(), "/metrics", ""), "200");
+    for other in ["evil.example", "host.evil.example:1", "localhost.evil:80", ""] {
+        assert_eq!(status(state(), "/health", &format!("Host: {other}\r\n")), "421", "{other}");
+    }
+    assert_eq!(status(state(), "/health", "Host: host:1\r\nHost: evil\r\n"), "400");
+    let secret = || state_with_token(b"secret");
+    assert_eq!(status(secret(), "/metrics", "Host: any\r\n"), "401");
+    assert_eq!(status(secret(), "/metrics", "Authorization: Bearer wrong\r\n"), "401");
+    assert_eq!(status(secret(), "/nothing", ""), "401");
+    assert_eq!(status(secret(), "/metrics", "authorization: bearer secret\r\n"), "200");
+    assert_ne!(status(secret(), "/health", "Host: any\r\n"), "401");
+}
+
 /// What cannot be read ends the connection behind the answers to what came before.
 #[test]
 fn nonsense_ends_the_connection_behind_the_answers() {

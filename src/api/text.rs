@@ -13,6 +13,7 @@ use crate::kv::{Found, Limits, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::{Answer, SnapshotSender};
 use crate::wire::client::{Answer as Told, Call, Class, Consistency, Failure};
 use crate::wire::handshake::tokens_equal;
+use crate::wire::sniff::is_method;
 use crate::wire::text::reply::{put_array, put_bulk, put_error, put_integer, put_nil, put_simple};
 use crate::wire::text::{TextCommand, TextReader};
 use std::sync::Arc;
@@ -56,6 +57,9 @@ enum More {
     /// The end of the connection, with an error that is told.
     Close(Option<String>),
 }
+
+/// What is said before the connection closes.
+const NOT_HTTP: &str = "ERR that is HTTP and no command; this connection closes";
 
 type Parsed = Result<TextCommand, String>;
 
@@ -165,6 +169,9 @@ impl Text {
             let command = match self.next.take() {
                 Some(command) => command,
                 None => match self.reader.next_command() {
+                    Ok(Some(words)) if is_http(&words) => {
+                        return More::Close(Some(NOT_HTTP.to_string()));
+                    }
                     Ok(Some(words)) => TextCommand::from_words(words),
                     Ok(None) => return More::Read,
                     Err(e) => return More::Close(Some(e.to_string())),
@@ -271,6 +278,12 @@ impl Text {
             put_error(out, "WRONGPASS invalid token");
         }
     }
+}
+
+/// Whether words are the beginning of an HTTP request: behind whatever came first, what follows is not for
+/// us, and may be what a page made a browser send.
+fn is_http(words: &[Vec<u8>]) -> bool {
+    words.first().is_some_and(|name| is_method(name) || name.eq_ignore_ascii_case(b"host:"))
 }
 
 fn kind_of(command: &Parsed) -> Option<Kind> {

@@ -6,6 +6,7 @@
 
 use super::block::Block;
 use std::collections::HashMap;
+use std::fmt;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -53,10 +54,17 @@ struct Shard {
 }
 
 /// A bounded cache of blocks. Invariant: no shard holds more than its part of the bound.
-#[derive(Debug)]
 pub(super) struct Cache {
     shards: Vec<Mutex<Shard>>,
     shard_bytes_max: usize,
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache")
+            .field("shard_bytes_max", &self.shard_bytes_max)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Cache {

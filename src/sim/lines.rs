@@ -357,7 +357,9 @@ impl World {
         let asks = greets && line.dice.chance(1, 8);
         if asks {
             let (path, _) = *line.dice.pick(&PAGES);
-            bytes.extend(format!("GET {path} HTTP/1.1\r\nhost: node\r\n\r\n").bytes());
+            let token = String::from_utf8_lossy(CLIENTS_TOKEN);
+            let head = format!("host: node\r\nauthorization: Bearer {token}\r\n\r\n");
+            bytes.extend(format!("GET {path} HTTP/1.1\r\n{head}").bytes());
             line.sent.push_back(Sent::Page(path));
         } else if greets {
             let token = String::from_utf8_lossy(CLIENTS_TOKEN).into_owned();

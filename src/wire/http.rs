@@ -22,6 +22,10 @@ pub struct Head {
     pub query: String,
     /// The client keeps the connection open for another request.
     pub keep_alive: bool,
+    /// Whom it means to ask: name and port, as it says.
+    pub host: Option<String>,
+    /// The token that it shows (`Authorization: Bearer`, RFC 6750).
+    pub bearer: Option<Vec<u8>>,
 }
 
 /// A request that cannot be answered; the connection closes after the refusal.
@@ -134,8 +138,14 @@ fn parse_request_line(line: &[u8]) -> Result<(Head, bool), HttpError> {
         return Err(HttpError::BadRequest("target"));
     }
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let head =
-        Head { head_only, path: path.to_string(), query: query.to_string(), keep_alive: false };
+    let head = Head {
+        head_only,
+        path: path.to_string(),
+        query: query.to_string(),
+        keep_alive: false,
+        host: None,
+        bearer: None,
+    };
     Ok((head, one_one))
 }
 
@@ -154,6 +164,19 @@ fn parse_header(line: &[u8], head: &mut Head) -> Result<(), HttpError> {
             }
         }
     }
+    if name.eq_ignore_ascii_case(b"host") {
+        // Two of them are none: who put the second one there?
+        if head.host.is_some() {
+            return Err(HttpError::BadRequest("two hosts"));
+        }
+        head.host = Some(String::from_utf8_lossy(value).into_owned());
+    }
+    if name.eq_ignore_ascii_case(b"authorization")
+        && let Some((scheme, token)) = value.split_at_checked(7)
+        && scheme.eq_ignore_ascii_case(b"bearer ")
+    {
+        head.bearer = Some(token.trim_ascii().to_vec());
+    }
     // A body that was not read would be taken for the next request.
     let body = (name.eq_ignore_ascii_case(b"content-length") && value != b"0")
         || name.eq_ignore_ascii_case(b"transfer-encoding");
@@ -171,14 +194,20 @@ pub fn response(
     let reason = match status {
         200 => "OK",
         400 => "Bad Request",
+        401 => "Unauthorized",
         404 => "Not Found",
         405 => "Method Not Allowed",
+        421 => "Misdirected Request",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         503 => "Service Unavailable",
         _ => "Status",
     };
-    let allow = if status == 405 { "Allow: GET, HEAD\r\n" } else { "" };
+    let allow = match status {
+        401 => "WWW-Authenticate: Bearer\r\n",
+        405 => "Allow: GET, HEAD\r\n",
+        _ => "",
+    };
     let connection = if keep_alive { "keep-alive" } else { "close" };
     let mut out = Vec::with_capacity(256 + body.len());
     // Writing to a vector cannot fail.
@@ -214,6 +243,8 @@ mod tests {
             assert_eq!(parse(&bytes[..len]), Ok(None), "length {len}");
         }
         let expected = Head {
+            host: Some("a:1".to_string()),
+            bearer: None,
             head_only: false,
             path: "/status".into(),
             query: "x=1".into(),
