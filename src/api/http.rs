@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 /// Time in which the node must show that it can serve.
 const HEALTH_US: u64 = 1_000_000;
 /// A connection is kept for so long until its next request is complete.
-const IDLE_TIMEOUT_US: u64 = 30_000_000;
+pub(super) const IDLE_TIMEOUT_US: u64 = 30_000_000;
 const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// What is being looked into.
@@ -36,12 +36,22 @@ pub(super) struct Http {
     /// The first that failed, and why.
     failed: Option<String>,
     until_us: u64,
+    /// Why nothing is answered but how the node is: it came when every place was taken.
+    full: Option<String>,
+    /// Requests that were answered.
+    answered: u64,
 }
 
 impl Http {
-    pub(super) fn new(bytes: Vec<u8>, now_us: u64) -> Http {
-        let until_us = now_us + IDLE_TIMEOUT_US;
-        Http { bytes, head: None, checks: Vec::new(), failed: None, until_us }
+    /// One whose first request is complete until then.
+    pub(super) fn new(bytes: Vec<u8>, full: Option<String>, until_us: u64) -> Http {
+        let (head, checks, failed) = (None, Vec::new(), None);
+        Http { bytes, head, checks, failed, until_us, full, answered: 0 }
+    }
+
+    /// Whether a request was answered.
+    pub(super) fn was_served(&self) -> bool {
+        self.answered > 0
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8]) {
@@ -53,7 +63,7 @@ impl Http {
             return match parse(&self.bytes) {
                 Ok(Some((head, len))) => {
                     self.bytes.drain(..len);
-                    if let Some((status, why)) = refusal(&head, state) {
+                    if let Some((status, why)) = refusal(&head, state, self.full.as_deref()) {
                         let (body, only) = (format!("{why}\n").into_bytes(), head.head_only);
                         out.extend_from_slice(&response(status, PLAIN, &body, only, false));
                         return Progress::Close(None);
@@ -88,7 +98,8 @@ impl Http {
             return Progress::Do(Step::Submit { requests, direct: None });
         }
         let (status, body) = page(head, self.failed.take(), state);
-        let keep = head.keep_alive;
+        let keep = head.keep_alive && self.full.is_none();
+        self.answered += 1;
         out.extend_from_slice(&response(status, PLAIN, body.as_bytes(), head.head_only, keep));
         self.head = None;
         self.until_us = now_us + IDLE_TIMEOUT_US;
@@ -119,17 +130,21 @@ impl Http {
 
 /// Why a request is not answered, if it is not. With a token only the health may be looked at without
 /// it. Without one, a page in a browser could reach the node under a name of its own that it has resolve to
-/// this machine (DNS rebinding): so the name that is asked for must be one of this node's.
-fn refusal(head: &Head, state: &NodeState) -> Option<(u16, &'static str)> {
-    if state.token.is_empty() {
-        let own = head.host.as_deref().is_none_or(|host| is_own(host, &state.address));
+/// this machine (DNS rebinding): so the name that is asked for must be one of this node's. `full` says why
+/// no more is done for a connection beyond the cap than to say how the node is.
+fn refusal(head: &Head, state: &NodeState, full: Option<&str>) -> Option<(u16, String)> {
+    let own = || head.host.as_deref().is_none_or(|host| is_own(host, &state.address));
+    let shown = || head.bearer.as_deref().is_some_and(|token| tokens_equal(token, &state.token));
+    let health = matches!(head.path.as_str(), "/health" | "/health/leader");
+    if state.token.is_empty() && !own() {
         let why =
-            "this node has no such name; ask for its address, or for the name that it advertises";
-        return (!own).then_some((421, why));
+            "this node has no such name; ask for its address, or for the host that it advertises";
+        return Some((421, why.to_string()));
     }
-    let shown = head.bearer.as_deref().is_some_and(|token| tokens_equal(token, &state.token));
-    let open = matches!(head.path.as_str(), "/health" | "/health/leader");
-    (!open && !shown).then_some((401, "show the token: Authorization: Bearer TOKEN"))
+    if !state.token.is_empty() && !health && !shown() {
+        return Some((401, "show the token: Authorization: Bearer TOKEN".to_string()));
+    }
+    full.filter(|_| !tells_how_it_is(head)).map(|full| (503, full.to_string()))
 }
 
 /// Whether a host, with or without a port, is an address, this machine, or the one that is advertised.
@@ -161,7 +176,7 @@ fn page(head: &Head, failed: Option<String>, state: &NodeState) -> (u16, String)
     }
 }
 
-/// Answers, whatever is asked, that the node is full.
-pub(super) fn put_refusal(out: &mut Vec<u8>, why: &str) {
-    out.extend_from_slice(&response(503, PLAIN, format!("{why}\n").as_bytes(), false, false));
+/// Answered also when every place is taken: whoever watches the node must not take it for dead.
+fn tells_how_it_is(head: &Head) -> bool {
+    ["/health", "/health/leader", "/metrics"].contains(&head.path.as_str())
 }

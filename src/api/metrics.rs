@@ -17,6 +17,10 @@ pub(super) fn text(state: &NodeState) -> String {
     page.gauge("kontiki_log_bytes", "Bytes in use in the log.", log as f64);
     let connections = state.connections.load(Ordering::Relaxed);
     page.gauge("kontiki_connections", "Connections that are served now.", connections as f64);
+    let help = "Connections of clients that are served at a time; fewer than --max-connections where the \
+                machine gives no more.";
+    let max = state.connections_max.load(Ordering::Relaxed);
+    page.gauge("kontiki_connections_max", help, max as f64);
     let full = f64::from(u8::from(state.reader.is_disk_full()));
     let help = "1 while the disk is full, until the reserve is whole again; else 0.";
     page.gauge("kontiki_disk_full", help, full);

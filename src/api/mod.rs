@@ -28,6 +28,7 @@ mod http;
 mod metrics;
 mod native;
 mod patience;
+pub mod places;
 mod replies;
 mod state;
 #[cfg(test)]
@@ -47,6 +48,7 @@ use crate::wire::text::reply::put_error;
 use http::Http;
 use native::Native;
 use patience::{NO_ROOM, Patience};
+use places::Rank;
 use std::sync::Arc;
 use text::Text;
 
@@ -193,6 +195,20 @@ impl Connection {
         }
     }
 
+    /// What it has shown of itself so far.
+    pub fn rank(&self) -> Rank {
+        let asks_for_token = !self.state.token.is_empty();
+        match &self.phase {
+            Phase::First(bytes) if bytes.is_empty() => Rank::Silent,
+            Phase::Native(_) if asks_for_token => Rank::Authenticated,
+            Phase::Native(_) => Rank::Served,
+            Phase::Text(text) if text.is_authorised() && asks_for_token => Rank::Authenticated,
+            Phase::Text(text) if text.is_authorised() && text.was_served() => Rank::Served,
+            Phase::Http(http) if http.was_served() => Rank::Served,
+            _ => Rank::Unproven,
+        }
+    }
+
     /// The first `len` bytes of [`Connection::space`] hold what arrived.
     pub fn filled(&mut self, len: usize) {
         match &mut self.phase {
@@ -302,11 +318,13 @@ impl Connection {
                 self.buffer = Vec::new();
                 self.phase = Phase::Hello { reader, preamble: false };
             }
-            (Dialect::Http, Some(full)) => {
-                http::put_refusal(&mut self.out, &full);
-                return Progress::Close(None);
+            (Dialect::Http, full) => {
+                let until_us = match full {
+                    Some(_) => self.until_us,
+                    None => now_us + http::IDLE_TIMEOUT_US,
+                };
+                self.phase = Phase::Http(Http::new(bytes, full, until_us));
             }
-            (Dialect::Http, None) => self.phase = Phase::Http(Http::new(bytes, now_us)),
             (Dialect::Text, Some(full)) => {
                 put_error(&mut self.out, &format!("ERR {full}"));
                 return Progress::Close(None);
@@ -355,7 +373,7 @@ impl Connection {
             Ok(version) if hello.role.is_node() => {
                 Progress::Do(Step::Peer { hello, version, reader, until_us: self.until_us })
             }
-            Ok(_) if self.over_cap => {
+            Ok(_) if self.over_cap && !hello.only_asks => {
                 handshake::put_reject(&mut self.out, &Reject::no_place(state.full()));
                 Progress::Close(None)
             }
@@ -372,7 +390,8 @@ impl Connection {
                 };
                 handshake::put_welcome(&mut self.out, &welcome);
                 reader.set_limit(CLIENT_FRAME_MAX);
-                self.phase = Phase::Native(Box::new(Native::new(reader, state)));
+                let full = self.over_cap.then(|| (state.full(), self.until_us));
+                self.phase = Phase::Native(Box::new(Native::new(reader, state, full)));
                 Progress::Goes
             }
         }

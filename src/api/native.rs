@@ -26,26 +26,34 @@ pub(super) struct Native {
     reading_writes: usize,
     collected: bool,
     /// There may be more of it.
-    full: bool,
+    more: bool,
     /// A change of the members, which waits for what was seen at its address.
     looks: Option<Request>,
     /// What cannot be read; the connection ends behind the answers to what came before.
     broken: Option<Response>,
     /// A request was completed since the last read.
     fresh: bool,
+    /// It came when every place was taken: why nothing is answered but how the node is, and when it ends.
+    full: Option<(String, u64)>,
 }
 
 impl Native {
-    pub(super) fn new(reader: FrameReader, state: &Arc<NodeState>) -> Native {
+    /// One that came when every place was taken is told why, and ends at some time (`full`).
+    pub(super) fn new(
+        reader: FrameReader,
+        state: &Arc<NodeState>,
+        full: Option<(String, u64)>,
+    ) -> Native {
         Native {
             reader,
             turn: Turn::new(SnapshotSender::new(state.reader.clone())),
             reading_writes: 0,
             collected: false,
-            full: false,
+            more: false,
             looks: None,
             broken: None,
             fresh: false,
+            full,
         }
     }
 
@@ -108,13 +116,14 @@ impl Native {
         }
         self.collected = false;
         self.reading_writes = 0;
-        if std::mem::take(&mut self.full) {
+        if std::mem::take(&mut self.more) {
             return Progress::Goes;
         }
         let begun = self.reader.finish().is_err();
         let fresh = std::mem::take(&mut self.fresh);
         let memory = self.reader.memory();
-        Progress::Wait(Wait::Request { begun, fresh, memory, by_us: None })
+        let by_us = self.full.as_ref().map(|(_, by_us)| *by_us);
+        Progress::Wait(Wait::Request { begun, fresh, memory, by_us })
     }
 
     /// Collects what has arrived whole; stops at a request that needs somebody to be looked at first.
@@ -136,6 +145,11 @@ impl Native {
                     return None;
                 }
             };
+            if let Some((full, _)) = self.full.as_ref().filter(|_| !tells_how_it_is(&request.call))
+            {
+                self.turn.reply(request.id, Err(failure(Class::Busy, full.clone())));
+                continue;
+            }
             self.reading_writes += usize::from(answers_with_values(&request.call));
             if let Call::Change(change) = &request.call {
                 if let Err(why) = change.check_address() {
@@ -151,9 +165,14 @@ impl Native {
             let Request { id, deadline_ms, call } = request;
             self.turn.call(id, call, deadline_ms, now_us);
         }
-        self.full = true;
+        self.more = true;
         None
     }
+}
+
+/// Answered also when every place is taken.
+fn tells_how_it_is(call: &Call) -> bool {
+    matches!(call, Call::Ping | Call::Status | Call::Members)
 }
 
 /// Tells a client that no memory is left for the request that it has begun.

@@ -31,8 +31,10 @@ pub struct NodeState {
     pub token: Vec<u8>,
     /// What its flags allow.
     pub limits: Limits,
-    /// Connections that are served at once.
-    pub connections_max: usize,
+    /// Connections of clients that its flags allow at a time.
+    pub connections_set: usize,
+    /// Connections of clients that have a place at a time: fewer where the machine gives no more.
+    pub connections_max: AtomicUsize,
     /// Reads the store.
     pub reader: LsmReader,
     /// Reads the log.
@@ -81,7 +83,8 @@ impl NodeState {
             address: String::new(),
             token: Vec::new(),
             limits: Limits::default(),
-            connections_max: usize::MAX,
+            connections_set: usize::MAX,
+            connections_max: AtomicUsize::new(usize::MAX),
             reader,
             log,
             connections: AtomicUsize::new(0),
@@ -123,7 +126,22 @@ impl NodeState {
 
     /// Why a connection is refused at the cap.
     pub fn full(&self) -> String {
-        format!("busy: {} connections are the limit (--max-connections)", self.connections_max)
+        let max = self.connections_max.load(Ordering::Relaxed);
+        match self.connections_set {
+            set if set <= max => {
+                format!("busy: {set} connections are the limit (--max-connections)")
+            }
+            set => format!(
+                "busy: {max} connections are the limit, because the machine gives the node no more \
+                 (its log says of what); --max-connections is {set}"
+            ),
+        }
+    }
+
+    /// Most connections of clients, where that is fewer than the flags allow.
+    fn fewer_connections(&self) -> Option<String> {
+        let max = self.connections_max.load(Ordering::Relaxed);
+        (max < self.connections_set).then(|| format!("{max} connections at most"))
     }
 
     /// The store could not be read. Damage concerns what it hides: it is never served, and the node is
@@ -183,8 +201,19 @@ impl NodeState {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_string(),
             peers: status.peers.iter().map(peer).collect(),
-            state: status
-                .words(self.reader.is_disk_full(), fetching.as_ref().map(ToString::to_string)),
+            state: [
+                Some(
+                    status.words(
+                        self.reader.is_disk_full(),
+                        fetching.as_ref().map(ToString::to_string),
+                    ),
+                ),
+                self.fewer_connections(),
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", "),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::wire::client::{
 use crate::wire::frame::PREAMBLE;
 use crate::wire::handshake::{Lane, RejectCode, Role, put_hello, take_answer};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, RwLock};
 
 /// The one key of the store, and how long its value is.
@@ -72,7 +72,8 @@ pub(crate) fn node_of_two<C: Clone>(
         address: "host:1".to_string(),
         token: Vec::new(),
         limits: Limits::default(),
-        connections_max,
+        connections_set: connections_max,
+        connections_max: AtomicUsize::new(connections_max),
         reader: machine.reader(),
         log: log.reader(),
         connections: AtomicUsize::new(0),
@@ -455,6 +456,85 @@ fn the_first_words_decide() {
     assert_eq!(says(true, b"").0, Stopped::Reads(Some(OVER_CAP_TIMEOUT_US)));
     let until = Stopped::Reads(Some(5 + HANDSHAKE_TIMEOUT_US));
     assert_eq!(says(false, &PREAMBLE).0, until);
+}
+
+/// Every place is taken. Whoever only asks how the node is is answered all the same, in each dialect that asks such
+/// things, and nothing else is done for it.
+#[test]
+fn at_the_cap_who_asks_how_the_node_is_is_answered() {
+    let page = |path: &str| {
+        let mut client = Driver::new(state(), true);
+        let stopped = client.send(format!("GET {path} HTTP/1.1\r\n\r\n").as_bytes());
+        assert_eq!(stopped, Stopped::Closed(None), "one request, although it would be kept");
+        client.text()[..12].to_owned()
+    };
+    for path in ["/health", "/health/leader", "/metrics"] {
+        assert_eq!(page(path), "HTTP/1.1 200", "{path}");
+    }
+    assert_eq!(page("/kv/a"), "HTTP/1.1 503");
+    let mut client = Driver::new(state(), true);
+    let mut out = PREAMBLE.to_vec();
+    put_hello(&mut out, &Hello { only_asks: true, ..Hello::of_client(7, b"") });
+    let until = Stopped::Reads(Some(5 + HANDSHAKE_TIMEOUT_US));
+    assert_eq!(client.send(&out), until);
+    client.out.clear();
+    let mut out = Vec::new();
+    let query = Query::Get { key: BIG_KEY.to_vec() };
+    let consistency = Consistency::Stale;
+    let calls =
+        [Call::Status, Call::Members, Call::Query { query, consistency }, Call::OpenSession];
+    for (id, call) in (1..).zip(calls) {
+        put_request(&mut out, &wire::Request { id, deadline_ms: 0, call });
+    }
+    assert_eq!(client.send(&out), until, "it ends in time");
+    let responses = client.responses();
+    assert!(matches!(responses[0].result, Ok(Reply::Status(_))));
+    assert!(matches!(responses[1].result, Ok(Reply::Members(_))));
+    for refused in &responses[2..] {
+        let failure = refused.result.as_ref().unwrap_err();
+        assert_eq!(
+            (failure.class, failure.message.as_str()),
+            (Class::Busy, state().full().as_str())
+        );
+    }
+    assert_eq!(client.sets.concat(), [Request::Status, Request::Status]);
+}
+
+/// The machine gives fewer connections than the flags allow: status and the refusal of one more say so.
+#[test]
+fn fewer_connections_than_were_asked_for_are_named() {
+    let state = state();
+    assert_eq!(state.status(&status(true)).state, "serving");
+    state.connections_max.store(3, Ordering::Relaxed);
+    assert_eq!(state.status(&status(true)).state, "serving, 3 connections at most");
+    let full = state.full();
+    assert!(
+        full.contains("3 connections are the limit") && full.contains("--max-connections is 10")
+    );
+}
+
+/// A connection is ranked by what it has shown: bytes, a whole request, the token.
+#[test]
+fn the_rank_of_a_connection_follows_what_it_shows() {
+    let ranks = |token: &[u8], said: &[&[u8]]| {
+        let mut client = Driver::new(state_with_token(token), false);
+        let mut ranks = vec![client.connection.rank()];
+        for bytes in said {
+            client.send(bytes);
+            ranks.push(client.connection.rank());
+        }
+        ranks
+    };
+    use places::Rank::{Authenticated, Served, Silent, Unproven};
+    assert_eq!(ranks(b"", &[b"PI", b"NG\r\n"]), [Silent, Unproven, Served]);
+    let auth: [&[u8]; 3] = [b"PING\r\n", b"AUTH wrong\r\n", b"AUTH secret\r\n"];
+    assert_eq!(ranks(b"secret", &auth), [Silent, Unproven, Unproven, Authenticated]);
+    let health: [&[u8]; 2] = [b"GET /health HT", b"TP/1.1\r\n\r\n"];
+    assert_eq!(ranks(b"secret", &health), [Silent, Unproven, Served]);
+    let native = hello(Role::Client, b"secret");
+    let (preamble, rest) = native.split_at(PREAMBLE.len());
+    assert_eq!(ranks(b"secret", &[preamble, rest]), [Silent, Unproven, Authenticated]);
+    assert_eq!(ranks(b"", &[&hello(Role::Client, b"")]), [Silent, Served]);
 }
 
 /// A health check asks the replica, step by step: a leader must still lead when a majority has

@@ -77,6 +77,8 @@ pub(super) struct Text {
     authorise_by_us: u64,
     /// A command was completed since the last read.
     fresh: bool,
+    /// One was completed before.
+    served: bool,
 }
 
 impl Text {
@@ -92,7 +94,18 @@ impl Text {
             authorised: state.token.is_empty(),
             authorise_by_us: now_us + AUTH_TIMEOUT_US,
             fresh: false,
+            served: false,
         }
+    }
+
+    /// Whether it has shown the token, where one is asked for.
+    pub(super) fn is_authorised(&self) -> bool {
+        self.authorised
+    }
+
+    /// Whether a command was answered.
+    pub(super) fn was_served(&self) -> bool {
+        self.served
     }
 
     pub(super) fn feed(&mut self, bytes: &[u8]) {
@@ -177,7 +190,7 @@ impl Text {
                     Err(e) => return More::Close(Some(e.to_string())),
                 },
             };
-            self.fresh = true;
+            (self.fresh, self.served) = (true, true);
             let its = if self.authorised { kind_of(&command) } else { None };
             let another = kind.is_some() && its.is_some() && kind != its;
             if another || !self.has_room(&command, state) {

@@ -13,6 +13,7 @@ use crate::client::{Client, Error, Options};
 use crate::kv::{Condition, Item, Op, OpResult, Outcome, Page, Range, Revision, Write as KvWrite};
 use crate::wire::client::{Class, MemberInfo, NodeStatus};
 use std::io::{self, Write};
+use std::thread::ScopedJoinHandle;
 use std::time::Duration;
 
 /// How long `status` waits for each member, all at once: who is well answers in a millisecond.
@@ -331,6 +332,7 @@ impl Shell<'_> {
         let options = Options {
             timeout: wait,
             connect_timeout: self.options.connect_timeout.min(wait),
+            only_asks: true,
             ..self.options.clone()
         };
         let known = self.client.known_addresses();
@@ -350,13 +352,14 @@ impl Shell<'_> {
         let rows: Vec<StatusRow> = std::thread::scope(|scope| {
             let ask = |(member, address): (Option<MemberInfo>, String)| {
                 let of = address.clone();
-                (member, address, scope.spawn(move || client.status(&of, wait)))
+                let ask = move || client.status(&of, wait);
+                (member, address, std::thread::Builder::new().spawn_scoped(scope, ask))
             };
             let asking: Vec<_> = asked.into_iter().map(ask).collect();
             let answer =
-                |(member, address, thread): (_, String, std::thread::ScopedJoinHandle<'_, _>)| {
-                    let gone = || Err(Error::nobody(&address));
-                    let result = thread.join().unwrap_or_else(|_| gone());
+                |(member, address, thread): (_, String, io::Result<ScopedJoinHandle<'_, _>>)| {
+                    let result = thread.ok().and_then(|thread| thread.join().ok());
+                    let result = result.unwrap_or_else(|| Err(Error::nobody(&address)));
                     (member, address, result)
                 };
             asking.into_iter().map(answer).collect()

@@ -15,6 +15,7 @@ use crate::wire::client::Class;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Seek as _};
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 /// Longest rest between two pieces.
@@ -161,11 +162,15 @@ impl Shell<'_> {
         };
         let client = &self.client;
         let ended: Vec<Option<Error>> = std::thread::scope(|scope| {
-            let ask = |address| scope.spawn(move || client.compact(address, COMPACT_WAIT).err());
+            let ask = |address| {
+                let ask = move || client.compact(address, COMPACT_WAIT).err();
+                std::thread::Builder::new().spawn_scoped(scope, ask)
+            };
             let asked: Vec<_> = members.iter().map(|m| ask(&m.address)).collect();
             let gone = |m: &str| Some(Error::nobody(m));
             let answers = members.iter().zip(asked);
-            answers.map(|(m, asked)| asked.join().unwrap_or_else(|_| gone(&m.address))).collect()
+            let answer = |asked: io::Result<ScopedJoinHandle<'_, _>>| asked.ok()?.join().ok();
+            answers.map(|(m, asked)| answer(asked).unwrap_or_else(|| gone(&m.address))).collect()
         });
         let failed: Vec<Error> = ended.into_iter().flatten().collect();
         match failed.first() {

@@ -205,7 +205,8 @@ impl Running {
         let refuse = |e: std::io::Error| format!("{}: {e}", dir.display());
         std::fs::create_dir_all(&dir).map_err(refuse)?;
         let (engine, mut worker): (Engine, Worker) =
-            Engine::open(Arc::new(RealDisk), &dir, plan.options).map_err(|e| e.to_string())?;
+            Engine::open(Arc::new(RealDisk::default()), &dir, plan.options)
+                .map_err(|e| e.to_string())?;
         let worker = std::thread::spawn(move || worker.run(|_| {}));
         Ok(Running { engine: Some(engine), worker: Some(worker) })
     }

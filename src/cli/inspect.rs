@@ -123,7 +123,7 @@ fn parse(args: &[OsString]) -> Result<Option<Asked>, Failed> {
 }
 
 fn look(asked: &Asked, output: &mut dyn Write, errors: &mut dyn Write) -> Result<Exit, Failed> {
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
     let _lock = enter(disk.as_ref(), &asked.data)?;
     let mut out = Out { asked, output };
     match asked.subject {

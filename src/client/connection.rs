@@ -7,7 +7,7 @@ use super::error::{Cause, Error};
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use crate::env::resolve::{connect_one, first_that, resolve};
 use crate::wire::client::{Class, Request, Response};
-use crate::wire::handshake::{Remembered, Welcome};
+use crate::wire::handshake::{Hello, Remembered, Welcome};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -52,12 +52,21 @@ impl Connection {
         cluster: u64,
         wait: Duration,
     ) -> Result<Connection, Error> {
+        Connection::dial_with(address, &Hello::of_client(cluster, token), wait)
+    }
+
+    /// The same with a Hello of one's own.
+    pub(super) fn dial_with(
+        address: &str,
+        hello: &Hello,
+        wait: Duration,
+    ) -> Result<Connection, Error> {
         let until = Instant::now() + wait;
         let failed = |doing, source| Error::io(Class::Unavailable, address, doing, source);
         let resolved = resolve(address, wait / 2).map_err(|e| failed("resolve", e))?;
         let dialed = first_that(&resolved, until, |at, until| {
             let stream = connect_one(at, until).map_err(|e| failed("connect", e))?;
-            Connection::begin(stream, address, token, cluster, until)
+            Connection::begin(stream, address, hello, until)
         });
         dialed.map_err(|errors| {
             let mut errors: Vec<Error> = errors.into_iter().map(|(_, error)| error).collect();
@@ -72,8 +81,7 @@ impl Connection {
     fn begin(
         stream: TcpStream,
         address: &str,
-        token: &[u8],
-        cluster: u64,
+        hello: &Hello,
         until: Instant,
     ) -> Result<Connection, Error> {
         let failed = |doing, source| Error::io(Class::Unavailable, address, doing, source);
@@ -81,7 +89,7 @@ impl Connection {
         stream.set_nodelay(true).map_err(|e| failed("connect", e))?;
         let mut connection = Connection {
             stream,
-            channel: Channel::new(cluster, token),
+            channel: Channel::with(hello),
             sent: Instant::now(),
             address: address.to_owned(),
             welcome: Welcome {

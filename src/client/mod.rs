@@ -24,6 +24,7 @@ use crate::kv::{Found, Op, OpResult, Outcome, Page, Query, Range, Reply, Revisio
 use crate::wire::client::{
     Answer, Call, Class, Consistency, Failure, NO_REQUEST, NodeStatus, Request, Response,
 };
+use crate::wire::handshake::Hello;
 use connection::Arrival;
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -47,6 +48,9 @@ pub struct Options {
     /// A connection on which nothing was sent for so long is dialed anew before it is used: a node
     /// closes it after ten minutes, and a write that meets the closed end would be in doubt.
     pub idle_max: Duration,
+    /// It asks only how nodes are and who belongs to the cluster: a node whose places are all taken
+    /// answers that as well, and refuses everything else.
+    pub only_asks: bool,
 }
 
 impl Default for Options {
@@ -57,6 +61,7 @@ impl Default for Options {
             token: Vec::new(),
             sessions: true,
             idle_max: Duration::from_secs(300),
+            only_asks: false,
         }
     }
 }
@@ -70,6 +75,7 @@ impl fmt::Debug for Options {
             .field("token_bytes", &self.token.len())
             .field("sessions", &self.sessions)
             .field("idle_max", &self.idle_max)
+            .field("only_asks", &self.only_asks)
             .finish()
     }
 }
@@ -296,8 +302,10 @@ impl Client {
     /// Asks one node, once, over a connection of its own, what may be asked twice.
     fn ask_one(&self, address: &str, call: Call, wait: Duration) -> Result<Answer, Error> {
         let until = Instant::now() + wait;
-        let (token, cluster) = (&self.options().token, self.core.cluster());
-        let mut connection = Connection::dial(address, token, cluster, wait)?;
+        let only_asks = matches!(call, Call::Status);
+        let hello =
+            Hello { only_asks, ..Hello::of_client(self.core.cluster(), &self.options().token) };
+        let mut connection = Connection::dial_with(address, &hello, wait)?;
         let mut request = Request { id: 0, deadline_ms: 0, call };
         match exchange(&mut connection, &mut request, until) {
             Ok(Ok(answer)) => Ok(answer),
@@ -357,8 +365,10 @@ impl Client {
             while let Some(effect) = self.effects.pop_front() {
                 match effect {
                     Effect::Connect { address, cluster, within } => {
-                        let token = &self.core.options().token;
-                        let event = match Connection::dial(&address, token, cluster, within) {
+                        let Options { token, only_asks, .. } = self.core.options();
+                        let hello =
+                            Hello { only_asks: *only_asks, ..Hello::of_client(cluster, token) };
+                        let event = match Connection::dial_with(&address, &hello, within) {
                             Ok(connection) => {
                                 let welcome = connection.welcome().clone();
                                 self.connection = Some(connection);

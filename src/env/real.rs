@@ -1,5 +1,6 @@
 //! The real disk, clock and random numbers. All differences between operating systems are here.
 
+use super::descriptors::RESERVE;
 use super::{Clock, DirLock, Disk, DiskFile, Open, Random};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -8,10 +9,60 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
+#[cfg(unix)]
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
-/// The operating system's file system.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct RealDisk;
+/// The operating system's file system. What needs a descriptor waits for one as [`super::descriptors`] says.
+#[derive(Debug, Default)]
+pub struct RealDisk {
+    directories: Directories,
+}
+
+/// Directories that were synced stay open, so that syncing one again needs no descriptor.
+#[derive(Debug, Default)]
+struct Directories(#[cfg(unix)] Mutex<BTreeMap<PathBuf, Arc<File>>>);
+
+/// Directories that stay open at most: more than a node has, data directory and its parents included.
+#[cfg(unix)]
+const DIRECTORIES_MAX: usize = 8;
+
+impl Directories {
+    /// The open directory of that name.
+    #[cfg(unix)]
+    fn get(&self, dir: &Path) -> io::Result<Arc<File>> {
+        use std::os::unix::fs::MetadataExt as _;
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = open.get(dir) {
+            // Another one may have its name by now.
+            let (ours, theirs) = (found.metadata()?, fs::metadata(dir)?);
+            if (ours.dev(), ours.ino()) == (theirs.dev(), theirs.ino()) {
+                return Ok(Arc::clone(found));
+            }
+            open.remove(dir);
+        }
+        drop(open);
+        let opened = Arc::new(RESERVE.patiently(None, || File::open(dir))?);
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.len() < DIRECTORIES_MAX {
+            open.insert(dir.to_path_buf(), Arc::clone(&opened));
+        }
+        Ok(opened)
+    }
+
+    #[cfg(unix)]
+    fn sync(&self, dir: &Path) -> io::Result<()> {
+        self.get(dir)?.sync_all()
+    }
+
+    #[cfg(not(unix))]
+    fn sync(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+}
 
 /// Name of the file whose lock guards a data directory.
 pub const LOCK_FILE: &str = "lock";
@@ -20,12 +71,13 @@ impl Disk for RealDisk {
     fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(mode != Open::Read).create_new(mode == Open::CreateNew);
-        Ok(Arc::new(RealFile(options.open(path)?)))
+        let file = RESERVE.patiently(None, || options.open(path))?;
+        Ok(Arc::new(RealFile(file)))
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(dir)? {
+        for entry in RESERVE.patiently(None, || fs::read_dir(dir))? {
             let entry = entry?;
             if entry.file_type()?.is_file() {
                 names.push(entry.file_name().to_string_lossy().into_owned());
@@ -47,14 +99,8 @@ impl Disk for RealDisk {
         fs::rename(from, to)
     }
 
-    #[cfg(unix)]
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
-        File::open(dir)?.sync_all()
-    }
-
-    #[cfg(not(unix))]
-    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        Ok(())
+        self.directories.sync(dir)
     }
 
     fn lock(&self, dir: &Path) -> io::Result<DirLock> {

@@ -8,6 +8,7 @@
 //!
 //! Left out: a cache (the system has one), and dialing several addresses of a name at a time.
 
+use super::descriptors::{RESERVE, Shortage};
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -60,8 +61,10 @@ pub fn connect_any(addresses: &[SocketAddr], until: Instant) -> io::Result<TcpSt
 /// # Errors
 /// What the system says; `TimedOut` when it is silent until then.
 pub fn connect_one(address: &SocketAddr, until: Instant) -> io::Result<TcpStream> {
-    let wait = until.saturating_duration_since(Instant::now());
-    TcpStream::connect_timeout(address, wait.max(CONNECT_MIN))
+    RESERVE.patiently(Some(until), || {
+        let wait = until.saturating_duration_since(Instant::now());
+        TcpStream::connect_timeout(address, wait.max(CONNECT_MIN))
+    })
 }
 
 /// Resolves and connects within `wait`, of which the lookup may take half.
@@ -147,13 +150,15 @@ impl Resolver {
         }
         let lookup = Arc::new(Lookup::default());
         let (name, theirs) = (address.to_owned(), Arc::clone(&lookup));
-        thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+        let resolver = thread::Builder::new().name("resolver".to_owned());
+        let spawned = resolver.spawn(move || {
             let found = (self.look_up)(&name).map_err(|e| (e.kind(), e.to_string()));
             // Who comes from now on asks anew.
             lock(&self.lookups).remove(&name);
             *lock(&theirs.found) = Some(found);
             theirs.ended.notify_all();
-        })?;
+        });
+        spawned.inspect_err(|_| RESERVE.report(Shortage::Threads))?;
         // The thread needs the lock to leave, and so finds its entry.
         lookups.insert(address.to_owned(), Arc::clone(&lookup));
         Ok(lookup)

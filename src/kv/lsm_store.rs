@@ -178,6 +178,11 @@ impl LsmReader {
         self.reader.is_disk_full()
     }
 
+    /// As [`lsm::Reader::close_files`].
+    pub fn close_files(&self) -> usize {
+        self.reader.close_files()
+    }
+
     /// As [`lsm::Reader::lacks_space`].
     pub fn lacks_space(&self, lacks: bool) {
         self.reader.lacks_space(lacks);

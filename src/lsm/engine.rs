@@ -388,6 +388,12 @@ impl Reader {
         View { sources, applied, shelf: Arc::clone(&self.shared.shelf) }
     }
 
+    /// Closes the files of tables that nobody reads just now, so that others get their descriptors; gives how many.
+    /// They are opened again when they are read.
+    pub fn close_files(&self) -> usize {
+        self.shared.shelf.files.close_all()
+    }
+
     /// Damage that was met in a table of the store: from such a table nothing is read, and it is not
     /// compacted, until [`Engine::install`] puts a snapshot in the place of everything.
     pub fn damage(&self) -> Option<LsmError> {

@@ -71,6 +71,14 @@ impl Files {
         }
     }
 
+    /// Closes all that nobody reads just now; how many those were. They are opened again when they are read.
+    pub(super) fn close_all(&self) -> usize {
+        let mut state = self.state();
+        let closed = state.open.len();
+        *state = State::default();
+        closed
+    }
+
     /// How many are open.
     pub(super) fn open(&self) -> usize {
         self.state().open.len()
@@ -121,6 +129,7 @@ mod tests {
         assert_eq!(reopened, 0);
         files.forget(0);
         assert_eq!(files.open(), 9);
+        assert_eq!((files.close_all(), files.open()), (9, 0));
         assert!(!Arc::ptr_eq(&first, &files.get(0, &path(0)).unwrap()));
     }
 }

@@ -9,6 +9,7 @@ use super::logging::{Level, info, log};
 use super::mailbox::{Encode, Mailbox};
 use super::sockets::{read, read_by, write_patiently};
 use super::{ClientHandle, Shared, fatal, peer_in};
+use crate::api::places::{Place, Rank};
 use crate::api::{self, DAMAGED, IDLE_TIMEOUT_US, Step, StoreTrouble};
 use crate::client::{Cause, Connection, Error};
 use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
@@ -23,34 +24,43 @@ use std::time::{Duration, Instant};
 /// not there yet is no reason to refuse.
 const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Serves a connection until it ends. `over_cap` when it is one more than there may be.
-pub(crate) fn serve(stream: TcpStream, shared: &Arc<Shared>, over_cap: bool) -> io::Result<()> {
-    let stream = Arc::new(stream);
+/// Serves a connection until it ends, and says at its `place` what it shows of itself. `over_cap` when it is one
+/// more than there may be.
+pub(crate) fn serve(
+    stream: &Arc<TcpStream>,
+    shared: &Arc<Shared>,
+    place: &Place,
+    over_cap: bool,
+) -> io::Result<()> {
     let now_us = || shared.clock.now_us();
     let mut connection = api::Connection::new(Arc::clone(&shared.node), over_cap, now_us());
     let mut session = Session::new(Arc::clone(shared));
     let mut patience = Patience::default();
     loop {
         let step = connection.next(now_us());
+        // Before anything is answered: whoever has an answer keeps its place.
+        place.shows(connection.rank());
         if !matches!(step, Step::Read { .. }) {
             session.settle();
         }
         match step {
             Step::Read { until_us } => {
+                place.rests();
                 let until = until_us.map(|at_us| instant(at_us, now_us()));
-                let n = patience.read(&stream, connection.space(), until)?;
+                let n = patience.read(stream, connection.space(), until)?;
                 if n == 0 {
                     return Ok(());
                 }
+                place.heard(now_us());
                 connection.filled(n);
             }
             Step::Write(bytes) => {
-                write_patiently(&stream, &bytes)?;
+                write_patiently(stream, &bytes)?;
                 connection.written(bytes);
             }
             // Only where whoever answers can see at once that a client does not take it.
             Step::Submit { requests, direct: Some(encode) } if FAILED_WRITE_TAKES_NOTHING => {
-                session.call_direct(requests, &stream, encode);
+                session.call_direct(requests, stream, encode);
                 connection.answered_there();
             }
             Step::Submit { requests, .. } => {
@@ -60,12 +70,13 @@ pub(crate) fn serve(stream: TcpStream, shared: &Arc<Shared>, over_cap: bool) -> 
             Step::Look { address } => connection.looked(look(shared, &address)),
             Step::Unreadable(e) => shared.store_unreadable(&e),
             Step::Refuse { hello, reject } => {
-                log_refused(shared, &stream, hello.as_deref(), &reject.message);
-                return send_reject(&stream, &reject);
+                log_refused(shared, stream, hello.as_deref(), &reject.message);
+                return send_reject(stream, &reject);
             }
             Step::Peer { hello, version, reader, until_us } => {
+                place.shows(Rank::Node);
                 let until = instant(until_us, now_us());
-                return peer_in::serve(&stream, reader, (&hello, version), until, shared);
+                return peer_in::serve(stream, reader, (&hello, version), until, shared);
             }
             Step::Close { why } => {
                 if let Some(why) = why {

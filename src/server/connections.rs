@@ -9,12 +9,12 @@ use super::logging::{info, warning};
 use super::peer_out::{self, Closing, Command};
 use super::{Shared, fatal, lock};
 use crate::client::Connection;
+use crate::env::descriptors::{RESERVE, Shortage};
 use crate::node::{ConnectionId, Input, Outgoing, PeerEffect, PeerEvent, PeerVerdict};
 use crate::raft::NodeId;
 use crate::wal::Identity;
 use crate::wire::handshake::{Lane, Reject, Welcome};
 use std::collections::BTreeMap;
-use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -55,6 +55,7 @@ impl Connections {
                         self.dialed.insert(connection, Dialed { peer, inbox, closing });
                     }
                     Err(e) => {
+                        RESERVE.report(Shortage::Threads);
                         let why = format!("cannot start a thread: {e}");
                         self.tell(PeerEvent::Closed { connection, why });
                     }
@@ -133,6 +134,7 @@ impl Connections {
             let _ = shared.raft.send(Input::Link(PeerEvent::Probed { address: at, node }));
         };
         if thread::Builder::new().name("probe".into()).spawn(body).is_err() {
+            RESERVE.report(Shortage::Threads);
             self.tell(PeerEvent::Probed { address, node: None });
         }
     }
@@ -171,21 +173,18 @@ pub(crate) struct AcceptedConnections {
 #[derive(Debug)]
 struct Accepted {
     /// To close it by.
-    stream: TcpStream,
+    stream: Arc<TcpStream>,
     decision: Sender<Decision>,
 }
 
 impl AcceptedConnections {
     /// A node has dialed. Gives the number of the connection, and where the decision arrives.
-    pub(crate) fn register(
-        &self,
-        stream: &TcpStream,
-    ) -> io::Result<(ConnectionId, Receiver<Decision>)> {
+    pub(crate) fn register(&self, stream: &Arc<TcpStream>) -> (ConnectionId, Receiver<Decision>) {
         let (decision, decided) = channel();
-        let accepted = Accepted { stream: stream.try_clone()?, decision };
+        let accepted = Accepted { stream: Arc::clone(stream), decision };
         let connection = self.so_far.fetch_add(1, Ordering::Relaxed) + 1;
         lock(&self.all).insert(connection, accepted);
-        Ok((connection, decided))
+        (connection, decided)
     }
 
     /// A connection has ended.

@@ -7,6 +7,7 @@
 //! not take them costs the writer one [`super::sockets::PATIENCE`], once: a thread of its own then writes the rest.
 
 use super::sockets::{is_timeout, write_patiently};
+use crate::env::descriptors::{RESERVE, Shortage};
 use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
 use crate::node::Answer;
 use std::io::{self, Write as _};
@@ -109,6 +110,7 @@ impl Mailbox {
             mailbox.written();
         });
         if spawned.is_err() {
+            RESERVE.report(Shortage::Threads);
             // Half an answer may be out: nothing sensible can follow it.
             let _ = stream.shutdown(Shutdown::Both);
             self.written();

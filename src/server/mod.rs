@@ -3,6 +3,7 @@
 //! | thread      | body                              | inbox                                                                 |
 //! |-------------|-----------------------------------|-----------------------------------------------------------------------|
 //! | listener    | `listener`                        | the listening socket                                                  |
+//! | keeper      | `listener`                        | shortages of descriptors and threads                                  |
 //! | connection  | `connection`                      | its socket; then the answers to what it asked                         |
 //! | peer reader | `peer_in`                         | the decision to let it in; then the socket of one accepted connection |
 //! | raft loop   | `raft_loop` `connections` `inbox` | `Input`                                                               |
@@ -61,6 +62,8 @@ pub(crate) struct Shared {
     pub(crate) raft: inbox::RaftInbox,
     /// The connections that other nodes have made.
     pub(crate) accepted: connections::AcceptedConnections,
+    /// All connections that others have made.
+    pub(crate) open: listener::OpenConnections,
     pub(crate) bulk_senders: connections::BulkSenders,
     pub(crate) disk: Arc<dyn Disk>,
     /// The data directory.

@@ -22,13 +22,13 @@ pub(super) const SILENCE_MAX: Duration = Duration::from_micros(SILENCE_MAX_US);
 
 /// Serves a node that has said `hello`; both speak `version`. The handshake is done at `until`.
 pub(super) fn serve(
-    stream: &TcpStream,
+    stream: &Arc<TcpStream>,
     reader: FrameReader,
     (hello, version): (&Hello, u16),
     until: Instant,
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
-    let (accepted, decided) = Accepted::register(stream, shared)?;
+    let (accepted, decided) = Accepted::register(stream, shared);
     let connection = accepted.connection;
     let event = PeerEvent::Accepted { connection, hello: Box::new(hello.clone()), version };
     let _ = shared.raft.send(Input::Link(event));
@@ -66,12 +66,9 @@ struct Accepted<'a> {
 }
 
 impl<'a> Accepted<'a> {
-    fn register(
-        stream: &TcpStream,
-        shared: &'a Shared,
-    ) -> io::Result<(Accepted<'a>, Receiver<Decision>)> {
-        let (connection, decided) = shared.accepted.register(stream)?;
-        Ok((Accepted { connection, shared }, decided))
+    fn register(stream: &Arc<TcpStream>, shared: &'a Shared) -> (Accepted<'a>, Receiver<Decision>) {
+        let (connection, decided) = shared.accepted.register(stream);
+        (Accepted { connection, shared }, decided)
     }
 }
 

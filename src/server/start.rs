@@ -4,9 +4,12 @@
 
 use super::connections::{AcceptedConnections, BulkSenders};
 use super::inbox::raft_inbox;
+use super::listener::OpenConnections;
 use super::logging::{self, Level, Rate, info, log, warning};
 use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop, snapshots};
 use crate::api::NodeState;
+use crate::api::places::{Budget, Demand, RESERVE_DESCRIPTORS};
+use crate::env::descriptors::{self, RESERVE};
 use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
@@ -24,7 +27,7 @@ use std::io;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::mpsc::channel;
 use std::thread::{self, Builder, JoinHandle};
 use std::time::Duration;
@@ -168,7 +171,7 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
     logging::set_level(options.log_level);
     stop_on_panic();
     let clock: Arc<dyn Clock> = Arc::new(RealClock::default());
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
     let mut random = RealRandom::default();
     let listen = |e| StartError::Listen { address: options.listen.clone(), source: e };
 
@@ -196,13 +199,16 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         options.advertise,
     );
     let started_us = clock.now_us();
+    let segment_bytes = segment_bytes(options.wal_limit_bytes, options.limits.max_batch_bytes);
+    let usual = StoreOptions::new(identity.identity);
+    let budget = share_out(&options, &identity, segment_bytes, usual.open_files_max);
     let store = StoreOptions {
+        open_files_max: budget.table_files,
         memtable_bytes: options.memtable_bytes,
         cache_bytes: options.cache_bytes,
         reserve_bytes: options.reserve_bytes,
-        ..StoreOptions::new(identity.identity)
+        ..usual
     };
-    let segment_bytes = segment_bytes(options.wal_limit_bytes, options.limits.max_batch_bytes);
     let plan = Plan {
         data: &options.data,
         identity: &identity,
@@ -217,7 +223,33 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         last_us = now_us;
     })?;
     report(&opened, &parts, clock.now_us() - started_us);
-    run(options, &identity, opened, listener, lock, clock, disk, random.next_u64())
+    run(options, budget, &identity, opened, listener, lock, clock, disk, random.next_u64())
+}
+
+/// Shares out the descriptors that the system gives, and says what that means.
+fn share_out(
+    options: &ServerOptions,
+    identity: &Identity,
+    segment_bytes: u64,
+    table_files: usize,
+) -> Budget {
+    let limit = descriptors::limit();
+    let demand = Demand {
+        connections: options.connections_max,
+        table_files,
+        log_files: wal::files_max(options.wal_limit_bytes, segment_bytes),
+        peers: identity.members.len() as u64,
+    };
+    let budget = Budget::within(limit, demand);
+    if let (Some(limit), false) = (limit, budget.is_whole) {
+        info!(
+            "the limit of descriptors is {limit}: at most {} connections of the {} that --max-connections allows \
+             are served, and {} table files kept open; raise it (ulimit -n, LimitNOFILE= of systemd) or lower \
+             --max-connections",
+            budget.connections, options.connections_max, budget.table_files
+        );
+    }
+    budget
 }
 
 /// Segments are an eighth of the log's limit, so that its front goes in small steps; but each holds
@@ -396,6 +428,7 @@ fn identify(
 #[allow(clippy::too_many_arguments)] // the parts of a node, each used once
 fn run(
     options: ServerOptions,
+    budget: Budget,
     identity: &Identity,
     opened: Opened,
     listener: TcpListener,
@@ -442,7 +475,8 @@ fn run(
         address: options.advertise,
         token: options.token,
         limits: options.limits,
-        connections_max: options.connections_max,
+        connections_set: options.connections_max,
+        connections_max: AtomicUsize::new(budget.connections),
         log_bytes: AtomicU64::new(wal.bytes()),
         ..NodeState::of(identity, machine.reader(), wal.reader(), ClusterView::of(&node))
     });
@@ -451,6 +485,7 @@ fn run(
         clock,
         raft: raft_inbox,
         accepted: AcceptedConnections::default(),
+        open: OpenConnections::new(budget.connections),
         bulk_senders: BulkSenders::default(),
         disk,
         data: options.data,
@@ -465,6 +500,9 @@ fn run(
         let what = format!("cannot start thread {name}");
         builder.spawn(body).map_err(|source| StartError::Io { what, source })
     };
+    let theirs = Arc::clone(&shared);
+    spawn("keeper", Box::new(move || listener::keep(&theirs)))?;
+    RESERVE.keep(RESERVE_DESCRIPTORS);
     let theirs = Arc::clone(&shared);
     let to_self = log_inbox.clone();
     spawn("log-writer", Box::new(move || log_writer::run(writer, &log_work, to_self, &theirs)))?;

@@ -55,7 +55,7 @@ pub use error::{ReadError, WAY_OUT, WalError};
 pub use identity::{Identity, IdentityCopy, holds_log};
 pub use reader::LogReader;
 pub use recovered::{Cut, Recovered};
-pub use spare::{Preparer, Spare};
+pub use spare::{Preparer, Spare, files_max};
 
 use crate::env::{Disk, DiskFile};
 use crate::raft::codec::entry_len;

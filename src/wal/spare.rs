@@ -32,6 +32,15 @@ pub(super) const SPARES_MAX: usize = 4;
 
 const _: () = assert!(SPARES_WANTED <= SPARES_MAX);
 
+/// Segments beyond its limit that a log may have while its front waits for a flush: docs/architecture.md, "A log
+/// with a limit".
+const SEGMENTS_OVER_LIMIT: u64 = 3;
+
+/// Files that a log keeps open, at most and as a rule: its segments, the spares, and one that is being made.
+pub fn files_max(limit_bytes: u64, segment_bytes: u64) -> u64 {
+    limit_bytes.div_ceil(segment_bytes) + SEGMENTS_OVER_LIMIT + SPARES_MAX as u64 + 1
+}
+
 /// The file of that slot.
 pub(super) fn file_name(slot: u64) -> String {
     format!("{PREFIX}{slot:08}")

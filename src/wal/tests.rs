@@ -577,7 +577,7 @@ const CONFIGURATION_HEX: &str = "
 #[test]
 fn it_works_on_a_real_disk() {
     let data = tempfile::tempdir().unwrap();
-    let disk: Arc<dyn Disk> = Arc::new(crate::env::real::RealDisk);
+    let disk: Arc<dyn Disk> = Arc::new(crate::env::real::RealDisk::default());
     assert!(Identity::load(disk.as_ref(), data.path()).unwrap().is_none());
     let dir = data.path().join(LOG_DIR);
     let mut wal = Wal::open(Arc::clone(&disk), &dir, options()).unwrap().0;
@@ -603,7 +603,7 @@ fn group_commit_costs() {
     let dir = tempfile::tempdir_in(".").unwrap();
     let options = Options { segment_bytes: SEGMENT_BYTES_DEFAULT, ..options() };
     let null = Arc::new(NullDisk);
-    let real: Arc<dyn Disk> = Arc::new(crate::env::real::RealDisk);
+    let real: Arc<dyn Disk> = Arc::new(crate::env::real::RealDisk::default());
     for (name, disk) in [("no disk", null as Arc<dyn Disk>), ("real disk", real)] {
         let mut wal = Wal::open(disk, dir.path(), options).unwrap().0;
         let mut times = Vec::new();

@@ -121,6 +121,9 @@ pub struct Hello {
     pub lane: Lane,
     /// What the dialer remembers of the other side.
     pub remembered: Remembered,
+    /// Of a client: it asks only how the node is and who belongs to the cluster, so that it is served also when
+    /// every place is taken. Said since version 2.
+    pub only_asks: bool,
 }
 
 impl Hello {
@@ -139,6 +142,7 @@ impl Hello {
             token: token.to_vec(),
             lane: Lane::Control,
             remembered: Remembered::default(),
+            only_asks: false,
         }
     }
 }
@@ -159,6 +163,7 @@ impl fmt::Debug for Hello {
             .field("token_bytes", &self.token.len())
             .field("lane", &self.lane)
             .field("remembered", &self.remembered)
+            .field("only_asks", &self.only_asks)
             .finish()
     }
 }
@@ -295,9 +300,10 @@ pub fn put_hello(out: &mut Vec<u8>, hello: &Hello) {
         // Term and last index of the dialer, which version 1 judged by.
         out.extend_from_slice(&[0; 16]);
         if hello.version_max >= REMEMBERED_SINCE {
-            out.push(match hello.lane {
-                Lane::Control => 1,
-                Lane::Bulk => 2,
+            out.push(match (hello.role, hello.lane) {
+                (Role::Client, _) => 1 + u8::from(hello.only_asks),
+                (_, Lane::Control) => 1,
+                (_, Lane::Bulk) => 2,
             });
             put_remembered(out, &hello.remembered);
         }
@@ -346,15 +352,17 @@ pub fn take_hello(body: &[u8]) -> Result<Hello, Malformed> {
         token: input.blob("token")?.to_vec(),
         lane: Lane::Control,
         remembered: Remembered::default(),
+        only_asks: false,
     };
     if hello.token.len() > TOKEN_BYTES_MAX {
         return Err(Malformed("token"));
     }
     let _ = (input.u64("sender term")?, input.u64("sender last index")?);
     if version_max >= REMEMBERED_SINCE {
-        hello.lane = match input.u8("lane")? {
-            1 => Lane::Control,
-            2 => Lane::Bulk,
+        (hello.lane, hello.only_asks) = match (input.u8("lane")?, role) {
+            (1, _) => (Lane::Control, false),
+            (2, Role::Client) => (Lane::Control, true),
+            (2, _) => (Lane::Bulk, false),
             _ => return Err(Malformed("lane")),
         };
         hello.remembered = take_remembered(&mut input)?;

@@ -38,6 +38,7 @@ pub(super) fn hello() -> impl Strategy<Value = Hello> {
             let version_max = one.max(other);
             // Version 1 says nothing of these.
             let bulk = bulk && version_max > 1;
+            let (only_asks, bulk) = (bulk && !peer, bulk && peer);
             Hello {
                 version_min: one.min(other),
                 version_max,
@@ -51,6 +52,7 @@ pub(super) fn hello() -> impl Strategy<Value = Hello> {
                 token,
                 lane: if bulk { Lane::Bulk } else { Lane::Control },
                 remembered: if version_max > 1 { remembered } else { Remembered::default() },
+                only_asks,
             }
         },
     )

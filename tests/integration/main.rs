@@ -3,6 +3,7 @@
 mod backup;
 mod bad_input;
 mod cluster_script;
+mod descriptors;
 mod full_disk;
 mod inspect;
 mod kill_rounds;

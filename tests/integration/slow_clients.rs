@@ -113,9 +113,17 @@ fn connections_over_the_limit_get_one_clear_error() {
         assert_eq!(more.rest().unwrap_or_default(), b"", "one error, then the end");
         let told = Connection::dial(address, b"", 0, Duration::from_secs(5)).expect_err("no place");
         assert!(told.to_string().contains(&limit), "{told}");
-        let (code, body) = http::get(address, "/health").expect("an answer");
+        let (code, body) = http::get(address, "/").expect("an answer");
         assert!(code == 503 && body.contains(&limit), "{code} {body}");
+        // Whoever watches the node must not take it for dead.
+        assert_eq!(http::status(address, "/health"), Some(200));
+        assert_eq!(http::status(address, "/metrics"), Some(200));
     }
+    let status = cluster.cli().arg("status").output().expect("kontiki cli");
+    let row = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.status.success() && row.contains("serving"), "{row}");
+    let members = cluster.cli().args(["get", "a"]).output().expect("kontiki cli");
+    assert_eq!(members.status.code(), Some(5), "anything else is refused as busy");
     let silent = Text::connect(address).and_then(|mut silent| silent.rest());
     assert_eq!(silent.expect("an end"), b"", "who says nothing is sent away");
     for client in &mut clients {

@@ -50,8 +50,14 @@ impl Channel {
     /// One whose first words are to be written. `cluster` is the cluster meant, 0 for any.
     #[must_use]
     pub fn new(cluster: u64, token: &[u8]) -> Channel {
+        Channel::with(&Hello::of_client(cluster, token))
+    }
+
+    /// The same with a Hello of one's own.
+    #[must_use]
+    pub fn with(hello: &Hello) -> Channel {
         let mut out = PREAMBLE.to_vec();
-        put_hello(&mut out, &Hello::of_client(cluster, token));
+        put_hello(&mut out, hello);
         Channel {
             reader: FrameReader::new(HANDSHAKE_FRAME_MAX),
             welcomed: false,

@@ -3,8 +3,8 @@
 pub(crate) mod parts;
 mod peers;
 
-use self::parts::{PEER, accepted, decide, node_one, socket_pair, wait_for_end};
-use super::{Shared, connection, listener};
+use self::parts::{PEER, accepted, decide, node_one, serve, socket_pair, wait_for_end};
+use super::{Shared, listener};
 use crate::api::OUT_BYTES_MAX;
 use crate::api::tests::{BIG_KEY, BIG_VALUE_BYTES};
 use crate::kv::{Query, Reply};
@@ -65,7 +65,7 @@ fn dial_as_client(shared: &Arc<Shared>) -> (TcpStream, FrameReader) {
     let (ours, theirs) = socket_pair();
     let shared = Arc::clone(shared);
     (&theirs).write_all(&hello(Role::Client, Lane::Control)).unwrap();
-    thread::spawn(move || connection::serve(ours, &shared, false));
+    thread::spawn(move || serve(ours, &shared));
     let mut reader = FrameReader::new(PEER_FRAME_MAX);
     let answer = next_frame(&theirs, &mut reader).unwrap();
     assert_eq!(handshake::take_answer(&answer).unwrap().unwrap().node, 1);
@@ -73,7 +73,8 @@ fn dial_as_client(shared: &Arc<Shared>) -> (TcpStream, FrameReader) {
 }
 
 /// Clients have taken every connection there is. One more is told why it is refused, each in its
-/// dialect; a peer is served all the same, or clients could take the cluster's majority away.
+/// dialect; a peer is served all the same, or clients could take the cluster's majority away, and so is
+/// whoever only asks how the node is.
 #[test]
 fn over_the_cap_clients_are_told_and_peers_are_served() {
     let (shared, mut events) = node_one("host:2", 1);
@@ -99,8 +100,13 @@ fn over_the_cap_clients_are_told_and_peers_are_served() {
     assert_eq!(welcomed(&first).unwrap(), 1);
     let why = "busy: 1 connections are the limit (--max-connections)";
     assert_eq!(all(dial(b"PING\r\n")), format!("-ERR {why}\r\n"));
-    let page = all(dial(b"GET /health HTTP/1.1\r\n\r\n"));
+    let page = all(dial(b"GET / HTTP/1.1\r\n\r\n"));
     assert!(page.starts_with("HTTP/1.1 503 ") && page.ends_with(&format!("{why}\n")), "{page}");
+    let page = all(dial(b"GET /metrics HTTP/1.1\r\n\r\n"));
+    assert!(
+        page.starts_with("HTTP/1.1 200 ") && page.contains("kontiki_connections_max 1\n"),
+        "{page}"
+    );
     let reject = welcomed(&dial(&hello(Role::Client, Lane::Control))).unwrap_err();
     assert_eq!((reject.code, reject.message.as_str()), (RejectCode::TooManyConnections, why));
     let peer = dial(&hello(Role::Peer, Lane::Control));
@@ -113,6 +119,41 @@ fn over_the_cap_clients_are_told_and_peers_are_served() {
     // The place is given back as soon as the node notices.
     while all(dial(b"QUIT\r\n")) != "+OK\r\n" {
         thread::yield_now();
+    }
+}
+
+/// Strangers hold every place. A client that comes is served, and the strangers go, those that have said nothing
+/// first.
+#[test]
+fn strangers_make_room_for_a_client() {
+    let (shared, _events) = node_one("host:2", 3);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let theirs = Arc::clone(&shared);
+    thread::spawn(move || listener::run(&listener, &theirs));
+    let ended = |mut stream: &TcpStream| matches!(stream.read(&mut [0; 1]), Ok(0) | Err(_));
+    let mut strangers: Vec<TcpStream> =
+        (0..3).map(|_| TcpStream::connect(address).unwrap()).collect();
+    let mut clients = Vec::new();
+    while let Some(stranger) = strangers.first() {
+        let mut client = TcpStream::connect(address).unwrap();
+        client.write_all(b"PING\r\n").unwrap();
+        let mut answer = [0; 7];
+        client.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"+PONG\r\n");
+        assert!(ended(stranger));
+        strangers.remove(0);
+        clients.push(client);
+    }
+    // All three are clients now.
+    let mut one_more = TcpStream::connect(address).unwrap();
+    one_more.write_all(b"PING\r\n").unwrap();
+    let mut text = String::new();
+    one_more.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("-ERR busy: 3 connections are the limit"), "{text}");
+    for mut client in clients {
+        client.write_all(b"PING\r\n").unwrap();
+        client.read_exact(&mut [0; 7]).unwrap();
     }
 }
 

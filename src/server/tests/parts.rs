@@ -2,14 +2,17 @@
 
 use super::super::connections::{AcceptedConnections, BulkSenders, Connections};
 use super::super::inbox::{RaftEvents, raft_inbox};
+use super::super::listener::OpenConnections;
 use super::super::logging::Rate;
-use super::super::{ClientHandle, Shared, raft_loop};
+use super::super::{ClientHandle, Shared, connection, raft_loop};
+use crate::api::places::Places;
 use crate::api::tests::node_of_two;
 use crate::env::{Clock, DirLock, real::RealClock};
 use crate::node::{ConnectionId, Input, Node, PeerEffect, PeerEvent, WakeInterest};
 use crate::raft::NodeId;
 use crate::wal::testdisk::TestDisk;
 use crate::wire::handshake::{Hello, Reject, Welcome};
+use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +26,12 @@ pub(crate) fn socket_pair() -> (TcpStream, TcpStream) {
     let dialed = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (accepted, _) = listener.accept().unwrap();
     (accepted, dialed)
+}
+
+/// Serves the near end of a connection, which has a place.
+pub(crate) fn serve(ours: TcpStream, shared: &Arc<Shared>) -> io::Result<()> {
+    let place = Places::new(1).arrive((), shared.clock.now_us()).place;
+    connection::serve(&Arc::new(ours), shared, &place, false)
 }
 
 /// Node 1 of a cluster of two, whose node 2 is at `address`; and what reaches its raft loop.
@@ -51,6 +60,7 @@ fn made(address: &str, connections_max: usize) -> (Arc<Shared>, RaftEvents, Node
         clock,
         raft: inbox,
         accepted: AcceptedConnections::default(),
+        open: OpenConnections::new(connections_max),
         bulk_senders: BulkSenders::default(),
         disk: TestDisk::default().shared(),
         data: PathBuf::new(),

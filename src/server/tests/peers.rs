@@ -1,12 +1,11 @@
 //! Connections between nodes: each test holds the far end, and most take the raft loop's place.
 
-use super::super::connection;
 use super::super::connections::Connections;
 use super::super::inbox::RaftEvents;
 use super::super::peer_in::SILENCE_MAX;
 use super::super::peer_out::{self, Command};
 use super::parts::{
-    PEER, accepted, decide, node_one, running_node_one, socket_pair, wait_for, wait_for_end,
+    PEER, accepted, decide, node_one, running_node_one, serve, socket_pair, wait_for, wait_for_end,
     wait_for_link,
 };
 use super::{Shared, hello, next_frame, welcome_of};
@@ -315,7 +314,7 @@ fn dial(
     let watched = ours.try_clone().unwrap();
     let served = Arc::clone(shared);
     (&theirs).write_all(&hello(Role::Peer, lane)).unwrap();
-    thread::spawn(move || connection::serve(ours, &served, false));
+    thread::spawn(move || serve(ours, &served));
     let (connection, said) = accepted(shared, events);
     assert_eq!((said.from, said.identity, said.lane), (PEER, 22, lane));
     decide(shared, connection, Ok(welcome_of(1, 11)));
@@ -366,7 +365,7 @@ fn who_is_not_let_in_is_told() {
     let (ours, theirs) = socket_pair();
     let served = Arc::clone(&shared);
     (&theirs).write_all(&hello(Role::Peer, Lane::Control)).unwrap();
-    let serving = thread::spawn(move || connection::serve(ours, &served, false));
+    let serving = thread::spawn(move || serve(ours, &served));
     let (connection, _) = accepted(&shared, &mut events);
     let reject = Reject { code: RejectCode::Removed, message: "gone".to_string() };
     decide(&shared, connection, Err(reject.clone()));
