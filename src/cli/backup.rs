@@ -1,7 +1,7 @@
 //! `backup`: a consistent cut of everything, streamed to a file; and `compact`.
 //!
-//! The file gets its name when it is whole and durable: what a broken backup leaves is not mistaken
-//! for one. An existing file is never replaced. A backup whose node is gone is begun anew, in the same
+//! The file gets its name when it is whole and durable, and the name is durable before anybody is told: what a
+//! broken backup leaves is not mistaken for one. It is for its owner alone. An existing file is never replaced. A backup whose node is gone is begun anew, in the same
 //! file, at another node. Between two pieces the node is left in peace for as
 //! long as the piece took, so that others hardly notice.
 
@@ -10,9 +10,10 @@ use super::exit::Exit;
 use super::json::Json;
 use super::progress::Progress;
 use crate::client::Error;
+use crate::env::real::{RealDisk, new_private_file};
 use crate::kv::BackupWriter;
 use crate::wire::client::Class;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek as _};
 use std::path::{Path, PathBuf};
 use std::thread::ScopedJoinHandle;
@@ -91,7 +92,7 @@ impl Shell<'_> {
         // What an earlier try left goes; another one that runs now is not disturbed by more than
         // that its file has no name any more, and it fails when it is done.
         let _ = fs::remove_file(partial);
-        let file = OpenOptions::new().write(true).create_new(true).open(partial)?;
+        let file = new_private_file(partial)?;
         let result = self.fill_whole_backup(&file).and_then(|written| {
             fs::hard_link(partial, path).or_else(|e| match e.kind() {
                 io::ErrorKind::AlreadyExists => Err(e),
@@ -102,7 +103,10 @@ impl Shell<'_> {
         });
         // After a rename it is not there any more.
         let _ = fs::remove_file(partial);
-        result
+        let written = result?;
+        // Its name is as durable as its contents before anybody is told that there is a backup.
+        RealDisk::default().sync_above(path).inspect_err(|_| drop(fs::remove_file(path)))?;
+        Ok(written)
     }
 
     /// Begins anew when the node is gone, and with it what the backup consisted of.

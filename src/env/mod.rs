@@ -28,7 +28,7 @@ pub trait Disk: Send + Sync + fmt::Debug {
     fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>>;
     /// Names of the files (not directories) in a directory, sorted.
     fn list(&self, dir: &Path) -> io::Result<Vec<String>>;
-    /// Makes a directory and its parents; fine when it is there.
+    /// Makes a directory and its parents, and their names durable; fine when it is there.
     fn create_dir(&self, dir: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, path: &Path) -> io::Result<()>;

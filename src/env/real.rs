@@ -71,6 +71,7 @@ impl Disk for RealDisk {
     fn open(&self, path: &Path, mode: Open) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
         options.read(true).write(mode != Open::Read).create_new(mode == Open::CreateNew);
+        owners_alone(&mut options);
         let file = RESERVE.patiently(None, || options.open(path))?;
         Ok(Arc::new(RealFile(file)))
     }
@@ -88,7 +89,7 @@ impl Disk for RealDisk {
     }
 
     fn create_dir(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        self.create(dir, new_directory)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -104,15 +105,123 @@ impl Disk for RealDisk {
     }
 
     fn lock(&self, dir: &Path) -> io::Result<DirLock> {
+        let directory = lock_itself(dir)?;
         let path = dir.join(LOCK_FILE);
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        owners_alone(&mut options);
+        stays_while_open(&mut options);
+        let file = RESERVE.patiently(None, || options.open(&path))?;
         match file.try_lock() {
-            Ok(()) => Ok(DirLock { guard: Box::new(file), path }),
+            Ok(()) => Ok(DirLock { guard: Box::new((file, directory)), path }),
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
             Err(TryLockError::Error(e)) => Err(e),
         }
     }
+}
+
+/// The directory that a relative path of one name is in.
+const HERE: &str = ".";
+
+/// What a sync of a directory fails with where there is no such thing.
+const CANNOT_SYNC: [io::ErrorKind; 3] =
+    [io::ErrorKind::PermissionDenied, io::ErrorKind::InvalidInput, io::ErrorKind::Unsupported];
+
+/// The directory that a file or directory is in.
+fn above(path: &Path) -> &Path {
+    match path.parent() {
+        Some(above) if !above.as_os_str().is_empty() => above,
+        Some(_) => Path::new(HERE),
+        // The root is in itself.
+        None => path,
+    }
+}
+
+impl RealDisk {
+    /// Makes a directory, those that it is in, which are not ours alone, and their names durable.
+    fn create(&self, dir: &Path, make: fn(&Path) -> io::Result<()>) -> io::Result<()> {
+        match make(dir) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                let above = above(dir);
+                if above == dir || above == Path::new(HERE) {
+                    return Err(e);
+                }
+                self.create(above, |dir| fs::create_dir(dir))?;
+                make(dir)?;
+            }
+            // An empty one may be new: whoever made it may have been ended before its name was durable.
+            Err(_) if dir.is_dir() => {
+                if fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_some()) {
+                    return Ok(());
+                }
+            }
+            made => made?,
+        }
+        self.sync_above(dir)
+    }
+
+    /// Makes the name of a file or directory durable, where that can be done: not where names may be made and not
+    /// read, nor on file systems that sync no directory.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn sync_above(&self, path: &Path) -> io::Result<()> {
+        match self.sync_dir(above(path)) {
+            Err(e) if CANNOT_SYNC.contains(&e.kind()) => Ok(()),
+            synced => synced,
+        }
+    }
+}
+
+/// A new file that its owner alone may read and write, to be written.
+///
+/// # Errors
+/// `AlreadyExists`, or what else the system says.
+pub fn new_private_file(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    owners_alone(options.write(true).create_new(true)).open(path)
+}
+
+/// Where files have modes, one that is made is for its owner alone: it holds what clients have stored.
+fn owners_alone(options: &mut OpenOptions) -> &mut OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options
+}
+
+/// Makes a directory for its owner alone, where directories have modes.
+fn new_directory(dir: &Path) -> io::Result<()> {
+    #[cfg_attr(not(unix), allow(unused_mut))]
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(dir)
+}
+
+/// Locks the directory itself, which nobody can remove as long as something is in it, while a lock file may be
+/// removed by somebody who takes it for a remnant. None where a directory cannot be locked (some network
+/// file systems, Windows): then the lock file is all there is.
+fn lock_itself(dir: &Path) -> io::Result<Option<File>> {
+    if !cfg!(unix) {
+        return Ok(None);
+    }
+    let directory = RESERVE.patiently(None, || File::open(dir))?;
+    match directory.try_lock() {
+        Ok(()) => Ok(Some(directory)),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::ResourceBusy.into()),
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
+}
+
+/// Where directories cannot be locked: Windows removes no file that somebody has open who does not allow it.
+fn stays_while_open(options: &mut OpenOptions) {
+    #[cfg(windows)]
+    {
+        const SHARE_READ_AND_WRITE: u32 = 1 | 2;
+        std::os::windows::fs::OpenOptionsExt::share_mode(options, SHARE_READ_AND_WRITE);
+    }
+    #[cfg(not(windows))]
+    let _ = options;
 }
 
 #[derive(Debug)]
@@ -221,5 +330,78 @@ pub fn argument_bytes(word: &OsStr) -> Option<Vec<u8>> {
     match cfg!(unix) {
         true => Some(word.as_encoded_bytes().to_vec()),
         false => word.to_str().map(|text| text.as_bytes().to_vec()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_one_is_kept_out_though_the_lock_file_is_gone() {
+        // Somebody takes the lock file of a node that runs for a remnant and removes it. The directory is still
+        // locked; and it is free when the first one has gone.
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::default();
+        let lock = disk.lock(dir.path()).unwrap();
+        let busy = |disk: &RealDisk| disk.lock(dir.path()).unwrap_err().kind();
+        assert_eq!(busy(&RealDisk::default()), io::ErrorKind::ResourceBusy);
+        let removed = fs::remove_file(&lock.path);
+        assert!(removed.is_ok() || cfg!(windows));
+        assert_eq!(busy(&RealDisk::default()), io::ErrorKind::ResourceBusy);
+        drop(lock);
+        drop(disk.lock(dir.path()).unwrap());
+        // The lock file alone keeps others out, too, where the directory cannot.
+        let file = File::open(dir.path().join(LOCK_FILE)).unwrap();
+        file.try_lock().unwrap();
+        assert_eq!(busy(&disk), io::ErrorKind::ResourceBusy);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_made_is_for_its_owner_alone_and_its_name_is_durable() {
+        // A data directory two levels below what is there; then a file in it. The parents are not ours alone.
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let disk = RealDisk::default();
+        let (parent, data) = (dir.path().join("a/b"), dir.path().join("a/b/data"));
+        disk.create_dir(&data).unwrap();
+        let synced =
+            || -> Vec<PathBuf> { disk.directories.0.lock().unwrap().keys().cloned().collect() };
+        assert_eq!(synced(), [dir.path().to_owned(), dir.path().join("a"), parent.clone()]);
+        assert_eq!(mode(&data), 0o700);
+        let usual = dir.path().join("usual");
+        fs::create_dir(&usual).unwrap();
+        assert_eq!((mode(&parent), mode(&dir.path().join("a"))), (mode(&usual), mode(&usual)));
+        drop(disk.open(&data.join("file"), Open::CreateNew).unwrap());
+        assert_eq!(mode(&data.join("file")), 0o600);
+        let lock = disk.lock(&data).unwrap();
+        assert_eq!(mode(&lock.path), 0o600);
+        drop(new_private_file(&dir.path().join("backup")).unwrap());
+        assert_eq!(mode(&dir.path().join("backup")), 0o600);
+        // What is there stays as it is, and what is no directory is told.
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o750)).unwrap();
+        disk.create_dir(&data).unwrap();
+        assert_eq!(mode(&data), 0o750);
+        let on_a_file = disk.create_dir(&data.join("file"));
+        assert_eq!(on_a_file.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_directory_that_took_the_name_of_another_is_the_one_that_is_synced() {
+        // Directories stay open between two syncs. One is removed and made anew: the new one is meant.
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("incoming");
+        let disk = RealDisk::default();
+        disk.create_dir(&dir).unwrap();
+        let first = disk.directories.get(&dir).unwrap();
+        assert!(Arc::ptr_eq(&first, &disk.directories.get(&dir).unwrap()));
+        fs::remove_dir(&dir).unwrap();
+        assert_eq!(disk.sync_dir(&dir).unwrap_err().kind(), io::ErrorKind::NotFound);
+        disk.create_dir(&dir).unwrap();
+        disk.sync_dir(&dir).unwrap();
+        assert!(!Arc::ptr_eq(&first, &disk.directories.get(&dir).unwrap()));
     }
 }

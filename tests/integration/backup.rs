@@ -167,3 +167,34 @@ fn a_backup_under_load_begins_a_new_cluster_whose_revisions_go_on() {
         &format!("{} bytes up to revision {revision}, {written} writes meanwhile", bytes.len()),
     );
 }
+
+#[cfg(unix)]
+#[test]
+fn what_a_node_and_a_backup_make_is_for_their_owner_alone() {
+    // Everything that clients store lies in these files: log, tables, identity, lock, backup.
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: &Path| fs::metadata(path).expect("its mode").permissions().mode();
+    let cluster = Cluster::with(1, Setup { flags: flags("--memtable 1MiB"), ..Setup::default() });
+    let (address, data) = (cluster.nodes[0].address.clone(), cluster.nodes[0].data.clone());
+    let mut client = Text::connect(&address).expect("a connection");
+    for n in 0..200 {
+        let key = format!("key {n}");
+        let reply = client.command(&[b"SET", key.as_bytes(), &[b'x'; 20_000]]);
+        assert_eq!(reply.expect("a reply"), Reply::ok());
+    }
+    let backup = cluster.dir.path().join("backup");
+    done(&address, &["backup", &backup.display().to_string()]);
+    let files = crate::support::contents(&data);
+    for name in ["lock", "identity-", "log-", "table-", "manifest-"] {
+        let is =
+            |path: &Path| path.file_name().is_some_and(|n| n.to_string_lossy().starts_with(name));
+        assert!(files.keys().any(|path| is(path)), "no {name} among {:?}", files.keys());
+    }
+    let dirs = files.keys().filter_map(|path| path.parent());
+    for path in dirs.chain(files.keys().map(std::path::PathBuf::as_path)).chain([&*backup]) {
+        // Tables come and go.
+        if path.exists() {
+            assert_eq!(mode(path) & 0o077, 0, "{}: {:o}", path.display(), mode(path));
+        }
+    }
+}
