@@ -185,6 +185,9 @@ impl Raft {
             reads_waiting,
             forwarded,
             next_forward,
+            // No term that is explored is too late to be believed.
+            first_term: _,
+            started_us: _,
             // Snapshots are not explored.
             wanted: _,
         } = self;

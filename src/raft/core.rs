@@ -78,6 +78,9 @@ pub struct Raft {
     pub(super) reads_waiting: Vec<ReadId>,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) next_forward: u64,
+    /// The term that this life began with, and when.
+    pub(super) first_term: Term,
+    pub(super) started_us: u64,
     /// The leader offers a snapshot that this node needs.
     pub(super) wanted: Option<Offer>,
 }
@@ -127,6 +130,8 @@ impl Raft {
             reads_waiting: Vec::new(),
             forwarded: None,
             next_forward,
+            first_term: restored.hard_state.term,
+            started_us: now_us,
             wanted: None,
         };
         raft.reset_election_timer();
@@ -264,6 +269,9 @@ impl Raft {
 
     /// The one place where terms are handled (paper 5.1).
     fn step_checked(&mut self, message: Message) {
+        if message.term > self.hard.term && !self.believes(&message) {
+            return;
+        }
         let Message { from, term, body, .. } = message;
         if term > self.hard.term {
             match body {
@@ -608,7 +616,7 @@ impl Raft {
     // ---- elections ----
 
     /// A leader was heard within the smallest election timeout, or this node leads.
-    fn hears_a_leader(&self) -> bool {
+    pub(super) fn hears_a_leader(&self) -> bool {
         match self.role {
             Role::Leader(_) => true,
             _ => self

@@ -36,6 +36,7 @@
 //!
 //! Differences from the paper are listed in docs/architecture.md.
 
+mod belief;
 pub(crate) mod canonical;
 pub mod codec;
 mod configuration;

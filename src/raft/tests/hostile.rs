@@ -193,6 +193,63 @@ fn an_absurd_term_is_not_believed() {
     }
 }
 
+/// One faulty member says the latest term that is plausible, whatever it says beside. Nobody takes it over: in
+/// the term behind it nobody could ever be elected. What an honest member can have missed is believed.
+#[test]
+fn no_member_takes_the_others_to_the_last_term() {
+    let bodies = || {
+        let vote = Body::RequestVote { last_index: 9, last_term: 9, transfer: true };
+        let refused = [Body::VoteResponse { granted: false }, Body::HeartbeatResponse { round: 0 }];
+        [append((0, 0), &[1], 0), heartbeat(0, 0), vote].into_iter().chain(refused)
+    };
+    for term in [NUMBER_MAX - 1, (1 << 40) + 1] {
+        for body in bodies() {
+            let mut solo = Solo::leader(Platter::new(voters(3)));
+            solo.step(2, term, body);
+            assert_eq!((solo.raft.role(), solo.raft.term()), (RoleName::Leader, 1));
+        }
+    }
+    for body in bodies() {
+        let mut solo = Solo::leader(Platter::new(voters(3)));
+        solo.step(2, 1 << 32, body);
+        assert_eq!(solo.raft.term(), 1 << 32);
+        // Again and again it gets nowhere: a life takes over so many, and some more with time.
+        solo.step(2, 2 << 32, heartbeat(0, 0));
+        assert_eq!(solo.raft.term(), 1 << 32);
+    }
+}
+
+/// Somebody who is no member, or has no vote, says a later term. A leader goes on, and so does who hears it;
+/// answers end nobody's term at any time. Who hears no leader any more believes one that it does not know: its
+/// own configuration may be the old one.
+#[test]
+fn who_has_no_vote_ends_no_term() {
+    let answers = [
+        Body::VoteResponse { granted: false },
+        Body::PreVoteResponse { granted: false },
+        Body::HeartbeatResponse { round: 0 },
+        matched(1),
+    ];
+    let mut leader = Solo::leader(Platter::new(voters(3)));
+    let mut follower = Solo::on(Platter::new(voters(3)));
+    follower.step(2, 1, heartbeat(0, 0));
+    for solo in [&mut leader, &mut follower] {
+        let role = solo.raft.role();
+        for body in answers.iter().cloned().chain([heartbeat(0, 0), append((0, 0), &[2], 0)]) {
+            assert!(solo.step(9, 2, body).is_empty());
+            assert_eq!((solo.raft.role(), solo.raft.term()), (role, 1));
+        }
+    }
+    follower.pass(2 * TIMEOUT_US);
+    let term = follower.raft.term();
+    for body in answers {
+        follower.step(9, term + 1, body);
+        assert_eq!(follower.raft.term(), term);
+    }
+    follower.step(9, term + 1, heartbeat(0, 0));
+    assert_eq!((follower.raft.term(), follower.raft.leader()), (term + 1, Some(9)));
+}
+
 /// A leader of a later term sends other entries than those that are committed here. That cannot be
 /// (Leader Completeness), so nothing of the message is taken, whatever follows behind them.
 #[test]
