@@ -5,8 +5,7 @@ use super::state::{DAMAGED, NodeState};
 use super::{Progress, Step, Wait};
 use crate::node::{Answer, Request};
 use crate::wire::handshake::tokens_equal;
-use crate::wire::http::{Head, parse, response};
-use std::net::IpAddr;
+use crate::wire::http::{Head, host_name, is_address, parse, response};
 use std::sync::atomic::Ordering;
 
 /// Time in which the node must show that it can serve.
@@ -149,19 +148,10 @@ fn refusal(head: &Head, state: &NodeState, full: Option<&str>) -> Option<(u16, S
 
 /// Whether a host, with or without a port, is an address, this machine, or the one that is advertised.
 fn is_own(host: &str, advertised: &str) -> bool {
-    let name = name_of(host);
-    let literal = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    literal.parse::<IpAddr>().is_ok()
+    let name = host_name(host);
+    is_address(name)
         || name.eq_ignore_ascii_case("localhost")
-        || name.eq_ignore_ascii_case(name_of(advertised))
-}
-
-/// A host without its port.
-fn name_of(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => host,
-    }
+        || name.eq_ignore_ascii_case(host_name(advertised))
 }
 
 /// Status and body of the answer.

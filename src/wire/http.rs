@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::Write as _;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Longest request head: what browsers send to a bare host fits several times.
 pub const HEAD_BYTES_MAX: usize = 8 << 10;
@@ -181,6 +182,23 @@ fn parse_header(line: &[u8], head: &mut Head) -> Result<(), HttpError> {
     let body = (name.eq_ignore_ascii_case(b"content-length") && value != b"0")
         || name.eq_ignore_ascii_case(b"transfer-encoding");
     if body { Err(HttpError::BadRequest("a body is not expected")) } else { Ok(()) }
+}
+
+/// A host without its port.
+pub fn host_name(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+/// Whether a host's name is an address, of IPv6 in brackets (RFC 3986, 3.2.2), and so resolved by nobody.
+pub fn is_address(name: &str) -> bool {
+    let inside = name.strip_prefix('[').and_then(|n| n.strip_suffix(']'));
+    match inside {
+        Some(inside) => inside.parse::<Ipv6Addr>().is_ok(),
+        None => name.parse::<Ipv4Addr>().is_ok(),
+    }
 }
 
 /// A whole response; with `head_only` the body is measured but not sent.
