@@ -508,7 +508,7 @@ impl Raft {
         self.held.insert(at, (seq, message));
     }
 
-    fn set_hard(&mut self, hard: HardState) {
+    pub(super) fn set_hard(&mut self, hard: HardState) {
         assert!(hard.term >= self.hard.term, "the term never goes back");
         if hard != self.hard {
             self.hard = hard;
@@ -556,7 +556,7 @@ impl Raft {
         }
     }
 
-    fn become_candidate(&mut self, transfer: bool) {
+    pub(super) fn become_candidate(&mut self, transfer: bool) {
         assert!(!matches!(self.role, Role::Leader(_)), "a leader does not campaign");
         self.fail_forwarded_reads();
         let id = self.options.id;
@@ -572,7 +572,7 @@ impl Raft {
         }
     }
 
-    fn become_leader(&mut self) {
+    pub(super) fn become_leader(&mut self) {
         assert!(matches!(self.role, Role::Candidate { .. }), "only a candidate is elected");
         assert_eq!(self.hard.vote, Some(self.options.id));
         self.leader_broke = None;
@@ -600,7 +600,7 @@ impl Raft {
 
     /// Waits a random time of one to two election timeouts (paper 5.2), less when the leader's
     /// connection was seen to break.
-    fn reset_election_timer(&mut self) {
+    pub(super) fn reset_election_timer(&mut self) {
         let base = self.options.election_timeout_us;
         let quick = self.leader_broke.map(|attempts| (base / 16) << attempts);
         let wait = match quick {
@@ -611,87 +611,6 @@ impl Raft {
             _ => base + self.rng.below(base),
         };
         self.election_at_us = self.now_us.saturating_add(wait);
-    }
-
-    // ---- elections ----
-
-    /// A leader was heard within the smallest election timeout, or this node leads.
-    pub(super) fn hears_a_leader(&self) -> bool {
-        match self.role {
-            Role::Leader(_) => true,
-            _ => self
-                .leader_heard_us
-                .is_some_and(|at| self.now_us < at + self.options.election_timeout_us),
-        }
-    }
-
-    fn on_request_pre_vote(&mut self, from: NodeId, term: Term, last: Index, last_term: Term) {
-        let granted = term > self.hard.term
-            && !self.hears_a_leader()
-            && self.log.is_up_to_date(last, last_term);
-        let body = Body::PreVoteResponse { granted };
-        if granted {
-            // Names the term it is for, which is nobody's yet, and promises nothing.
-            self.outbox.push(Message { from: self.options.id, to: from, term, body });
-        } else {
-            self.send(from, body);
-        }
-    }
-
-    fn on_pre_vote_response(&mut self, from: NodeId, term: Term, granted: bool) {
-        if granted && term != self.hard.term + 1 {
-            return;
-        }
-        if let Role::PreCandidate { votes } = &mut self.role {
-            votes.insert(from, granted);
-            if self.wins() {
-                self.become_candidate(false);
-            }
-        }
-    }
-
-    /// Figure 2, RequestVote RPC, receiver implementation.
-    fn on_request_vote(&mut self, from: NodeId, last: Index, last_term: Term) {
-        let free = self.hard.vote.is_none_or(|vote| vote == from);
-        let may = matches!(self.role, Role::Follower { leader: None } | Role::PreCandidate { .. })
-            || self.hard.vote == Some(from);
-        let granted = free && may && self.log.is_up_to_date(last, last_term);
-        if granted {
-            self.set_hard(HardState { vote: Some(from), ..self.hard });
-            if let Role::PreCandidate { .. } = self.role {
-                self.role = Role::Follower { leader: None };
-            }
-            self.reset_election_timer();
-            self.send_after_persist(from, Body::VoteResponse { granted });
-        } else {
-            self.send(from, Body::VoteResponse { granted });
-        }
-    }
-
-    fn on_vote_response(&mut self, from: NodeId, granted: bool) {
-        if let Role::Candidate { votes } = &mut self.role {
-            votes.insert(from, granted);
-            if self.wins() {
-                self.become_leader();
-            }
-        }
-    }
-
-    fn wins(&self) -> bool {
-        match &self.role {
-            Role::PreCandidate { votes } | Role::Candidate { votes } => {
-                self.log.configuration().majority(|id| votes.get(&id) == Some(&true))
-            }
-            _ => false,
-        }
-    }
-
-    /// Leadership is handed to this node (thesis 3.10).
-    fn on_timeout_now(&mut self, from: NodeId) {
-        let from_leader = matches!(self.role, Role::Follower { leader: Some(l) } if l == from);
-        if from_leader && self.may_campaign() {
-            self.become_candidate(true);
-        }
     }
 
     /// Checks the invariants of the state; a failure is a bug of ours. See `invariants.rs`.

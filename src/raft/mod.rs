@@ -41,6 +41,7 @@ pub(crate) mod canonical;
 pub mod codec;
 mod configuration;
 mod core;
+mod elections;
 mod follower;
 pub mod invariants;
 mod leader;
