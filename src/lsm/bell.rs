@@ -52,8 +52,8 @@ impl Bell {
         state.rung = false;
     }
 
-    /// The same, but no longer than that.
-    pub(super) fn wait_at_most(&self, wait: Duration) {
+    /// The same, but no longer than that; true when it was rung.
+    pub(super) fn wait_at_most(&self, wait: Duration) -> bool {
         let mut state = self.lock();
         if !state.rung && !state.closed {
             state.silent = true;
@@ -63,7 +63,7 @@ impl Bell {
             state = woken.unwrap_or_else(PoisonError::into_inner).0;
         }
         state.silent = false;
-        state.rung = false;
+        std::mem::take(&mut state.rung)
     }
 
     /// Waits until the worker has heard everything and waits itself, or the store closes.

@@ -30,6 +30,10 @@ pub(super) struct Counters {
     pub(super) cache_misses: Counter,
     pub(super) block_reads: Counter,
     pub(super) manifest_repairs: Counter,
+    pub(super) tombstones_dropped: Counter,
+    pub(super) reclaims: Counter,
+    pub(super) moves: Counter,
+    pub(super) demanded: Counter,
 }
 
 /// A snapshot of what the engine did since it was opened, and of what it holds.
@@ -74,6 +78,14 @@ pub struct Stats {
     pub table_entries: u64,
     /// Tombstones in tables.
     pub tombstones: u64,
+    /// Tombstones that flushes and compactions left out, because nothing older could lie under them.
+    pub tombstones_dropped: u64,
+    /// Compactions that were made for the space they give back, though no level was too large.
+    pub reclaims: u64,
+    /// Tables that went one level down as they were.
+    pub moves: u64,
+    /// Compactions that were made because a compaction of everything was asked for.
+    pub demanded: u64,
     /// The disk is full, or was and the reserve is not whole again.
     pub disk_full: bool,
 }

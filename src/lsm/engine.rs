@@ -4,6 +4,7 @@ use super::bell::Bell;
 use super::block::{Item, Seed, key_hash};
 use super::cache::Cache;
 use super::counters::{Counters, Stats};
+use super::demand::Demand;
 use super::files::Files;
 use super::manifest::{LEVELS, Manifest};
 use super::memtable::{Entry, MemCursor, Memtable};
@@ -30,6 +31,9 @@ const MEMORY_DEBT: (f64, f64) = (1.5, 3.0);
 const LEVEL0_DEBT: (f64, f64) = (8.0, 24.0);
 /// The same for bytes above the sizes of the levels, in units of level 1.
 const LEVELS_DEBT: (f64, f64) = (4.0, 40.0);
+/// At rest a memtable is flushed for what its tombstones hide from this part of level 1 on: less is not worth the
+/// syncs.
+const HIDDEN_PARTS: u64 = 128;
 /// What the levels above may add: in full debt the writer is let on with one MiB a second, beyond
 /// it with less.
 const PRESSURE_MAX: f64 = 4.0;
@@ -91,6 +95,8 @@ pub(super) struct Shared {
     pub(super) full: AtomicBool,
     /// Somebody else on this disk lacks space.
     pub(super) lacking: AtomicBool,
+    /// Compactions of everything that were asked for.
+    pub(super) demand: Demand,
 }
 
 /// What goes with the writing of the manifest.
@@ -142,6 +148,19 @@ impl Shared {
         let old = std::mem::replace(&mut current.sources, new);
         drop(current);
         drop(old);
+    }
+
+    /// Tombstones in the memtable that is written to, and whether what they may hide on disk is worth a flush: it
+    /// is much of all that is there, and not little.
+    pub(super) fn hides_in_memory(&self) -> (u64, bool) {
+        let sources = self.sources();
+        let tombstones = sources.active.tombstones();
+        if tombstones == 0 || !sources.frozen.is_empty() {
+            return (tombstones, false);
+        }
+        let hidden = sources.version.hidden_by(tombstones);
+        let least = self.options.level1_bytes / HIDDEN_PARTS;
+        (tombstones, hidden.is_some_and(|hidden| hidden >= least))
     }
 
     /// Puts a version in place, and takes the oldest frozen memtable away when its data are there.
@@ -219,6 +238,7 @@ impl Engine {
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
             lacking: AtomicBool::new(false),
+            demand: Demand::default(),
         });
         let worker = Worker::new(Arc::clone(&shared), disk, state.pointers);
         let engine = Engine { shared, active, applied: state.applied, scratch: Vec::new() };
@@ -270,7 +290,12 @@ impl Engine {
         if self.scratch.capacity() > self.shared.options.memtable_bytes / 8 {
             self.scratch = Vec::new();
         }
+        let clean = self.active.tombstones() == 0;
         self.active.insert(entries);
+        if clean && self.active.tombstones() > 0 {
+            // From now on the worker looks now and then what they hide.
+            self.shared.shelf.bell.ring();
+        }
         self.shared.shelf.counters.written.add(bytes);
         // Published: from here on views see the batch, all of it.
         self.shared.current.write().unwrap_or_else(PoisonError::into_inner).applied = applied;
@@ -312,7 +337,7 @@ impl Engine {
         let debt = self.shared.debt.load(Ordering::Relaxed);
         let pressure = [
             (memory as f64 / options.memtable_bytes as f64, MEMORY_DEBT),
-            (sources.version.levels[0].len() as f64, LEVEL0_DEBT),
+            (sources.version.level0_depth().0 as f64, LEVEL0_DEBT),
             (debt as f64 / options.level1_bytes as f64, LEVELS_DEBT),
         ]
         .map(|(now, (from, to))| ((now - from) / (to - from)).clamp(0.0, PRESSURE_MAX))
@@ -426,6 +451,10 @@ impl Reader {
             open_files: self.shared.shelf.files.open(),
             table_entries: tables().map(|t| t.meta.entries).sum(),
             tombstones: tables().map(|t| t.meta.tombstones).sum(),
+            tombstones_dropped: counters.tombstones_dropped.get(),
+            reclaims: counters.reclaims.get(),
+            moves: counters.moves.get(),
+            demanded: counters.demanded.get(),
             disk_full: self.is_disk_full(),
         }
     }
@@ -566,6 +595,21 @@ impl View {
         scan: &Scan<'_>,
         visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
     ) -> Result<(), LsmError> {
+        self.scan_within(scan, u64::MAX, visit).map(|_| ())
+    }
+
+    /// The same, and no longer than until so much work went into what is not shown: a tombstone or a hidden entry is
+    /// one, and one more for each 4 KiB of it. Then it gives the key, there or not, up to which it has come: that and
+    /// all in front of it were shown, if they are there.
+    ///
+    /// # Errors
+    /// As [`View::scan`].
+    pub fn scan_within(
+        &self,
+        scan: &Scan<'_>,
+        work_max: u64,
+        visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<u8>>, LsmError> {
         let in_space = |bound: Bound<&[u8]>| bound.map(|key| [&[scan.space], key].concat());
         let lower = match in_space(scan.lower) {
             Bound::Unbounded => Bound::Included(vec![scan.space]),
@@ -593,19 +637,26 @@ impl View {
         let may_show =
             |t: &Arc<Table>| inside_lower(&t.meta.largest) && inside_upper(&t.meta.smallest);
         let mut merge = self.merge(start, scan.reverse, &may_show)?;
+        let mut tombstones = 0;
         while merge.is_valid() {
             let key = merge.key();
             if if scan.reverse { !inside_lower(key) } else { !inside_upper(key) } {
                 break;
             }
-            if let Item::Put { revision, value } = merge.item()
-                && visit(Row { key: &key[1..], value, revision }).is_break()
-            {
-                break;
+            match merge.item() {
+                Item::Tombstone => tombstones += 1,
+                Item::Put { revision, value } => {
+                    if visit(Row { key: &key[1..], value, revision }).is_break() {
+                        break;
+                    }
+                }
+            }
+            if tombstones + merge.hidden() >= work_max {
+                return Ok(Some(key[1..].to_vec()));
             }
             merge.advance()?;
         }
-        Ok(())
+        Ok(None)
     }
 
     fn merge(

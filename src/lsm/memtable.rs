@@ -15,7 +15,7 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Bound;
-use std::sync::atomic::{AtomicUsize, Ordering as Atomic};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering as Atomic};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Insertions under one hold of the lock.
@@ -161,12 +161,14 @@ ordered_by_place!(dyn Place + '_);
 pub(super) struct Memtable {
     set: RwLock<BTreeSet<Entry>>,
     charge: AtomicUsize,
+    tombstones: AtomicU64,
 }
 
 impl Memtable {
     /// Takes the versions of one batch in. Readers see them once the batch is published as a cut.
     pub(super) fn insert(&self, entries: Vec<Entry>) {
         let charge = entries.iter().map(Entry::charge).sum();
+        let tombstones = entries.iter().filter(|entry| !entry.put).count() as u64;
         let mut entries = entries.into_iter();
         while entries.len() > 0 {
             // Whoever panicked under the lock ran out of memory between two insertions.
@@ -174,6 +176,14 @@ impl Memtable {
             set.extend(entries.by_ref().take(WRITE_CHUNK));
         }
         self.charge.fetch_add(charge, Atomic::Relaxed);
+        if tombstones > 0 {
+            self.tombstones.fetch_add(tombstones, Atomic::Relaxed);
+        }
+    }
+
+    /// Versions in it that say that a key is gone.
+    pub(super) fn tombstones(&self) -> u64 {
+        self.tombstones.load(Atomic::Relaxed)
     }
 
     /// Memory it takes, nearly.

@@ -121,12 +121,25 @@ pub(super) struct Merge {
     /// Rank (0 is newest) and source. The next one last, where it is cheap to take out.
     sources: Vec<(usize, Box<Source>)>,
     reverse: bool,
+    /// What was stepped over because something newer hides it: see [`work_of`].
+    hidden: u64,
+}
+
+/// Bytes of an entry that cost as much work as the entry itself: a block.
+const BYTES_PER_WORK: usize = 4 << 10;
+
+/// What it costs to step over an entry.
+pub(super) fn work_of(item: Item<'_>) -> u64 {
+    match item {
+        Item::Put { value, .. } => 1 + (value.len() / BYTES_PER_WORK) as u64,
+        Item::Tombstone => 1,
+    }
 }
 
 impl Merge {
     /// Merges sources, newest first.
     pub(super) fn new(sources: Vec<Source>, reverse: bool) -> Merge {
-        let mut merge = Merge { sources: Vec::with_capacity(sources.len()), reverse };
+        let mut merge = Merge { sources: Vec::with_capacity(sources.len()), reverse, hidden: 0 };
         for (rank, source) in sources.into_iter().enumerate().filter(|(_, s)| s.is_valid()) {
             merge.sources.push((rank, Box::new(source)));
             merge.settle();
@@ -146,12 +159,18 @@ impl Merge {
         self.sources.last().map_or(Item::Tombstone, |(_, source)| source.item())
     }
 
+    /// Work that hidden entries have cost.
+    pub(super) fn hidden(&self) -> u64 {
+        self.hidden
+    }
+
     /// Goes on to the next key.
     pub(super) fn advance(&mut self) -> Result<(), LsmError> {
         // Older entries for this key stand right behind: they are hidden.
         while let [.., (_, older), (_, first)] = self.sources.as_mut_slice()
             && older.key() == first.key()
         {
+            self.hidden += work_of(older.item());
             older.advance()?;
             let at = self.sources.len() - 2;
             if self.sources[at].1.is_valid() {

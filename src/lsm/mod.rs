@@ -19,6 +19,8 @@
 //! | `snapshot`   | [`Export`] gives a version away, [`Import`] takes one in          |
 //! | `backup`     | a version in one file                                             |
 //! | `inspect`    | what a store that is not open holds, and all that is wrong        |
+//! | `demand`     | compactions of everything that were asked for                     |
+//! | `jobs`       | a flush and a compaction; when a tombstone goes                    |
 //! | `worker`     | [`Worker`] flushes and compacts, a step at a time                 |
 //!
 //! What holds:
@@ -45,10 +47,12 @@ mod block;
 mod bytes;
 mod cache;
 mod counters;
+mod demand;
 mod engine;
 mod error;
 mod files;
 pub mod inspect;
+mod jobs;
 mod manifest;
 mod memtable;
 mod merge;

@@ -361,14 +361,19 @@ impl Import {
             // Nothing lies below: a tombstone has done its work.
             if let Item::Put { value, .. } = item {
                 done += value.len() as u64;
+                // As in all tables: one holds keys of one space only.
+                let is_full = |builder: &TableBuilder| {
+                    builder.bytes() >= options.table_bytes
+                        || builder.space() != key.first().copied()
+                };
+                if sealing.builder.as_ref().is_some_and(is_full) {
+                    sealing.outputs.extend(sealing.builder.take().map(|b| b.finish()).transpose()?);
+                }
                 let builder = match &mut sealing.builder {
                     Some(builder) => builder,
                     none => none.insert(self.builder()?),
                 };
                 builder.add(key, item)?;
-                if builder.bytes() >= options.table_bytes {
-                    sealing.outputs.extend(sealing.builder.take().map(|b| b.finish()).transpose()?);
-                }
             }
             sealing.merge.advance()?;
         }

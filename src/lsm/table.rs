@@ -142,6 +142,11 @@ impl TableBuilder {
         Ok(())
     }
 
+    /// The space of its first key.
+    pub(super) fn space(&self) -> Option<u8> {
+        self.smallest.first().copied()
+    }
+
     /// Length of the file if it ended now, nearly.
     pub(super) fn bytes(&self) -> u64 {
         self.offset + (self.buffer.len() + self.data.len()) as u64

@@ -10,6 +10,9 @@ use std::sync::Arc;
 
 /// Tables of level 0 that call for a compaction: each of them costs every read a look.
 pub(super) const LEVEL0_TRIGGER: usize = 4;
+/// A compaction is made for its space when at least one part in so many of what it reads comes back. Less is what
+/// levels of growing size cost anyway.
+const RECLAIM_PARTS: f64 = 8.0;
 /// How much larger a level is than the one above.
 pub(super) const LEVEL_RATIO: u64 = 10;
 
@@ -39,6 +42,34 @@ impl Pick {
     }
 }
 
+/// Those of a level below level 0 that have keys in a closed range.
+fn overlapping<'t>(tables: &'t [Arc<Table>], smallest: &[u8], largest: &[u8]) -> &'t [Arc<Table>] {
+    let from = tables.partition_point(|t| t.meta.largest.as_slice() < smallest);
+    let tables = &tables[from..];
+    &tables[..tables.partition_point(|t| t.meta.smallest.as_slice() <= largest)]
+}
+
+/// Bytes, entries that are no tombstones, and tombstones.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    bytes: u64,
+    puts: u64,
+    tombstones: u64,
+}
+
+impl Sum {
+    fn of<'t>(tables: impl IntoIterator<Item = &'t Arc<Table>>) -> Sum {
+        tables.into_iter().fold(Sum::default(), |sum, table| {
+            let TableMeta { bytes, entries, tombstones, .. } = table.meta;
+            Sum {
+                bytes: sum.bytes + bytes,
+                puts: sum.puts + entries.saturating_sub(tombstones),
+                tombstones: sum.tombstones + tombstones,
+            }
+        })
+    }
+}
+
 /// Adds up a level.
 pub(super) fn bytes_of(tables: &[Arc<Table>]) -> u64 {
     tables.iter().map(|t| t.meta.bytes).sum()
@@ -47,6 +78,13 @@ pub(super) fn bytes_of(tables: &[Arc<Table>]) -> u64 {
 /// What a level may hold before it is compacted.
 pub(super) fn target(level: usize, level1_bytes: u64) -> u64 {
     (1..level).fold(level1_bytes, |bytes, _| bytes.saturating_mul(LEVEL_RATIO))
+}
+
+/// The first and the last key of some tables.
+fn range_of(tables: &[Arc<Table>]) -> Option<(&[u8], &[u8])> {
+    let smallest = tables.iter().map(|t| t.meta.smallest.as_slice()).min()?;
+    let largest = tables.iter().map(|t| t.meta.largest.as_slice()).max()?;
+    Some((smallest, largest))
 }
 
 impl Version {
@@ -82,12 +120,14 @@ impl Version {
         Ok(Lookup::Absent)
     }
 
-    /// Whether some table below `level` may hold the key: a tombstone must then stay.
-    pub(super) fn may_hide_below(&self, level: usize, key: &[u8]) -> bool {
-        self.levels[level + 1..].iter().any(|tables| {
-            let at = tables.partition_point(|t| t.meta.largest.as_slice() < key);
-            tables.get(at).is_some_and(|t| t.meta.smallest.as_slice() <= key)
-        })
+    /// Whether some table may hold the key: a tombstone on top of all of them must then stay.
+    pub(super) fn may_hold(&self, key: &[u8]) -> bool {
+        self.levels[0].iter().any(|t| t.meta.overlaps(key, key)) || self.may_hold_below(0, key)
+    }
+
+    /// Whether some table below `level` may hold the key: a tombstone above must then stay.
+    pub(super) fn may_hold_below(&self, level: usize, key: &[u8]) -> bool {
+        self.levels[level + 1..].iter().any(|tables| !overlapping(tables, key, key).is_empty())
     }
 
     /// The version with these tables of a compaction replaced by others in the level below.
@@ -116,10 +156,19 @@ impl Version {
         tables.chain(self.levels[1..].iter().map(|l| bytes_of(l))).max().unwrap_or(0)
     }
 
+    /// How many tables of one space lie in level 0, of that which has most, and that space: no read looks into more.
+    pub(super) fn level0_depth(&self) -> (usize, u8) {
+        let space = |table: &Arc<Table>| table.meta.smallest.first().copied().unwrap_or(0);
+        let mut spaces: Vec<u8> = self.levels[0].iter().map(space).collect();
+        spaces.sort_unstable();
+        let runs = spaces.chunk_by(|a, b| a == b);
+        runs.map(|run| (run.len(), run[0])).max().unwrap_or((0, 0))
+    }
+
     /// How urgent the compaction of each level is; from 1 on it is due.
     fn score(&self, level: usize, level1_bytes: u64) -> f64 {
         if level == 0 {
-            return self.levels[0].len() as f64 / LEVEL0_TRIGGER as f64;
+            return self.level0_depth().0 as f64 / LEVEL0_TRIGGER as f64;
         }
         bytes_of(&self.levels[level]) as f64 / target(level, level1_bytes) as f64
     }
@@ -140,15 +189,103 @@ impl Version {
         if score < 1.0 {
             return None;
         }
-        let upper = if level == 0 { self.oldest_cluster() } else { self.after(level, pointers) };
+        let upper = match level {
+            0 => {
+                let space = Some(self.level0_depth().1);
+                let its = |t: &Arc<Table>| t.meta.smallest.first().copied() == space;
+                self.cluster(self.levels[0].iter().rposition(its)?)
+            }
+            _ => self.after(level, pointers),
+        };
         self.pick_of(level, upper)
+    }
+
+    /// What should be compacted for the space that it gives back, when nothing else is due: tables whose tombstones
+    /// hide much of what lies below them, or nothing any more.
+    pub(super) fn pick_to_reclaim(&self) -> Option<Pick> {
+        let mut best: Option<(f64, usize, Vec<Arc<Table>>)> = None;
+        let mut consider = |level: usize, upper: Vec<Arc<Table>>| {
+            let gain = self.gain(level, &upper);
+            if gain * RECLAIM_PARTS >= 1.0 && best.as_ref().is_none_or(|(most, ..)| gain > *most) {
+                best = Some((gain, level, upper));
+            }
+        };
+        for level in 0..LEVELS - 1 {
+            let tables = self.levels[level].iter().enumerate();
+            for (at, table) in tables.filter(|(_, t)| t.meta.tombstones > 0) {
+                consider(
+                    level,
+                    if level == 0 { self.cluster(at) } else { vec![Arc::clone(table)] },
+                );
+            }
+        }
+        let (_, level, upper) = best?;
+        self.pick_of(level, upper)
+    }
+
+    /// What a compaction of everything does next with those tables of a level that have a number below `numbers`: what
+    /// lies above something goes down, and so does what has tombstones.
+    pub(super) fn pick_on_demand(&self, level: usize, numbers: u64) -> Option<Pick> {
+        let tables = self.levels[level].iter().enumerate().rev();
+        let mut old = tables.filter(|(_, t)| t.meta.number < numbers);
+        old.find_map(|(at, table)| {
+            let upper = if level == 0 { self.cluster(at) } else { vec![Arc::clone(table)] };
+            let (smallest, largest) = range_of(&upper)?;
+            let below = &self.levels[level + 1..];
+            let lies_above = below.iter().any(|t| !overlapping(t, smallest, largest).is_empty());
+            let has_tombstones = upper.iter().any(|t| t.meta.tombstones > 0);
+            (lies_above || has_tombstones || upper.len() > 1).then_some(upper)
+        })
+        .and_then(|upper| self.pick_of(level, upper))
+    }
+
+    /// Bytes that tombstones of these tables would give back, there and further down, for each byte that is read to
+    /// bring them one level down: an estimate, since what a tombstone hides, if anything, is not known.
+    fn gain(&self, level: usize, upper: &[Arc<Table>]) -> f64 {
+        let own = Sum::of(upper);
+        let Some((smallest, largest)) = range_of(upper).filter(|_| own.tombstones > 0) else {
+            return 0.0;
+        };
+        let level_sum = |level: usize| Sum::of(overlapping(&self.levels[level], smallest, largest));
+        let lower = level_sum(level + 1);
+        let below = (level + 1..LEVELS).map(level_sum).fold(Sum::default(), |a, b| Sum {
+            bytes: a.bytes + b.bytes,
+            puts: a.puts + b.puts,
+            tombstones: a.tombstones + b.tombstones,
+        });
+        let share = |part: u64, of: u64| part as f64 / of.max(1) as f64;
+        let hidden = below.bytes as f64 * share(own.tombstones, below.puts).min(1.0);
+        // Those that nothing lies under go themselves.
+        let ends = (below.bytes == lower.bytes) as u64 as f64;
+        let own_bytes = own.bytes as f64 * share(own.tombstones, own.puts + own.tombstones);
+        (hidden + ends * own_bytes) / (own.bytes + lower.bytes).max(1) as f64
+    }
+
+    /// Bytes that so many tombstones on top may hide, if that is worth a compaction.
+    pub(super) fn hidden_by(&self, tombstones: u64) -> Option<u64> {
+        let all = Sum::of(self.tables());
+        let hidden = all.bytes as f64 * (tombstones as f64 / all.puts.max(1) as f64).min(1.0);
+        (hidden * RECLAIM_PARTS >= all.bytes as f64).then_some(hidden as u64)
+    }
+
+    /// Whether a compaction may hand its table down as it is: it meets nothing, and rewriting it would not rid it of
+    /// many tombstones.
+    pub(super) fn moves(&self, pick: &Pick) -> bool {
+        let ([table], []) = (pick.inputs[0].as_slice(), pick.inputs[1].as_slice()) else {
+            return false;
+        };
+        table.meta.tombstones == 0 || {
+            let TableMeta { smallest, largest, .. } = &table.meta;
+            let below = &self.levels[pick.level + 1..];
+            below.iter().any(|tables| !overlapping(tables, smallest, largest).is_empty())
+        }
     }
 
     /// What should be compacted while the disk is full: whatever may give space back, though it is
     /// not due. That is level 0, which may hide what lies below, then tombstones above something.
     pub(super) fn pick_for_space(&self) -> Option<Pick> {
-        if let Some(pick) = self.pick_of(0, self.oldest_cluster()) {
-            return Some(pick);
+        if let Some(oldest) = self.levels[0].len().checked_sub(1) {
+            return self.pick_of(0, self.cluster(oldest));
         }
         let below = |level: usize| {
             let hiding = self.levels[level].iter().filter(|t| t.meta.tombstones > 0);
@@ -159,18 +296,16 @@ impl Version {
     }
 
     fn pick_of(&self, level: usize, upper: Vec<Arc<Table>>) -> Option<Pick> {
-        let smallest = upper.iter().map(|t| t.meta.smallest.as_slice()).min()?;
-        let largest = upper.iter().map(|t| t.meta.largest.as_slice()).max()?;
-        let overlaps = |t: &&Arc<Table>| t.meta.overlaps(smallest, largest);
-        let lower = self.levels[level + 1].iter().filter(overlaps).cloned().collect();
+        let (smallest, largest) = range_of(&upper)?;
+        let lower = overlapping(&self.levels[level + 1], smallest, largest).to_vec();
         Some(Pick { level, inputs: [upper, lower].map(Arc::new) })
     }
 
-    /// The oldest table of level 0 with all that overlap it, directly or by another: no table that
+    /// A table of level 0 with all that overlap it, directly or by another: no table that
     /// stays overlaps them, so that all of them may go below what stays.
-    fn oldest_cluster(&self) -> Vec<Arc<Table>> {
+    fn cluster(&self, at: usize) -> Vec<Arc<Table>> {
         let mut rest = self.levels[0].to_vec();
-        let mut cluster: Vec<Arc<Table>> = rest.pop().into_iter().collect();
+        let mut cluster = vec![rest.remove(at)];
         let touches = |cluster: &[Arc<Table>], meta: &TableMeta| {
             cluster.iter().any(|t| t.meta.overlaps(&meta.smallest, &meta.largest))
         };

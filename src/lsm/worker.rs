@@ -17,13 +17,12 @@
 //! not be done twice. The manifest's slots have been made long enough before.
 
 use super::LsmError;
-use super::block::Item;
-use super::engine::{Frozen, Shared};
+use super::demand::Demanded;
+use super::engine::Shared;
+use super::jobs::{Bench, Compaction, Flush, Pieces};
 use super::manifest::{LEVELS, Manifest};
-use super::memtable::MemCursor;
-use super::merge::{LevelCursor, Merge, Source};
 use super::reserve::Reserve;
-use super::table::{Start, Table, TableBuilder, TableCursor, TableMeta, table_name};
+use super::table::{Table, TableMeta, table_name};
 use super::version::{Pick, Version, bytes_of};
 use crate::env::Disk;
 use std::io;
@@ -35,6 +34,8 @@ use std::time::Duration;
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two pieces of the reserve: other work is more urgent.
 const RESERVE_PAUSE: Duration = Duration::from_millis(20);
+/// The background rests for so long before a memtable is flushed for what it hides.
+const REST_PAUSE: Duration = Duration::from_secs(5);
 /// Busy or not, a piece of the reserve is written after so many pieces of work.
 const WORK_PER_RESERVE: u64 = 8;
 /// Compactions that found no space in a row, from which on the pause before the next one does not
@@ -69,6 +70,8 @@ pub enum News {
     Damaged,
     /// Whether the disk is full: see [`Worker::news`].
     Full(bool),
+    /// As [`Worker::wants_flush`].
+    WantsFlush,
 }
 
 /// Does the engine's background work. Invariant: it alone changes the version and writes the
@@ -84,6 +87,7 @@ pub struct Worker {
     compaction: Option<Compaction>,
     /// What of a compaction in pieces is done.
     pieces: Option<Pieces>,
+    demanded: Demanded,
     reserve: Reserve,
     /// Pieces of work since the last piece of the reserve.
     worked: u64,
@@ -96,168 +100,6 @@ pub struct Worker {
     tight: u32,
     /// What the owner was last told.
     told_full: bool,
-}
-
-/// Writes a frozen memtable to a table.
-#[derive(Debug)]
-struct Flush {
-    frozen: Arc<Frozen>,
-    cursor: MemCursor,
-    builder: Option<TableBuilder>,
-    /// The table's number.
-    begun: Vec<u64>,
-}
-
-/// Merges tables into the next level.
-#[derive(Debug)]
-struct Compaction {
-    pick: Pick,
-    /// The version it was picked from; the levels below its output stay as they are meanwhile.
-    base: Arc<Version>,
-    merge: Merge,
-    builder: Option<TableBuilder>,
-    outputs: Vec<TableMeta>,
-    /// Numbers of its tables.
-    begun: Vec<u64>,
-    /// It is a piece of another one and ends with this key.
-    until: Option<Pieces>,
-}
-
-/// How far a compaction in pieces has come: the level below it holds all that its upper tables say
-/// up to a key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Pieces {
-    level: usize,
-    /// Numbers of the upper tables.
-    upper: Vec<u64>,
-    through: Vec<u8>,
-}
-
-/// What jobs need to make tables.
-struct Bench<'w> {
-    shared: &'w Shared,
-    disk: &'w dyn Disk,
-}
-
-impl Bench<'_> {
-    /// Begins a table, and notes that.
-    fn builder(&mut self, begun: &mut Vec<u64>) -> Result<TableBuilder, LsmError> {
-        let number = self.shared.next_file();
-        begun.push(number);
-        self.shared.new_table(self.disk, number)
-    }
-}
-
-impl Flush {
-    fn new(frozen: Arc<Frozen>) -> Flush {
-        // Only the newest version of each key: older ones are seen by views that share the
-        // memtable itself.
-        let cursor = MemCursor::new(Arc::clone(&frozen.table), u64::MAX, Start::End, false);
-        Flush { frozen, cursor, builder: None, begun: Vec::new() }
-    }
-
-    /// Writes a piece; true when all is written.
-    fn step(&mut self, bench: &mut Bench<'_>) -> Result<bool, LsmError> {
-        let step = bench.shared.options.step_bytes;
-        let start = self.builder.as_ref().map_or(0, TableBuilder::bytes);
-        while self.cursor.is_valid() {
-            let builder = match &mut self.builder {
-                Some(builder) => builder,
-                none => none.insert(bench.builder(&mut self.begun)?),
-            };
-            builder.add(self.cursor.key(), self.cursor.item())?;
-            self.cursor.advance();
-            if builder.bytes() >= start + step {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-}
-
-impl Compaction {
-    fn new(pick: Pick, base: Arc<Version>) -> Result<Compaction, LsmError> {
-        Compaction::behind(Start::End, pick, base, None)
-    }
-
-    /// What is left of a compaction in pieces, behind what is done of it: the next piece, which
-    /// replaces one table of the lower level, or the last.
-    fn piece(
-        mut pick: Pick,
-        base: Arc<Version>,
-        done: Option<&Pieces>,
-    ) -> Result<Compaction, LsmError> {
-        let numbers: Vec<u64> = pick.inputs[0].iter().map(|t| t.meta.number).collect();
-        let done = done.filter(|done| done.level == pick.level && done.upper == numbers);
-        let start = done.map_or(Start::End, |done| Start::Behind(&done.through));
-        let is_left = |t: &&Arc<Table>| done.is_none_or(|done| t.meta.largest > done.through);
-        let mut lower: Vec<_> = pick.inputs[1].iter().filter(is_left).cloned().collect();
-        let until = (lower.len() > 1).then(|| {
-            lower.truncate(1);
-            Pieces { level: pick.level, upper: numbers, through: lower[0].meta.largest.clone() }
-        });
-        pick.inputs[1] = Arc::new(lower);
-        Compaction::behind(start, pick, base, until)
-    }
-
-    fn behind(
-        start: Start<'_>,
-        pick: Pick,
-        base: Arc<Version>,
-        until: Option<Pieces>,
-    ) -> Result<Compaction, LsmError> {
-        let [upper, lower] = &pick.inputs;
-        let mut sources = Vec::with_capacity(upper.len() + 1);
-        for table in upper.iter() {
-            let cursor = TableCursor::new(Arc::clone(table), start, false, true)?;
-            sources.push(Source::Table(cursor));
-        }
-        sources.push(Source::Level(LevelCursor::new(lower, start, false, true)?));
-        let merge = Merge::new(sources, false);
-        let (builder, outputs, begun) = (None, Vec::new(), Vec::new());
-        Ok(Compaction { pick, base, merge, builder, outputs, begun, until })
-    }
-
-    /// Merges a piece; true when all is written.
-    fn step(&mut self, bench: &mut Bench<'_>) -> Result<bool, LsmError> {
-        let options = bench.shared.options;
-        let mut done = 0;
-        while self.merge.is_valid() {
-            let (key, item) = (self.merge.key(), self.merge.item());
-            if self.until.as_ref().is_some_and(|until| key > until.through.as_slice()) {
-                break;
-            }
-            done += key.len() as u64 + 8;
-            if let Item::Put { value, .. } = item {
-                done += value.len() as u64;
-            }
-            let below = self.pick.level + 1;
-            // A tombstone goes when nothing older can lie under it.
-            if item != Item::Tombstone || self.base.may_hide_below(below, key) {
-                let builder = match &mut self.builder {
-                    Some(builder) => builder,
-                    none => none.insert(bench.builder(&mut self.begun)?),
-                };
-                builder.add(key, item)?;
-                if builder.bytes() >= options.table_bytes {
-                    self.end_table()?;
-                }
-            }
-            self.merge.advance()?;
-            if done >= options.step_bytes {
-                return Ok(false);
-            }
-        }
-        self.end_table()?;
-        Ok(true)
-    }
-
-    fn end_table(&mut self) -> Result<(), LsmError> {
-        if let Some(builder) = self.builder.take() {
-            self.outputs.push(builder.finish()?);
-        }
-        Ok(())
-    }
 }
 
 struct CloseAtEnd(Arc<Shared>);
@@ -283,6 +125,7 @@ impl Worker {
             flush: None,
             compaction: None,
             pieces: None,
+            demanded: Demanded::default(),
             reserve,
             worked: 0,
             committing: false,
@@ -338,12 +181,24 @@ impl Worker {
             let bell = &self.shared.shelf.bell;
             match step {
                 Step::Worked | Step::Damaged => {}
-                Step::Reserved => bell.wait_at_most(RESERVE_PAUSE),
-                Step::Full => bell.wait_at_most(FULL_PAUSE),
-                Step::Idle => bell.wait(),
+                Step::Reserved => drop(bell.wait_at_most(RESERVE_PAUSE)),
+                Step::Full => drop(bell.wait_at_most(FULL_PAUSE)),
+                Step::Idle if self.shared.hides_in_memory().0 == 0 => bell.wait(),
+                Step::Idle => {
+                    let rung = bell.wait_at_most(REST_PAUSE);
+                    if !rung && self.wants_flush() {
+                        tell(News::WantsFlush);
+                    }
+                }
             }
         }
         Ok(())
+    }
+
+    /// Whether the memtable should be flushed though it is not full: it hides much of what is on disk, which cannot
+    /// be given back before. Asked when nothing was to be done for a while.
+    pub fn wants_flush(&self) -> bool {
+        self.shared.hides_in_memory().1
     }
 
     /// What the owner is to hear after a step: whether the disk is full. At each change; and, as
@@ -444,8 +299,8 @@ impl Worker {
     /// Gives the jobs up: what they have written goes to the trash, what they work on stays as it
     /// is, and they can be begun anew.
     fn give_up(&mut self) {
-        let flush = self.flush.take().map(|flush| flush.begun);
-        let compaction = self.compaction.take().map(|compaction| compaction.begun);
+        let flush = self.flush.take().map(Flush::into_begun);
+        let compaction = self.compaction.take().map(Compaction::into_begun);
         let numbers = flush.into_iter().chain(compaction).flatten();
         let paths = numbers.map(|number| self.shared.dir.join(table_name(number)));
         self.shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner).extend(paths);
@@ -457,19 +312,21 @@ impl Worker {
         }
         // Behind that: jobs that were given up held tables of the old state.
         self.take_out_trash()?;
-        let mut bench = Bench { shared: &self.shared, disk: self.disk.as_ref() };
+        let bench = Bench { shared: &self.shared, disk: self.disk.as_ref() };
         if self.flush.is_none() {
             let sources = self.shared.sources();
-            self.flush = sources.frozen.last().map(|frozen| Flush::new(Arc::clone(frozen)));
+            let oldest = sources.frozen.last();
+            self.flush =
+                oldest.map(|frozen| Flush::new(Arc::clone(frozen), Arc::clone(&sources.version)));
         }
         if let Some(flush) = &mut self.flush {
-            if flush.step(&mut bench)? {
+            if flush.step(&bench)? {
                 self.end_flush()?;
             }
             return Ok(Step::Worked);
         }
         if let Some(compaction) = &mut self.compaction {
-            match compaction.step(&mut bench) {
+            match compaction.step(&bench) {
                 Ok(false) => {}
                 Ok(true) => self.end_compaction()?,
                 Err(LsmError::Damaged { .. }) => return Ok(self.spoiled()),
@@ -487,9 +344,13 @@ impl Worker {
             true => base.pick_for_space(),
             false => base.pick(self.shared.options.level1_bytes, &self.pointers),
         };
+        let pick = match pick {
+            None if !full => self.not_due(&base),
+            pick => pick,
+        };
         let Some(pick) = pick else { return Ok(Step::Idle) };
-        // A table that meets nothing below goes down as it is.
-        if let ([_], []) = (pick.inputs[0].as_slice(), pick.inputs[1].as_slice()) {
+        if base.moves(&pick) {
+            self.shared.shelf.counters.moves.add(1);
             self.replace(&pick, &pick.inputs[0], &[])?;
         } else {
             let begun = match full || self.tight > 0 {
@@ -503,6 +364,18 @@ impl Worker {
             }
         }
         Ok(Step::Worked)
+    }
+
+    /// What is compacted though no level is too large: everything, on demand; else what gives space back.
+    fn not_due(&mut self, base: &Version) -> Option<Pick> {
+        let counters = &self.shared.shelf.counters;
+        if let Some(pick) = self.demanded.pick(&self.shared, base) {
+            counters.demanded.add(1);
+            return Some(pick);
+        }
+        let pick = base.pick_to_reclaim();
+        counters.reclaims.add(u64::from(pick.is_some()));
+        pick
     }
 
     /// A table that is compacted is damaged, which it knows of itself from now on: none of it is
@@ -579,11 +452,8 @@ impl Worker {
         }
         let Some(flush) = &mut self.flush else { return Ok(()) };
         let frozen = Arc::clone(&flush.frozen);
-        let meta = flush.builder.take().map(TableBuilder::finish).transpose()?;
-        let made = match meta {
-            Some(meta) => vec![self.open_table(meta)?],
-            None => Vec::new(),
-        };
+        let metas = flush.take_tables();
+        let made = metas.into_iter().map(|m| self.open_table(m)).collect::<Result<Vec<_>, _>>()?;
         let mut version = self.shared.sources().version.as_ref().clone();
         for table in &made {
             version = version.flushed(Arc::clone(table));
@@ -604,7 +474,7 @@ impl Worker {
             return Ok(());
         }
         let Some(compaction) = &mut self.compaction else { return Ok(()) };
-        let metas = std::mem::take(&mut compaction.outputs);
+        let metas = compaction.take_tables();
         let made: Result<Vec<_>, _> = metas.into_iter().map(|m| self.open_table(m)).collect();
         let made = made?;
         // It stays the worker's job until it is done, so that it can be given up.

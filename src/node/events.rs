@@ -141,6 +141,8 @@ pub enum Input<C> {
     /// Whether this node's disk is full: at each change, and, as long as it is, whenever a flush of
     /// the store might help.
     DiskFull(bool),
+    /// What the store's memory hides on disk is worth a flush, though nothing else calls for one.
+    FlushWanted,
     /// The store holds a snapshot that ends there, durably; the log is to go on behind it.
     Installed {
         /// Where it ends.

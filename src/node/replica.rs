@@ -244,6 +244,7 @@ impl<C: Clone> Replica<C> {
                 self.disk_full = full;
                 self.flush |= full;
             }
+            Input::FlushWanted => self.flush = true,
             Input::Installed { mark } => {
                 self.compaction.flushed(mark.index);
                 self.repairing = None;

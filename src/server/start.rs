@@ -512,6 +512,7 @@ fn run(
         let tell = |news| match news {
             News::Flushed(index) => drop(theirs.raft.send(Input::Flushed { index })),
             News::Damaged => theirs.damage_met(),
+            News::WantsFlush => drop(theirs.raft.send(Input::FlushWanted)),
             News::Full(full) => {
                 if full != was_full {
                     tell_space(full);

@@ -7,6 +7,7 @@ mod format;
 mod full;
 mod model;
 mod races;
+mod reclaim;
 mod snapshot;
 
 use super::*;
