@@ -30,6 +30,9 @@ pub const DEFAULT_MAX_PAGE_KEYS: usize = 10_000;
 /// Most bytes of keys and values of one page (but for its first key): what a reader copies while it
 /// holds a cut, and what a connection must be able to buffer.
 pub const DEFAULT_MAX_PAGE_BYTES: usize = 1 << 20;
+/// Most work of one page for what it does not show, in deleted keys, older versions and 4 KiB of these: a page
+/// that meets nothing else takes a millisecond or two.
+pub const DEFAULT_MAX_PAGE_WORK: u64 = 1024;
 
 /// Most that a command's byte form adds to a write as a whole: kind, stamp and two counts.
 pub const WRITE_OVERHEAD_BYTES: usize = 1 + 3 * 10 + 2 * 3;
@@ -66,6 +69,8 @@ pub struct Limits {
     pub max_page_keys: usize,
     /// Most bytes of keys and values of one page; its first key is always there.
     pub max_page_bytes: usize,
+    /// Most work that a page does for what it does not show: see [`super::View::scan_within`].
+    pub max_page_work: u64,
 }
 
 impl Default for Limits {
@@ -77,6 +82,7 @@ impl Default for Limits {
             max_batch_bytes: DEFAULT_MAX_BATCH_BYTES,
             max_page_keys: DEFAULT_MAX_PAGE_KEYS,
             max_page_bytes: DEFAULT_MAX_PAGE_BYTES,
+            max_page_work: DEFAULT_MAX_PAGE_WORK,
         }
     }
 }

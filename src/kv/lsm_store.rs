@@ -188,6 +188,16 @@ impl LsmReader {
         self.reader.lacks_space(lacks);
     }
 
+    /// As [`lsm::Reader::compact`].
+    pub fn compact(&self) {
+        self.reader.compact();
+    }
+
+    /// As [`lsm::Reader::compaction_left`].
+    pub fn compaction_left(&self) -> Option<u64> {
+        self.reader.compaction_left()
+    }
+
     /// What the engine did and holds.
     pub fn stats(&self) -> lsm::Stats {
         self.reader.stats()
@@ -243,9 +253,18 @@ impl View for LsmView {
         scan: &Scan<'_>,
         visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
+        self.scan_within(scan, u64::MAX, visit).map(|_| ())
+    }
+
+    fn scan_within(
+        &self,
+        scan: &Scan<'_>,
+        work_max: u64,
+        visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
         let Scan { space, lower, upper, reverse } = *scan;
         let scan = lsm::Scan { space: byte(space), lower, upper, reverse };
-        Ok(self.view.scan(&scan, &mut |lsm::Row { key, value, revision }| {
+        Ok(self.view.scan_within(&scan, work_max, &mut |lsm::Row { key, value, revision }| {
             visit(Row { key, value, revision })
         })?)
     }

@@ -1,7 +1,9 @@
 //! Reads: one key, or a page of keys in order, from one cut.
 //!
-//! A page is bounded by the query's own limits and by the node's, whichever is less, and holds at
-//! least one key, so that a walk by cursor always gets on. Whether a cut is fresh enough to answer
+//! A page is bounded by the query's own limits and by the node's, whichever is less. It also ends when it has passed
+//! over much that is deleted, so that it costs a bounded amount of work whatever it meets; it then may be empty. Its
+//! cursor is the key that it has come to, there or not, so that a walk by cursor always gets on. A count is no page:
+//! it is of one cut, and costs what it counts. Whether a cut is fresh enough to answer
 //! from (the read index) is decided before a query comes here.
 
 use super::limits::Limits;
@@ -56,7 +58,7 @@ fn page(view: &impl View, range: &Range, limits: &Limits) -> Result<Page, StoreE
     let mut items: Vec<Item> = Vec::new();
     let mut bytes = 0;
     let mut more = false;
-    view.scan(&scan_of(range), &mut |row| {
+    let passed = view.scan_within(&scan_of(range), limits.max_page_work, &mut |row| {
         let value = if range.keys_only { &[][..] } else { row.value };
         let size = row.key.len() + value.len();
         if items.len() == keys_max || (!items.is_empty() && bytes + size > bytes_max) {
@@ -67,6 +69,6 @@ fn page(view: &impl View, range: &Range, limits: &Limits) -> Result<Page, StoreE
         items.push(Item { key: row.key.to_vec(), value: value.to_vec(), revision: row.revision });
         ControlFlow::Continue(())
     })?;
-    let cursor = items.last().filter(|_| more).map(|item| item.key.clone());
+    let cursor = passed.or_else(|| items.last().filter(|_| more).map(|item| item.key.clone()));
     Ok(Page { count: items.len() as u64, cursor, revision: view.applied(), items })
 }

@@ -108,6 +108,16 @@ pub trait View {
         scan: &Scan<'_>,
         visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
+
+    /// The same, and no longer than until so much work went into what is not shown: a deleted key or an older version
+    /// is one, and one more for each 4 KiB of it. Then it gives the key, there or not, up to which it has come: that
+    /// and all in front of it were shown, if they are there.
+    fn scan_within(
+        &self,
+        scan: &Scan<'_>,
+        work_max: u64,
+        visit: &mut dyn FnMut(Row<'_>) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<u8>>, StoreError>;
 }
 
 /// Which keys a scan shows. Bounds that hold nothing between them are fine.

@@ -317,10 +317,15 @@ impl SimClient {
     }
 }
 
+/// Keys that no client uses.
+const FILLERS: u64 = 300;
+/// Most operations of one write of a sweep.
+const SWEEP_OPS: usize = 16;
+
 /// A write that no client waits for, to a key that no client uses: over enough keys to give the
 /// store several levels, and tombstones in all of them.
 pub(super) fn filler(dice: &mut Dice) -> Request {
-    let key = format!("filler-{}", dice.below(300)).into_bytes();
+    let key = filler_key(dice.below(FILLERS));
     let ops = if dice.chance(1, 5) {
         vec![kv::Op::Delete { key }]
     } else {
@@ -330,6 +335,24 @@ pub(super) fn filler(dice: &mut Dice) -> Request {
         vec![kv::Op::Put { key, value }]
     };
     write_of(&Command::Write(kv::Write { stamp: None, conditions: Vec::new(), ops }))
+}
+
+fn filler_key(number: u64) -> Vec<u8> {
+    format!("filler-{:03}", number % FILLERS).into_bytes()
+}
+
+/// Deletes neighbours of these keys, some with one write.
+pub(super) fn sweep(from: u64, keys: u64) -> impl Iterator<Item = Request> {
+    let numbers: Vec<u64> = (0..keys.min(FILLERS)).map(|i| from % FILLERS + i).collect();
+    let writes: Vec<Request> = numbers
+        .chunks(SWEEP_OPS)
+        .map(|numbers| {
+            let key = |&number: &u64| kv::Op::Delete { key: filler_key(number) };
+            let ops = numbers.iter().map(key).collect();
+            write_of(&Command::Write(kv::Write { stamp: None, conditions: Vec::new(), ops }))
+        })
+        .collect();
+    writes.into_iter()
 }
 
 pub(super) fn write_of(command: &Command) -> Request {

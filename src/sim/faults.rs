@@ -1,6 +1,7 @@
 //! The faults there are, and what each does to the world.
 
 use super::checks::Violation;
+use super::clients::sweep;
 use super::disk::Trouble;
 use super::moments::Moment;
 use super::node::DATA;
@@ -159,6 +160,15 @@ pub enum Fault {
         /// Writes.
         writes: u64,
     },
+    /// A run of keys is deleted that bursts of writes put there.
+    Sweep {
+        /// The node that is asked.
+        node: NodeId,
+        /// Chooses the first key.
+        from: u64,
+        /// How many keys.
+        keys: u64,
+    },
     /// The clients are in a hurry.
     Rush {
         /// How long, in microseconds.
@@ -263,6 +273,7 @@ impl Fault {
             Fault::Misdirect { .. } => "misdirected write",
             Fault::Wipe { .. } => "wiped disk",
             Fault::Burst { .. } => "burst of writes",
+            Fault::Sweep { .. } => "sweep of deletes",
             Fault::Rush { .. } => "rush of clients",
             Fault::Operate { what, .. } => match what {
                 Operation::Join => "operator: join",
@@ -303,6 +314,7 @@ impl Fault {
             | Fault::Misdirect { node, .. }
             | Fault::Wipe { node, .. }
             | Fault::Burst { node, .. }
+            | Fault::Sweep { node, .. }
             | Fault::CopyDisk { node }
             | Fault::OldCopy { node }
             | Fault::Compact { node }
@@ -364,6 +376,7 @@ impl Fault {
             Fault::Misdirect { from, to, .. } => [from, to, 0, 0],
             Fault::Wipe { down_us, .. } => [down_us, 0, 0, 0],
             Fault::Burst { writes, .. } => [writes, 0, 0, 0],
+            Fault::Sweep { from, keys, .. } => [from, keys, 0, 0],
             Fault::ForgetSnapshot { packets } => [packets, 0, 0, 0],
             Fault::FillDisk { room, .. } => [room, 0, 0, 0],
             Fault::Rush { for_us } => [for_us, 0, 0, 0],
@@ -452,11 +465,19 @@ impl Fault {
             }
             Fault::Wipe { node, down_us } => world.wipe(node, down_us),
             Fault::Burst { node, writes } => world.burst(node, writes),
+            Fault::Sweep { node, from, keys } => {
+                world.ask_directly(node, sweep(from, keys).collect());
+            }
             Fault::Operate { what, at } => return world.operate(what, at),
             Fault::CopyDisk { node } => world.copy_disk(node),
             Fault::OldCopy { node } => return world.old_copy(node),
             Fault::Rush { for_us } => world.rush(for_us),
-            Fault::Compact { node } => world.ask_directly(node, vec![Request::Flush { cut: true }]),
+            Fault::Compact { node } => {
+                let up = world.nodes.get(&node).and_then(|n| n.up.as_ref());
+                up.into_iter().for_each(|up| up.reader.compact());
+                world.start_storing(node);
+                world.ask_directly(node, vec![Request::Flush { cut: true }]);
+            }
             Fault::Transfer { node, to } => world.ask_directly(node, vec![Request::Transfer(to)]),
         }
         Ok(())

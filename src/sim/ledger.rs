@@ -241,10 +241,33 @@ impl Ledger {
             }
             (Query::Range(range), Reply::Page(page)) => {
                 let at = page.revision;
-                at >= from && at <= self.last && *page == self.page(range, at)
+                at >= from && at <= self.last && self.explains_page(range, page)
             }
             _ => false,
         }
+    }
+
+    /// Whether a page is that of its index, or the front of it: a node may end a page early, at any key, when it has
+    /// met much that is deleted.
+    fn explains_page(&self, range: &Range, page: &Page) -> bool {
+        let whole = self.page(range, page.revision);
+        let Some(cursor) = &page.cursor else { return *page == whole };
+        let passed =
+            |key: &[u8]| if range.reverse { key >= &cursor[..] } else { key <= &cursor[..] };
+        let inside = cursor >= &range.start
+            && (range.end.is_empty() || cursor < &range.end)
+            && range.after.as_deref().is_none_or(|after| passed(after) && after != cursor);
+        let items = whole.items.iter().take_while(|item| passed(&item.key));
+        // Behind the last item of the whole page there may be more, which it may not step over.
+        let on =
+            whole.cursor.as_ref().map(|last| Range { after: Some(last.clone()), ..range.clone() });
+        let next = on.map(|range| self.page(&Range { limit: 1, ..range }, page.revision));
+        let next = next.as_ref().and_then(|page| page.items.first());
+        !range.count_only
+            && inside
+            && items.eq(&page.items)
+            && page.count == page.items.len() as u64
+            && next.is_none_or(|item| !passed(&item.key))
     }
 
     /// A page as it was at an index.

@@ -12,6 +12,7 @@ use super::world::Event;
 use crate::api::NodeState;
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
+use crate::lsm;
 use crate::node::{
     Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, ConnectionId, Inbox, LogEvent,
     LogWriter, Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver,
@@ -135,8 +136,8 @@ pub(super) struct Up {
     pub(super) wakes_at_us: Option<u64>,
     /// When the wake-ups are due that are in the queue of events, the earliest last.
     pub(super) wakes_queued_us: Vec<u64>,
-    /// What the store's background has flushed and compacted.
-    pub(super) background_bytes: [u64; 2],
+    /// What the store's background has done.
+    pub(super) background: lsm::Stats,
     /// Watches its core.
     pub(super) watch: Watch,
     /// Whether it led after its last step; since when, and by which configuration.
@@ -273,7 +274,8 @@ impl SimNode {
         self.started_us = now_us;
         let value_bytes = *self.dice.pick(&VALUE_LIMITS_BYTES);
         if let Ok(limits) = Limits::new(value_bytes, value_bytes + BATCH_BESIDE_VALUE_BYTES) {
-            self.limits = limits;
+            let max_page_work = *self.dice.pick(&[1, 3, 20, limits.max_page_work]);
+            self.limits = Limits { max_page_work, ..limits };
         }
         let segment_bytes = *self.dice.pick(&SEGMENT_BYTES);
         let batch_requests_max = *self.dice.pick(&BATCH_REQUESTS);
@@ -383,7 +385,7 @@ impl SimNode {
             queued_at_us: None,
             wakes_at_us: None,
             wakes_queued_us: Vec::new(),
-            background_bytes: [0; 2],
+            background: lsm::Stats::default(),
             watch: Watch::default(),
             led: false,
             led_since_us: 0,

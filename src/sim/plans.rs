@@ -118,7 +118,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(58) {
+        Some(match dice.below(62) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -144,6 +144,7 @@ impl Random {
             32 => Fault::Transfer { node, to: None },
             33..35 => Fault::Burst { node, writes: dice.log_between(1, 60) },
             35 => Fault::Compact { node },
+            58..62 => Fault::Sweep { node, from: dice.roll(), keys: dice.log_between(8, 300) },
             36..38 => Fault::Rush { for_us: dice.log_between(50_000, 1_000_000) },
             38 => Fault::FillDisk { node: from, room: dice.below(FULL_ROOM_BYTES_MAX) },
             39..41 => Fault::EmptyDisk { node: from },

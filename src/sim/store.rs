@@ -67,6 +67,21 @@ pub(super) fn contents(view: &impl View, stride: usize) -> Result<u64, StoreErro
     Ok(if alike { hash } else { !hash })
 }
 
+/// A key that a store shows and the model does not.
+fn came_back(store: &impl View, model: &impl View) -> Result<Option<Vec<u8>>, StoreError> {
+    let mut keys = Vec::new();
+    store.scan(&Scan::all(Space::User), &mut |row| {
+        keys.push(row.key.to_vec());
+        ControlFlow::Continue(())
+    })?;
+    for key in keys {
+        if model.revision(Space::User, &key)?.is_none() {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
+}
+
 impl World {
     // ---- the applier ----
 
@@ -234,7 +249,13 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(up) = &mut n.up else { return Ok(()) };
         match step {
-            Ok(Step::Idle) => up.storing = false,
+            Ok(Step::Idle) => {
+                up.storing = false;
+                if up.worker.wants_flush() && self.dice.chance(1, 2) {
+                    self.count("flushed for what it hides");
+                    self.input(node, Input::FlushWanted);
+                }
+            }
             Ok(Step::Damaged) => {
                 let damage = up.reader.damage();
                 let delay_us = self.dice.log_between(60, slow_us);
@@ -252,24 +273,29 @@ impl World {
             }
             Ok(Step::Worked | Step::Reserved) => {
                 let now = up.reader.stats();
-                let before = std::mem::replace(
-                    &mut up.background_bytes,
-                    [now.flushed_bytes, now.compacted_bytes],
-                );
+                let before = std::mem::replace(&mut up.background, now.clone());
                 let flushed = up.applier.machine().store().flushed();
                 let news = (flushed > n.flushed).then_some(flushed);
                 n.flushed = n.flushed.max(flushed);
                 if let Some(index) = news {
                     self.input(node, Input::Flushed { index });
                 }
-                if now.flushed_bytes > before[0] {
-                    self.count("memtables flushed");
-                }
-                if now.compacted_bytes > before[1] {
-                    self.count("tables compacted");
-                }
+                let happened = [
+                    ("memtables flushed", now.flushed_bytes > before.flushed_bytes),
+                    ("tables compacted", now.compacted_bytes > before.compacted_bytes),
+                    ("tables moved down", now.moves > before.moves),
+                    ("compactions for their tombstones", now.reclaims > before.reclaims),
+                    ("compactions on demand", now.demanded > before.demanded),
+                    ("tombstones dropped", now.tombstones_dropped > before.tombstones_dropped),
+                ];
+                happened.into_iter().filter(|(_, did)| *did).for_each(|(what, _)| self.count(what));
                 let delay_us = self.dice.log_between(60, slow_us);
                 self.schedule(delay_us, node, life, Event::Store);
+                // What a compaction dropped too early would show from now on.
+                let merged = now.compaction_read_bytes > before.compaction_read_bytes;
+                if merged && self.dice.chance(1, 8) {
+                    self.compare(node)?;
+                }
             }
             Err(e) => {
                 return self.store_failed(node, "disk error in the store's background", &e.into());
@@ -337,8 +363,15 @@ impl World {
             }
         };
         self.count("stores compared");
-        self.same_as_everybody(node, index, now)?;
-        Ok(true)
+        let same = self.same_as_everybody(node, index, now);
+        if same.is_err()
+            && index == self.model.applied()
+            && let Ok(Some(key)) = came_back(&view, &self.model.reader().view())
+        {
+            let detail = format!("node {node} at {index}: {}", key.escape_ascii());
+            return violated("no deleted key comes back", detail);
+        }
+        same.map(|()| true)
     }
 
     /// What a node's store holds at an applied index is what the model held there, and every other node.

@@ -65,6 +65,7 @@ fn kind_of(result: &Result<Answer, Error>) -> Option<&'static str> {
             _ => None,
         },
         Ok(Answer::Reply(Reply::Page(page))) => Some(match &page.cursor {
+            Some(_) if page.items.is_empty() => "empty pages with a cursor",
             Some(_) => "pages with a cursor",
             None if page.items.is_empty() => "pages without items",
             None => "last pages",

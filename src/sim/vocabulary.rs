@@ -121,6 +121,6 @@ fn bound(dice: &mut Dice) -> Vec<u8> {
         1 => format!("many-{}", dice.below(KEYS)).into_bytes(),
         2 => format!("key-{}", dice.below(4)).into_bytes(),
         3 => b"many-\0".to_vec(),
-        _ => format!("filler-{}", dice.below(300)).into_bytes(),
+        _ => format!("filler-{:03}", dice.below(300)).into_bytes(),
     }
 }

@@ -147,6 +147,45 @@ fn a_value_larger_than_the_page_is_a_page_of_its_own() {
 }
 
 #[test]
+fn pages_over_deleted_keys_end_early_and_a_walk_gets_on() {
+    // Three of two hundred keys are left. A page passes over ten deleted ones at most; some are empty, and the cursor
+    // of each is a key that is gone. A count is of everything.
+    let mut machine = open_lsm();
+    let key = |number: usize| format!("{number:03}").into_bytes();
+    for number in 0..200 {
+        apply_one(&mut machine, write(vec![Op::Put { key: key(number), value: b"v".to_vec() }]));
+    }
+    let left = [0, 117, 199];
+    for number in (0..200).filter(|number| !left.contains(number)) {
+        apply_one(&mut machine, write(vec![Op::Delete { key: key(number) }]));
+    }
+    let limits = Limits { max_page_work: 10, ..Limits::default() };
+    for reverse in [false, true] {
+        let mut range = Range { reverse, limit: 1, ..Range::default() };
+        let (mut seen, mut pages, mut empty) = (Vec::new(), 0, 0);
+        loop {
+            let page = page_of(&machine, &range, &limits);
+            assert!(page.items.len() <= 1 && page.count == page.items.len() as u64);
+            pages += 1;
+            empty += usize::from(page.items.is_empty());
+            seen.extend(page.items.into_iter().map(|item| item.key));
+            match page.cursor {
+                Some(cursor) => range.after = Some(cursor),
+                None => break,
+            }
+        }
+        if reverse {
+            seen.reverse();
+        }
+        assert_eq!(seen, left.map(key));
+        assert!(empty > 10 && pages < 2 * 200 / 10 + 5, "{pages} pages, {empty} of them empty");
+    }
+    let count = Range { count_only: true, ..Range::default() };
+    let page = page_of(&machine, &count, &limits);
+    assert_eq!((page.count, page.cursor), (3, None));
+}
+
+#[test]
 fn a_get_finds_the_value_with_its_revision_or_nothing() {
     // The revision is that of the last write of this key, not that of the store.
     let mut machine = open(SMALL);
