@@ -46,6 +46,9 @@ fn store(page: &mut Page, s: &StoreStats) {
         ("cache_hits", "Blocks found in the cache.", s.cache_hits),
         ("cache_misses", "Blocks not found in the cache.", s.cache_misses),
         ("block_reads", "Blocks read from files for readers.", s.block_reads),
+        ("tables_moved", "Tables that went a level down unread.", s.moves),
+        ("reclaims", "Compactions for the space that deletes left.", s.reclaims),
+        ("tombstones_dropped", "Tombstones that had done their work.", s.tombstones_dropped),
     ];
     for (name, help, value) in counters {
         page.counter(&format!("kontiki_store_{name}_total"), help, value);

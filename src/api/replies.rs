@@ -33,7 +33,14 @@ pub(super) fn reply_of(state: &NodeState, asked: &Asked, answer: Answer) -> Resu
             _ => Reply::Status(state.status(&status)),
         }),
         Answer::Changed(result) => changed(state, matches!(asked, Asked::Join), result),
-        Answer::Transfer(Ok(_)) | Answer::Flushed(Ok(_)) => Ok(Reply::Ok),
+        Answer::Transfer(Ok(_)) => Ok(Reply::Ok),
+        Answer::Flushed(Ok(_)) => {
+            // What was in memory is in tables now.
+            if matches!(asked, Asked::Compact) {
+                state.reader.compact();
+            }
+            Ok(Reply::Ok)
+        }
         Answer::Transfer(Err(why)) => Err(failure(why.class(), why.to_string())),
         Answer::Flushed(Err(refusal)) => Err(state.refused(refusal)),
         Answer::Read(_) => Err(stopping()),

@@ -29,6 +29,8 @@ enum Work {
     },
     /// A piece of the backup.
     Piece(Piece),
+    /// How far the compaction of all tables is.
+    Compaction,
     Asked(Asked),
 }
 
@@ -154,6 +156,7 @@ impl<M> Turn<M> {
                 ask(Request::Change(change), asked)
             }
             Call::Compact => ask(Request::Flush { cut: true }, Asked::Compact),
+            Call::Compaction => Work::Compaction,
             Call::Backup => Work::Backup { deadline_us, stage: Stage::Read },
             Call::Piece { table, offset, len } => {
                 Work::Piece(Piece { table, offset, len: len as usize })
@@ -187,6 +190,11 @@ impl<M> Turn<M> {
         };
         let result = match work {
             Work::Ready(result) => result,
+            Work::Compaction => {
+                let left = state.reader.compaction_left();
+                let bytes = state.reader.stats().levels.iter().map(|(_, bytes)| bytes).sum();
+                Ok(Reply::Compaction { left, bytes })
+            }
             Work::Stale(query) => return self.query(mark, &query, state),
             Work::Backup { deadline_us, stage } => match self.back_up(stage, state) {
                 BackUp::Ask(request, stage) => {

@@ -23,6 +23,10 @@ use std::time::{Duration, Instant};
 const REST_MAX: Duration = Duration::from_millis(50);
 /// How long a node may take to flush its store.
 const COMPACT_WAIT: Duration = Duration::from_secs(60);
+/// How long a node may take to say how far its tables are.
+const COMPACTION_WAIT: Duration = Duration::from_secs(10);
+/// Pause between two such questions.
+const COMPACTION_PAUSE: Duration = Duration::from_millis(100);
 
 /// Times a backup is begun: each member of a large cluster may be restarted once meanwhile.
 const TRIES_MAX: u32 = 8;
@@ -158,7 +162,7 @@ impl Shell<'_> {
         Ok(Written { revision: contents.applied, bytes })
     }
 
-    /// Makes every member flush its store and cut its log.
+    /// Makes every member flush its store, cut its log and compact its tables; follows that to its end.
     pub(super) fn compact(&mut self) -> io::Result<Result<Exit, Failed>> {
         let members = match self.client.members() {
             Ok(members) => members,
@@ -177,13 +181,64 @@ impl Shell<'_> {
             answers.map(|(m, asked)| answer(asked).unwrap_or_else(|| gone(&m.address))).collect()
         });
         let failed: Vec<Error> = ended.into_iter().flatten().collect();
-        match failed.first() {
-            None => Ok(Ok(self.say(b"OK", || Json::Object(vec![("ok", true.into())]))?)),
-            Some(first) => {
-                let (all, done) = (members.len(), members.len() - failed.len());
-                let why = format!("{done} of {all} members have cut their log; {first}");
-                Ok(Err(Failed { exit: exit_of(first.class), why }))
+        let all = members.len();
+        if let Some(first) = failed.first() {
+            let why =
+                format!("{} of {all} members have cut their log; {first}", all - failed.len());
+            return Ok(Err(Failed { exit: exit_of(first.class), why }));
+        }
+        let addresses = members.iter().map(|m| m.address.as_str()).collect();
+        match self.follow_compaction(addresses) {
+            Ok(bytes) => {
+                let json =
+                    || Json::Object(vec![("ok", true.into()), ("table_bytes", bytes.into())]);
+                Ok(Ok(self.say(b"OK", json)?))
+            }
+            Err(error) => {
+                let why = format!(
+                    "all {all} members have cut their log and compact their tables; {error}"
+                );
+                Ok(Err(Failed { exit: exit_of(error.class), why }))
             }
         }
+    }
+
+    /// Waits until these nodes have compacted their tables; gives the bytes of all tables then.
+    fn follow_compaction(&mut self, mut busy: Vec<&str>) -> Result<u64, Error> {
+        let started = Instant::now();
+        let now_us = || u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let mut progress: Option<Progress> = None;
+        let (mut done_bytes, mut most, mut done, all) = (0, 0, 0, busy.len());
+        while !busy.is_empty() {
+            let mut left = 0;
+            let mut still = Vec::new();
+            for address in busy {
+                match self.client.compaction(address, COMPACTION_WAIT) {
+                    Ok((Some(bytes), _)) => {
+                        left += bytes;
+                        still.push(address);
+                    }
+                    Ok((None, bytes)) => done_bytes += bytes,
+                    // It is older than this question, and compacts nothing.
+                    Err(error) if error.class == Class::Invalid => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            busy = still;
+            most = most.max(left);
+            done = (all - busy.len()) as u64;
+            let shown = self.errors_is_terminal;
+            let line = progress
+                .get_or_insert_with(|| Progress::new("members compacted", Some(most), 0, shown))
+                .update(now_us(), done, most - left);
+            // Progress is a courtesy.
+            line.into_iter().for_each(|line| drop(self.errors.write_all(line.as_bytes())));
+            if !busy.is_empty() {
+                std::thread::sleep(COMPACTION_PAUSE);
+            }
+        }
+        let line = progress.and_then(|mut progress| progress.finish(now_us(), done, most));
+        line.into_iter().for_each(|line| drop(self.errors.write_all(line.as_bytes())));
+        Ok(done_bytes)
     }
 }

@@ -36,7 +36,8 @@ impl Client {
         }
     }
 
-    /// Makes the node at `address` flush its store and drop the log in front of that.
+    /// Makes the node at `address` flush its store and drop the log in front of that. Then it compacts all tables:
+    /// see [`Client::compaction`].
     ///
     /// # Errors
     /// When it does not say within `wait` that this is done.
@@ -45,6 +46,21 @@ impl Client {
             Answer::Ok => Ok(()),
             _ => {
                 let cause = Cause::Unexpected("to a compaction");
+                Err(Error::new(Class::Unavailable, address, cause))
+            }
+        }
+    }
+
+    /// How far the compaction of all tables is at the node at `address`: bytes that are still to be brought down, none
+    /// when it is done, and bytes of all tables.
+    ///
+    /// # Errors
+    /// When it does not answer within `wait`; class `Invalid` from a node that is too old to say.
+    pub fn compaction(&self, address: &str, wait: Duration) -> Result<(Option<u64>, u64), Error> {
+        match self.ask_one(address, Call::Compaction, wait)? {
+            Answer::Compaction { left, bytes } => Ok((left, bytes)),
+            _ => {
+                let cause = Cause::Unexpected("to a question for the compaction");
                 Err(Error::new(Class::Unavailable, address, cause))
             }
         }

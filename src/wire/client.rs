@@ -69,8 +69,10 @@ pub enum Call {
         to: Option<NodeId>,
     },
     /// Flush this node's store and drop the log in front of what is flushed; answered by
-    /// [`Answer::Ok`].
+    /// [`Answer::Ok`]. Then the node compacts all tables, which [`Call::Compaction`] follows.
     Compact,
+    /// How far is the compaction of all tables at this node? Answered by [`Answer::Compaction`].
+    Compaction,
     /// Begin a backup: a consistent cut that holds every write answered before; answered by
     /// [`Answer::Backup`]. It stays readable for as long as the connection lives, or until the next
     /// one is begun on it.
@@ -164,6 +166,13 @@ pub enum Answer {
     Bytes(Vec<u8>),
     /// To a join: the node is a member, as a learner at first.
     Joined(Joined),
+    /// To a question for the compaction of all tables.
+    Compaction {
+        /// Bytes that are still to be brought down, nearly; none when no compaction is under way.
+        left: Option<u64>,
+        /// Bytes of all tables.
+        bytes: u64,
+    },
     /// To another change of the members, when it is complete: the member it was about, or is.
     Changed {
         /// The member.
@@ -313,6 +322,7 @@ pub(super) fn put_call(out: &mut Vec<u8>, call: &Call) {
             put_option(out, *to);
         }
         Call::Compact => out.push(9),
+        Call::Compaction => out.push(16),
         Call::Backup => out.push(10),
         Call::Piece { table, offset, len } => {
             out.push(11);
@@ -384,6 +394,7 @@ pub(super) fn take_call(input: &mut Input<'_>) -> Result<Call, Malformed> {
             Call::Transfer { to }
         }
         9 => Call::Compact,
+        16 => Call::Compaction,
         10 => Call::Backup,
         11 => Call::Piece {
             table: input.u64("table")?,
@@ -502,6 +513,12 @@ fn put_response_body(out: &mut Vec<u8>, response: &Response) {
             out.push(10);
             out.extend_from_slice(&id.to_le_bytes());
         }
+        Ok(Answer::Compaction { left, bytes }) => {
+            out.push(11);
+            out.push(u8::from(left.is_some()));
+            out.extend(left.iter().flat_map(|left| left.to_le_bytes()));
+            out.extend_from_slice(&bytes.to_le_bytes());
+        }
     }
 }
 
@@ -556,6 +573,13 @@ pub fn take_response(body: &[u8]) -> Result<Response, Malformed> {
             Ok(Answer::Joined(Joined { cluster, id, first }))
         }
         10 => Ok(Answer::Changed { id: input.u64("member id")? }),
+        11 => {
+            let left = match take_flag(&mut input, "compaction under way")? {
+                true => Some(input.u64("bytes left")?),
+                false => None,
+            };
+            Ok(Answer::Compaction { left, bytes: input.u64("bytes of tables")? })
+        }
         _ => return Err(Malformed("answer")),
     };
     input.end("response length")?;

@@ -185,7 +185,7 @@ pub(super) fn request() -> impl Strategy<Value = Request> {
         1 => Just(Call::Status),
         1 => Just(Call::Members),
         5 => admin_call(),
-        1 => Just(Call::Compact),
+        2 => any::<bool>().prop_map(|asks| if asks { Call::Compaction } else { Call::Compact }),
         1 => Just(Call::Backup),
         1 => (number(), number(), any::<u32>())
             .prop_map(|(table, offset, len)| Call::Piece { table, offset, len }),
@@ -258,7 +258,9 @@ pub(super) fn response() -> impl Strategy<Value = Response> {
     let result = prop_oneof![
         outcome().prop_map(|o| Ok(Answer::Outcome(o))),
         reply().prop_map(|r| Ok(Answer::Reply(r))),
-        Just(Ok(Answer::Pong)),
+        option::of((option::of(number()), number())).prop_map(|compaction| {
+            Ok(compaction.map_or(Answer::Pong, |(left, bytes)| Answer::Compaction { left, bytes }))
+        }),
         status().prop_map(|s| Ok(Answer::Status(s))),
         vec(member, 0..4).prop_map(|members| Ok(Answer::Members(Members { members }))),
         Just(Ok(Answer::Ok)),

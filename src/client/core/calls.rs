@@ -68,6 +68,7 @@ impl Repeat {
             | Call::Status
             | Call::Members
             | Call::Compact
+            | Call::Compaction
             | Call::Backup
             | Call::Change(Change::Join { .. }) => Repeat::Harmless,
         }

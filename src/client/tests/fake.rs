@@ -104,6 +104,7 @@ impl Store {
                 state: "following".to_owned(),
             }),
             Call::Transfer { .. } | Call::Compact => Answer::Ok,
+            Call::Compaction => Answer::Compaction { left: None, bytes: 0 },
             Call::Backup => Answer::Backup { manifest: Vec::new() },
             Call::Piece { .. } => Answer::Bytes(Vec::new()),
             Call::Change(Change::Join { .. }) => {
