@@ -127,15 +127,15 @@ impl Http {
     }
 }
 
-/// Why a request is not answered, if it is not. With a token only the health may be looked at without
-/// it. Without one, a page in a browser could reach the node under a name of its own that it has resolve to
-/// this machine (DNS rebinding): so the name that is asked for must be one of this node's. `full` says why
-/// no more is done for a connection beyond the cap than to say how the node is.
+/// Why a request is not answered, if it is not. The health is for everybody. All else wants the token, or,
+/// where there is none, a name of this node's: a page in a browser could reach the node under a name of its
+/// own that it has resolve to this machine (DNS rebinding). `full` says why no more is done for a connection
+/// beyond the cap than to say how the node is.
 fn refusal(head: &Head, state: &NodeState, full: Option<&str>) -> Option<(u16, String)> {
     let own = || head.host.as_deref().is_none_or(|host| is_own(host, &state.address));
     let shown = || head.bearer.as_deref().is_some_and(|token| tokens_equal(token, &state.token));
     let health = matches!(head.path.as_str(), "/health" | "/health/leader");
-    if state.token.is_empty() && !own() {
+    if state.token.is_empty() && !health && !own() {
         let why =
             "this node has no such name; ask for its address, or for the host that it advertises";
         return Some((421, why.to_string()));
