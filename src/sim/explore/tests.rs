@@ -113,7 +113,7 @@ fn three_voters_change_with_two_elections() {
     let bounds = Bounds { writes: 1, ..quiet(3, 2) }
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Changes, 1);
-    exhausts(&bounds, (908_217, 45), &CHANGED);
+    exhausts(&bounds, (905_690, 45), &CHANGED);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn three_voters_change_and_one_crashes() {
         .with(Allowance::Changes, 1);
     exhausts(
         &bounds,
-        (1_368_476, 34),
+        (1_368_270, 34),
         &[&CHANGED[..], &["crashes", "entries overwritten"]].concat(),
     );
 }
@@ -136,7 +136,7 @@ fn two_voters_of_three_nodes_change_with_two_elections() {
     let bounds = Bounds { voters: Some(2), writes: 1, ..quiet(3, 2) }
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Changes, 1);
-    exhausts(&bounds, (107_546, 40), &CHANGED);
+    exhausts(&bounds, (107_425, 40), &CHANGED);
 }
 
 #[test]
@@ -395,5 +395,5 @@ fn one_voter_changed_at_once_by_the_rule_of_2015_is_safe() {
     let three = Bounds { writes: 0, differ: 1, ..quiet(3, 2) }
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Changes, 2);
-    exhausts(&direct(three), (92_115, 28), &sights);
+    exhausts(&direct(three), (92_103, 28), &sights);
 }
