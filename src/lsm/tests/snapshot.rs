@@ -36,8 +36,7 @@ impl Store {
         Store::on(TestDisk::default(), options().identity, seed)
     }
 
-    /// A full one that gives, flushed at `applied` + `batches`: some tables of level 0 hide keys of
-    /// the levels below, by values and by tombstones.
+    /// A full one that gives, flushed at `applied` + `batches`: level 0 hides keys below, by values and tombstones.
     fn giver(seed: u64, batches: u64) -> Store {
         let mut store = Store::on(TestDisk::default(), GIVER, seed);
         store.engine.write(1000, []).unwrap();
@@ -47,8 +46,8 @@ impl Store {
             let (first, last) = (store.model.keys().next(), store.model.keys().next_back());
             let keys = [first.unwrap().clone(), last.unwrap().clone()];
             store.write(&keys.map(|key| (key, value.clone())));
-            // No further: at rest the tombstones would go.
             store.engine.flush();
+            // No further: at rest the tombstones would go.
             while store.engine.flushed() < store.engine.applied() {
                 store.worker.step().unwrap();
             }
