@@ -20,7 +20,7 @@ pub(super) struct Flushing<C> {
 pub(super) struct Flushes<C> {
     waiting: Vec<Flushing<C>>,
     /// Who waits until the log writer has cut the log, and what is flushed.
-    cutting: Vec<(ReplyTo<C>, Index)>,
+    cutting: Vec<(Flushing<C>, Index)>,
 }
 
 impl<C> Flushes<C> {
@@ -34,9 +34,9 @@ impl<C> Flushes<C> {
         self.waiting.push(flushing);
     }
 
-    /// Nobody waits for the store.
+    /// Nobody waits.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.cutting.is_empty()
     }
 
     /// The store holds everything up to `flushed` durably: answers whoever waits for no more than
@@ -50,7 +50,7 @@ impl<C> Flushes<C> {
         for done in self.waiting.extract_if(.., |waiting| waiting.index <= flushed) {
             if done.cut {
                 cut = true;
-                self.cutting.push((done.reply_to, flushed));
+                self.cutting.push((done, flushed));
             } else {
                 answers.push((done.reply_to, Answer::Flushed(Ok(flushed))));
             }
@@ -61,12 +61,16 @@ impl<C> Flushes<C> {
     /// The log writer has cut the log.
     pub(super) fn cut(&mut self, answers: &mut Vec<(ReplyTo<C>, Answer)>) {
         let told = self.cutting.drain(..);
-        answers.extend(told.map(|(to, index)| (to, Answer::Flushed(Ok(index)))));
+        answers.extend(told.map(|(done, index)| (done.reply_to, Answer::Flushed(Ok(index)))));
     }
 
     /// Answers whoever waits no longer.
     pub(super) fn expire(&mut self, now_us: u64, answers: &mut Vec<(ReplyTo<C>, Answer)>) {
-        for late in self.waiting.extract_if(.., |waiting| now_us >= waiting.deadline_us) {
+        // Also when only the cut is missing, which may wait for space.
+        let cutting = self.cutting.extract_if(.., |(cutting, _)| now_us >= cutting.deadline_us);
+        let cutting = cutting.map(|(late, _)| late);
+        let waiting = self.waiting.extract_if(.., |waiting| now_us >= waiting.deadline_us);
+        for late in waiting.chain(cutting) {
             answers.push((late.reply_to, Answer::Flushed(Err(Refusal::Deadline))));
         }
     }

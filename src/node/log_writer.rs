@@ -104,6 +104,8 @@ pub struct LogWriter {
     space_tries: u32,
     /// When the next one is due.
     next_try_us: u64,
+    /// The cut that waits for space is tried at this time.
+    next_cut_us: u64,
     /// When a spare is ordered again, while there is no space for one.
     next_order_us: Option<u64>,
 }
@@ -120,6 +122,7 @@ impl LogWriter {
             spare_failed: None,
             space_tries: 0,
             next_try_us: 0,
+            next_cut_us: 0,
             // The first one is due at once.
             next_order_us: Some(0),
         }
@@ -144,7 +147,7 @@ impl LogWriter {
     /// # Errors
     /// The log's. It takes no further step.
     pub fn step(&mut self, now_us: u64) -> Result<LogEffects, LogError> {
-        let cut = self.cut().map_err(|source| LogError { doing: "cut", source })?;
+        let cut = self.cut(now_us).map_err(|source| LogError { doing: "cut", source })?;
         let written = self.write(now_us).map_err(|source| LogError { doing: "written", source })?;
         let order = self.order(now_us);
         Ok(LogEffects {
@@ -161,7 +164,8 @@ impl LogWriter {
     /// is due now.
     pub fn next_step_us(&self) -> u64 {
         let batch = if self.requests.is_empty() { u64::MAX } else { self.next_try_us };
-        self.next_order_us.map_or(batch, |order| order.min(batch))
+        let cut = self.through.map_or(u64::MAX, |_| self.next_cut_us);
+        self.next_order_us.unwrap_or(u64::MAX).min(batch).min(cut)
     }
 
     /// The requests that the next step writes, if there is space. After an error nothing is known of them.
@@ -173,8 +177,21 @@ impl LogWriter {
         self.wal.lacks_space() || self.space_tries > 0
     }
 
-    fn cut(&mut self) -> Result<Option<Cut>, WalError> {
-        let Some(through) = self.through.take() else { return Ok(None) };
+    /// A cut needs a record in the log. On a full disk it waits for the room, for as long as that takes: the log
+    /// only stays longer (seed 400000369).
+    fn cut(&mut self, now_us: u64) -> Result<Option<Cut>, WalError> {
+        let Some(through) = self.through else { return Ok(None) };
+        if let Some(bytes) = self.wal.needs_segment_to_cut() {
+            if now_us < self.next_cut_us {
+                return Ok(None);
+            }
+            // What else the disk says to this, it says to the record, too.
+            if self.wal.make_spare(bytes).is_err_and(|e| e.is_out_of_space()) {
+                self.next_cut_us = now_us + SPARE_PAUSE_US;
+                return Ok(None);
+            }
+        }
+        (self.through, self.next_cut_us) = (None, 0);
         let segments = self.wal.compact(through)?;
         Ok(Some(Cut { through, segments }))
     }
@@ -299,6 +316,36 @@ mod tests {
         disk.fail(None);
         let effects = writer.step(2 * SPACE_STEP_US).unwrap();
         assert_eq!(effects.written.unwrap().seq, seq + 1);
+    }
+
+    /// The log is to be cut on a full disk, and has no room for the record that says so. The cut waits, longer than
+    /// any batch would, and is made when there is space.
+    #[test]
+    fn a_cut_waits_for_space() {
+        let disk = TestDisk::default();
+        let mut writer = writer(&disk, BATCH_REQUESTS_MAX);
+        let last = 2 * SEGMENT_BYTES_MIN / 2_000;
+        for seq in 1..=last {
+            writer.handle(persist(seq));
+            assert!(writer.step(0).unwrap().written.is_some());
+        }
+        disk.fail(Some(Fault::Full));
+        let mut seq = last;
+        while writer.wal.needs_segment_to_cut().is_none() {
+            seq += 1;
+            let hard_state = Some(HardState { term: seq, vote: None });
+            let entries = Vec::new();
+            writer.wal.write(&[Persist { seq, hard_state, reset: None, entries }]).unwrap();
+        }
+        writer.handle(LogEvent::Compact(last));
+        for _ in 0..2 * SPACE_TRIES_MAX {
+            let effects = writer.step(writer.next_step_us()).unwrap();
+            assert!(effects.cut.is_none() && effects.lacks_space);
+        }
+        disk.fail(None);
+        let mut step = || writer.step(writer.next_step_us()).unwrap().cut;
+        let cut = (0..3).find_map(|_| step()).unwrap();
+        assert!(cut.through == last && cut.segments > 0);
     }
 
     /// It waits only so long. Then it writes, and the error of the disk ends the node; nothing is told

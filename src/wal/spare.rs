@@ -229,6 +229,15 @@ impl Wal {
         (self.spares_of(usual) < rolls + alone).then_some(usual)
     }
 
+    /// The same for the record that [`Wal::compact`] writes.
+    pub fn needs_segment_to_cut(&self) -> Option<u64> {
+        if self.current.offset + 2 * format::ALIGN_BYTES <= self.current.end {
+            return None;
+        }
+        let usual = self.segment_len(self.header_bytes, self.batch_limit);
+        (self.spares_of(usual) == 0).then_some(usual)
+    }
+
     /// Makes a spare of that length now. A failure is not the log's.
     ///
     /// # Errors
