@@ -150,17 +150,19 @@ impl Shared {
         drop(old);
     }
 
-    /// Tombstones in the memtable that is written to, and whether what they may hide on disk is worth a flush: it
-    /// is much of all that is there, and not little.
-    pub(super) fn hides_in_memory(&self) -> (u64, bool) {
+    /// Tombstones in the memtable that is written to.
+    pub(super) fn tombstones_in_memory(&self) -> u64 {
+        self.sources().active.tombstones()
+    }
+
+    /// Whether what these may hide on disk is worth a flush: it is much of all that is there, and not little.
+    pub(super) fn hides_in_memory(&self) -> bool {
         let sources = self.sources();
         let tombstones = sources.active.tombstones();
-        if tombstones == 0 || !sources.frozen.is_empty() {
-            return (tombstones, false);
-        }
-        let hidden = sources.version.hidden_by(tombstones);
         let least = self.options.level1_bytes / HIDDEN_PARTS;
-        (tombstones, hidden.is_some_and(|hidden| hidden >= least))
+        tombstones > 0
+            && sources.frozen.is_empty()
+            && sources.version.hidden_by(tombstones).is_some_and(|hidden| hidden >= least)
     }
 
     /// Puts a version in place, and takes the oldest frozen memtable away when its data are there.

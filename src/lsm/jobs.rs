@@ -13,63 +13,17 @@
 
 use super::LsmError;
 use super::block::Item;
-use super::engine::{Frozen, Shared};
+use super::engine::Frozen;
 use super::memtable::MemCursor;
 use super::merge::{LevelCursor, Merge, Source};
-use super::table::{Start, Table, TableBuilder, TableCursor, TableMeta};
+use super::outputs::{Bench, Outputs, size_of};
+use super::table::{Start, Table, TableCursor};
 use super::version::{Pick, Version};
-use crate::env::Disk;
 use std::sync::Arc;
 
 /// A table of a compaction ends before it meets more than so many full tables of the level behind it: whoever
 /// compacts it later reads all of these in one go, and a table of tombstones meets a hundred times its size.
 const MEETS_MAX: u64 = 25;
-
-/// What jobs need to make tables.
-pub(super) struct Bench<'w> {
-    pub(super) shared: &'w Shared,
-    pub(super) disk: &'w dyn Disk,
-}
-
-/// The tables that a job writes. A table holds keys of one space only: so the few records beside the keys, which
-/// every batch writes, do not make all tables overlap.
-#[derive(Debug, Default)]
-struct Outputs {
-    builder: Option<TableBuilder>,
-    /// Those that are whole.
-    tables: Vec<TableMeta>,
-    /// Numbers of all that were begun.
-    begun: Vec<u64>,
-}
-
-impl Outputs {
-    fn add(&mut self, bench: &Bench<'_>, key: &[u8], item: Item<'_>) -> Result<(), LsmError> {
-        if self.builder.as_ref().is_some_and(|builder| builder.space() != key.first().copied()) {
-            self.end_table()?;
-        }
-        let builder = match &mut self.builder {
-            Some(builder) => builder,
-            none => {
-                let number = bench.shared.next_file();
-                self.begun.push(number);
-                none.insert(bench.shared.new_table(bench.disk, number)?)
-            }
-        };
-        builder.add(key, item)
-    }
-
-    /// Bytes of the table that is being written.
-    fn bytes(&self) -> u64 {
-        self.builder.as_ref().map_or(0, TableBuilder::bytes)
-    }
-
-    fn end_table(&mut self) -> Result<(), LsmError> {
-        if let Some(builder) = self.builder.take() {
-            self.tables.push(builder.finish()?);
-        }
-        Ok(())
-    }
-}
 
 /// Writes a frozen memtable to tables of level 0.
 #[derive(Debug)]
@@ -78,7 +32,7 @@ pub(super) struct Flush {
     /// All tables that hold what is older.
     base: Arc<Version>,
     cursor: MemCursor,
-    outputs: Outputs,
+    pub(super) outputs: Outputs,
 }
 
 impl Flush {
@@ -109,25 +63,6 @@ impl Flush {
         self.outputs.end_table()?;
         Ok(true)
     }
-
-    /// The tables it has written, at its end.
-    pub(super) fn take_tables(&mut self) -> Vec<TableMeta> {
-        std::mem::take(&mut self.outputs.tables)
-    }
-
-    /// Numbers of the tables that it began.
-    pub(super) fn into_begun(self) -> Vec<u64> {
-        self.outputs.begun
-    }
-}
-
-/// What a step counts for an entry, bytes.
-fn size_of(key: &[u8], item: Item<'_>) -> u64 {
-    let value = match item {
-        Item::Put { value, .. } => value.len(),
-        Item::Tombstone => 0,
-    };
-    (key.len() + value) as u64 + 8
 }
 
 /// Merges tables into the next level.
@@ -137,7 +72,7 @@ pub(super) struct Compaction {
     /// The version it was picked from; the levels below its output stay as they are meanwhile.
     base: Arc<Version>,
     merge: Merge,
-    outputs: Outputs,
+    pub(super) outputs: Outputs,
     /// How many tables of the level behind its output lie in front of where it is, and the bytes of those that the
     /// table being written meets.
     passed: usize,
@@ -239,15 +174,5 @@ impl Compaction {
         }
         self.outputs.end_table()?;
         Ok(true)
-    }
-
-    /// The tables it has written, at its end.
-    pub(super) fn take_tables(&mut self) -> Vec<TableMeta> {
-        std::mem::take(&mut self.outputs.tables)
-    }
-
-    /// Numbers of the tables that it began.
-    pub(super) fn into_begun(self) -> Vec<u64> {
-        self.outputs.begun
     }
 }

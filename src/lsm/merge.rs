@@ -129,7 +129,7 @@ pub(super) struct Merge {
 const BYTES_PER_WORK: usize = 4 << 10;
 
 /// What it costs to step over an entry.
-pub(super) fn work_of(item: Item<'_>) -> u64 {
+fn work_of(item: Item<'_>) -> u64 {
     match item {
         Item::Put { value, .. } => 1 + (value.len() / BYTES_PER_WORK) as u64,
         Item::Tombstone => 1,

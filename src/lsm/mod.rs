@@ -20,7 +20,8 @@
 //! | `backup`     | a version in one file                                             |
 //! | `inspect`    | what a store that is not open holds, and all that is wrong        |
 //! | `demand`     | compactions of everything that were asked for                     |
-//! | `jobs`       | a flush and a compaction; when a tombstone goes                    |
+//! | `outputs`    | the tables that are written, one behind the other                 |
+//! | `jobs`       | a flush and a compaction; when a tombstone goes                   |
 //! | `worker`     | [`Worker`] flushes and compacts, a step at a time                 |
 //!
 //! What holds:
@@ -56,6 +57,7 @@ mod jobs;
 mod manifest;
 mod memtable;
 mod merge;
+mod outputs;
 mod reserve;
 mod snapshot;
 mod table;

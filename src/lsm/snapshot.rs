@@ -24,9 +24,8 @@ use super::files::Files;
 use super::manifest::{self, LEVELS, State};
 use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
-use super::table::{
-    Shelf, Start, Table, TableBuilder, TableCursor, TableMeta, table_name, table_number,
-};
+use super::outputs::{Bench, Outputs, size_of};
+use super::table::{Shelf, Start, Table, TableCursor, TableMeta, table_name, table_number};
 use super::version::{Version, bytes_of, target};
 use crate::env::{Disk, DiskFile, Open};
 use std::collections::{BTreeSet, VecDeque};
@@ -131,21 +130,16 @@ pub struct Import {
     /// What is not whole yet, and how far the first of it has come.
     missing: VecDeque<TableMeta>,
     file: Option<(Arc<dyn DiskFile>, u64)>,
-    sealing: Option<Sealing>,
-    /// Tables made in this store that nobody names.
-    made: Vec<u64>,
+    /// What is still to be merged.
+    sealing: Option<Merge>,
+    /// Tables made in this store, which nobody names.
+    outputs: Outputs,
 }
 
 impl fmt::Debug for Import {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Import(applied {}, {} tables missing)", self.state.applied, self.missing.len())
     }
-}
-
-struct Sealing {
-    merge: Merge,
-    builder: Option<TableBuilder>,
-    outputs: Vec<TableMeta>,
 }
 
 /// Tables that nothing names yet.
@@ -220,7 +214,7 @@ impl Reader {
             shelf,
             file: None,
             sealing: None,
-            made: Vec::new(),
+            outputs: Outputs::default(),
         };
         import.keep_what_is_whole()?;
         Ok(import)
@@ -331,7 +325,7 @@ impl Import {
         }
         let step = self.seal_step(extra);
         if step.is_err() {
-            throw_away(&self.shared, std::mem::take(&mut self.made));
+            throw_away(&self.shared, std::mem::take(&mut self.outputs).into_begun());
         }
         match step {
             Err(LsmError::Damaged { path, .. }) if path.parent() == Some(&self.dir) => {
@@ -349,56 +343,38 @@ impl Import {
     }
 
     fn seal_step(&mut self, extra: &[Extra<'_>]) -> Result<Sealed, LsmError> {
-        let mut sealing = match self.sealing.take() {
-            Some(sealing) => sealing,
+        let mut merge = match self.sealing.take() {
+            Some(merge) => merge,
             None => self.begin_sealing(extra)?,
         };
         let options = self.shared.options;
+        let bench = Bench { shared: &self.shared, disk: self.disk.as_ref() };
         let mut done = 0;
-        while sealing.merge.is_valid() && done < options.step_bytes {
-            let (key, item) = (sealing.merge.key(), sealing.merge.item());
-            done += key.len() as u64 + 8;
+        while merge.is_valid() && done < options.step_bytes {
+            let (key, item) = (merge.key(), merge.item());
+            done += size_of(key, item);
             // Nothing lies below: a tombstone has done its work.
-            if let Item::Put { value, .. } = item {
-                done += value.len() as u64;
-                // As in all tables: one holds keys of one space only.
-                let is_full = |builder: &TableBuilder| {
-                    builder.bytes() >= options.table_bytes
-                        || builder.space() != key.first().copied()
-                };
-                if sealing.builder.as_ref().is_some_and(is_full) {
-                    sealing.outputs.extend(sealing.builder.take().map(|b| b.finish()).transpose()?);
+            if item != Item::Tombstone {
+                self.outputs.add(&bench, key, item)?;
+                if self.outputs.bytes() >= options.table_bytes {
+                    self.outputs.end_table()?;
                 }
-                let builder = match &mut sealing.builder {
-                    Some(builder) => builder,
-                    none => none.insert(self.builder()?),
-                };
-                builder.add(key, item)?;
             }
-            sealing.merge.advance()?;
+            merge.advance()?;
         }
-        if sealing.merge.is_valid() {
-            self.sealing = Some(sealing);
+        if merge.is_valid() {
+            self.sealing = Some(merge);
             return Ok(Sealed::Working);
         }
-        sealing.outputs.extend(sealing.builder.take().map(|b| b.finish()).transpose()?);
+        self.outputs.end_table()?;
         let store = &self.shared.dir;
         self.disk.sync_dir(store).map_err(|e| LsmError::io(store, 0, e))?;
-        self.made.clear();
-        Ok(Sealed::Done(Staged {
-            shared: Arc::clone(&self.shared),
-            applied: self.state.applied,
-            tables: sealing.outputs,
-        }))
+        let tables = std::mem::take(&mut self.outputs).take_tables();
+        let (shared, applied) = (Arc::clone(&self.shared), self.state.applied);
+        Ok(Sealed::Done(Staged { shared, applied, tables }))
     }
 
-    fn builder(&mut self) -> Result<TableBuilder, LsmError> {
-        let number = self.shared.next_file();
-        self.made.push(number);
-        self.shared.new_table(self.disk.as_ref(), number)
-    }
-
-    fn begin_sealing(&self, extra: &[Extra<'_>]) -> Result<Sealing, LsmError> {
+    fn begin_sealing(&self, extra: &[Extra<'_>]) -> Result<Merge, LsmError> {
         let memtable = Arc::new(Memtable::default());
         let mut scratch = Vec::new();
         let entries = extra.iter().map(|&(space, key, revision, value)| {
@@ -420,8 +396,7 @@ impl Import {
                 sources.push(Source::Level(LevelCursor::new(&tables, Start::End, false, true)?));
             }
         }
-        let merge = Merge::new(sources, false);
-        Ok(Sealing { merge, builder: None, outputs: Vec::new() })
+        Ok(Merge::new(sources, false))
     }
 
     /// Removes what was fetched, once it is installed or of no use.
@@ -436,7 +411,7 @@ impl Import {
 
 impl Drop for Import {
     fn drop(&mut self) {
-        throw_away(&self.shared, std::mem::take(&mut self.made));
+        throw_away(&self.shared, std::mem::take(&mut self.outputs).into_begun());
     }
 }
 

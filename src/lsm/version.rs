@@ -159,10 +159,10 @@ impl Version {
     /// How many tables of one space lie in level 0, of that which has most, and that space: no read looks into more.
     pub(super) fn level0_depth(&self) -> (usize, u8) {
         let space = |table: &Arc<Table>| table.meta.smallest.first().copied().unwrap_or(0);
-        let mut spaces: Vec<u8> = self.levels[0].iter().map(space).collect();
-        spaces.sort_unstable();
-        let runs = spaces.chunk_by(|a, b| a == b);
-        runs.map(|run| (run.len(), run[0])).max().unwrap_or((0, 0))
+        // Asked at every batch: there are few tables, and nothing is allocated.
+        let spaces = || self.levels[0].iter().map(space);
+        let depth = |of: u8| spaces().filter(|space| *space == of).count();
+        spaces().map(|space| (depth(space), space)).max().unwrap_or((0, 0))
     }
 
     /// How urgent the compaction of each level is; from 1 on it is due.

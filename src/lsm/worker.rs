@@ -19,8 +19,9 @@
 use super::LsmError;
 use super::demand::Demanded;
 use super::engine::Shared;
-use super::jobs::{Bench, Compaction, Flush, Pieces};
+use super::jobs::{Compaction, Flush, Pieces};
 use super::manifest::{LEVELS, Manifest};
+use super::outputs::Bench;
 use super::reserve::Reserve;
 use super::table::{Table, TableMeta, table_name};
 use super::version::{Pick, Version, bytes_of};
@@ -183,7 +184,7 @@ impl Worker {
                 Step::Worked | Step::Damaged => {}
                 Step::Reserved => drop(bell.wait_at_most(RESERVE_PAUSE)),
                 Step::Full => drop(bell.wait_at_most(FULL_PAUSE)),
-                Step::Idle if self.shared.hides_in_memory().0 == 0 => bell.wait(),
+                Step::Idle if self.shared.tombstones_in_memory() == 0 => bell.wait(),
                 Step::Idle => {
                     let rung = bell.wait_at_most(REST_PAUSE);
                     if !rung && self.wants_flush() {
@@ -198,7 +199,7 @@ impl Worker {
     /// Whether the memtable should be flushed though it is not full: it hides much of what is on disk, which cannot
     /// be given back before. Asked when nothing was to be done for a while.
     pub fn wants_flush(&self) -> bool {
-        self.shared.hides_in_memory().1
+        self.shared.hides_in_memory()
     }
 
     /// What the owner is to hear after a step: whether the disk is full. At each change; and, as
@@ -299,8 +300,8 @@ impl Worker {
     /// Gives the jobs up: what they have written goes to the trash, what they work on stays as it
     /// is, and they can be begun anew.
     fn give_up(&mut self) {
-        let flush = self.flush.take().map(Flush::into_begun);
-        let compaction = self.compaction.take().map(Compaction::into_begun);
+        let flush = self.flush.take().map(|flush| flush.outputs.into_begun());
+        let compaction = self.compaction.take().map(|compaction| compaction.outputs.into_begun());
         let numbers = flush.into_iter().chain(compaction).flatten();
         let paths = numbers.map(|number| self.shared.dir.join(table_name(number)));
         self.shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner).extend(paths);
@@ -452,7 +453,7 @@ impl Worker {
         }
         let Some(flush) = &mut self.flush else { return Ok(()) };
         let frozen = Arc::clone(&flush.frozen);
-        let metas = flush.take_tables();
+        let metas = flush.outputs.take_tables();
         let made = metas.into_iter().map(|m| self.open_table(m)).collect::<Result<Vec<_>, _>>()?;
         let mut version = self.shared.sources().version.as_ref().clone();
         for table in &made {
@@ -474,7 +475,7 @@ impl Worker {
             return Ok(());
         }
         let Some(compaction) = &mut self.compaction else { return Ok(()) };
-        let metas = compaction.take_tables();
+        let metas = compaction.outputs.take_tables();
         let made: Result<Vec<_>, _> = metas.into_iter().map(|m| self.open_table(m)).collect();
         let made = made?;
         // It stays the worker's job until it is done, so that it can be given up.
