@@ -482,18 +482,12 @@ impl SnapshotReceiver {
         self.failures += 1;
         // That of another sender says nothing about this one (seed 200013614: the leader was passed over for the
         // one before, which was dead).
-        if !std::mem::replace(&mut self.counts, false) {
-            return self.tell_given_up(sender, why, now_us);
+        if std::mem::take(&mut self.counts) {
+            self.tries += 1;
+            if elsewhere || self.tries >= TRIES_MAX {
+                (self.tries, self.turn) = (0, self.turn + 1);
+            }
         }
-        self.tries += 1;
-        if elsewhere || self.tries >= TRIES_MAX {
-            (self.tries, self.turn) = (0, self.turn + 1);
-        }
-        self.tell_given_up(sender, why, now_us);
-    }
-
-    /// Says so, once in a while.
-    fn tell_given_up(&mut self, sender: NodeId, why: &str, now_us: u64) {
         let key = (sender, why.to_string());
         if self.told_us.get(&key).is_some_and(|at| now_us < at + TELL_AGAIN_US) {
             return;
