@@ -134,7 +134,7 @@ impl Http {
 fn refusal(head: &Head, state: &NodeState, full: Option<&str>) -> Option<(u16, String)> {
     let own = || head.host.as_deref().is_none_or(|host| is_own(host, &state.address));
     let shown = || head.bearer.as_deref().is_some_and(|token| tokens_equal(token, &state.token));
-    let health = matches!(head.path.as_str(), "/health" | "/health/leader");
+    let health = is_health(&head.path);
     if state.token.is_empty() && !health && !own() {
         let why =
             "this node has no such name; ask for its address, or for the host that it advertises";
@@ -168,5 +168,9 @@ fn page(head: &Head, failed: Option<String>, state: &NodeState) -> (u16, String)
 
 /// Answered also when every place is taken: whoever watches the node must not take it for dead.
 fn tells_how_it_is(head: &Head) -> bool {
-    ["/health", "/health/leader", "/metrics"].contains(&head.path.as_str())
+    is_health(&head.path) || head.path == "/metrics"
+}
+
+fn is_health(path: &str) -> bool {
+    matches!(path, "/health" | "/health/leader")
 }

@@ -179,6 +179,8 @@ impl NodeState {
 
     pub(super) fn status(&self, status: &Status) -> NodeStatus {
         let fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetching = fetching.as_ref().map(ToString::to_string);
+        let words = status.words(self.reader.is_disk_full(), fetching);
         let peer = |p: &PeerProgress| PeerStatus {
             id: p.id,
             match_index: p.match_index,
@@ -201,19 +203,10 @@ impl NodeState {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_string(),
             peers: status.peers.iter().map(peer).collect(),
-            state: [
-                Some(
-                    status.words(
-                        self.reader.is_disk_full(),
-                        fetching.as_ref().map(ToString::to_string),
-                    ),
-                ),
-                self.fewer_connections(),
-            ]
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .join(", "),
+            state: match self.fewer_connections() {
+                None => words,
+                Some(fewer) => format!("{words}, {fewer}"),
+            },
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::node::{
 };
 use crate::raft::{self, Configuration, HardState, Member, Raft, Restored, RestoredLog, RoleName};
 use crate::wal::testdisk::TestDisk;
-use crate::wal::{self, Wal};
+use crate::wal::{self, Identity, Wal};
 use crate::wire::client::{
     self as wire, Answer as Reply, Call, Change, Class, Consistency, Response, put_request,
     take_response,
@@ -18,8 +18,7 @@ use crate::wire::client::{
 use crate::wire::frame::PREAMBLE;
 use crate::wire::handshake::{Lane, RejectCode, Role, put_hello, take_answer};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, RwLock};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The one key of the store, and how long its value is.
 pub(crate) const BIG_KEY: &[u8] = b"big";
@@ -64,25 +63,22 @@ pub(crate) fn node_of_two<C: Clone>(
     };
     let core = Raft::new(raft::Options::new(1, 1), restored, now_us);
     let node = Node::new(Replica::new(core, replica_options), peers_options, now_us);
-    let state = NodeState {
-        id: 1,
-        first: members,
-        identity: 11,
+    let identity = Identity {
         cluster: 7,
+        node: 1,
+        identity: 11,
+        created: true,
+        restoring: false,
+        removed: false,
+        denied: false,
+        advertise: "host:1".to_string(),
+        members,
+    };
+    let state = NodeState {
         address: "host:1".to_string(),
-        token: Vec::new(),
-        limits: Limits::default(),
         connections_set: connections_max,
         connections_max: AtomicUsize::new(connections_max),
-        reader: machine.reader(),
-        log: log.reader(),
-        connections: AtomicUsize::new(0),
-        log_bytes: AtomicU64::new(0),
-        fetching: Mutex::new(None),
-        different: AtomicBool::new(false),
-        damaged: AtomicBool::new(false),
-        partial: PartialBytes::default(),
-        view: RwLock::new(Arc::new(ClusterView::of(&node))),
+        ..NodeState::of(&identity, machine.reader(), log.reader(), ClusterView::of(&node))
     };
     (state, node)
 }
