@@ -342,17 +342,13 @@ fn filler_key(number: u64) -> Vec<u8> {
 }
 
 /// Deletes neighbours of these keys, some with one write.
-pub(super) fn sweep(from: u64, keys: u64) -> impl Iterator<Item = Request> {
+pub(super) fn sweep(from: u64, keys: u64) -> Vec<Request> {
     let numbers: Vec<u64> = (0..keys.min(FILLERS)).map(|i| from % FILLERS + i).collect();
-    let writes: Vec<Request> = numbers
-        .chunks(SWEEP_OPS)
-        .map(|numbers| {
-            let key = |&number: &u64| kv::Op::Delete { key: filler_key(number) };
-            let ops = numbers.iter().map(key).collect();
-            write_of(&Command::Write(kv::Write { stamp: None, conditions: Vec::new(), ops }))
-        })
-        .collect();
-    writes.into_iter()
+    let delete = |numbers: &[u64]| {
+        let ops = numbers.iter().map(|&n| kv::Op::Delete { key: filler_key(n) }).collect();
+        write_of(&Command::Write(kv::Write { stamp: None, conditions: Vec::new(), ops }))
+    };
+    numbers.chunks(SWEEP_OPS).map(delete).collect()
 }
 
 pub(super) fn write_of(command: &Command) -> Request {

@@ -466,7 +466,7 @@ impl Fault {
             Fault::Wipe { node, down_us } => world.wipe(node, down_us),
             Fault::Burst { node, writes } => world.burst(node, writes),
             Fault::Sweep { node, from, keys } => {
-                world.ask_directly(node, sweep(from, keys).collect());
+                world.ask_directly(node, sweep(from, keys));
             }
             Fault::Operate { what, at } => return world.operate(what, at),
             Fault::CopyDisk { node } => world.copy_disk(node),
