@@ -56,6 +56,17 @@ pub fn is_out_of_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether a read failed because the medium does not give back what lies there: a bad sector, or one whose
+/// checksum the system or the device found wrong. Other bytes of the file may well be read.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| real::UNREADABLE.contains(&code))
+}
+
+/// The error of a read of such bytes, for disks that are none.
+pub fn unreadable() -> io::Error {
+    io::Error::from_raw_os_error(real::UNREADABLE[0])
+}
+
 /// An open file. Reads and writes name their offset; there is no cursor.
 #[allow(clippy::len_without_is_empty)] // a length in bytes, not a collection
 pub trait DiskFile: Send + Sync + fmt::Debug {

@@ -16,6 +16,17 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+/// Codes of errors by which a system says that a medium does not give back what lies there: EIO, ENODATA (a
+/// medium error, as the block layer says it), EBADMSG and EUCLEAN (the file system's checksum or structure does not
+/// fit), EILSEQ (the device's protection information does not), EREMOTEIO (the device's own).
+#[cfg(not(windows))]
+pub(super) const UNREADABLE: &[i32] =
+    if cfg!(target_os = "linux") { &[5, 61, 74, 84, 117, 121] } else { &[5] };
+/// The same: ERROR_CRC, ERROR_SECTOR_NOT_FOUND, ERROR_READ_FAULT, ERROR_IO_DEVICE, ERROR_FILE_CORRUPT,
+/// ERROR_DISK_CORRUPT, ERROR_DATA_CHECKSUM_ERROR.
+#[cfg(windows)]
+pub(super) const UNREADABLE: &[i32] = &[23, 27, 30, 1117, 1392, 1393, 323];
+
 /// The operating system's file system. What needs a descriptor waits for one as [`super::descriptors`] says.
 #[derive(Debug, Default)]
 pub struct RealDisk {

@@ -187,7 +187,8 @@ impl<S: Store> Machine<S> {
     /// as old and not wanted `again`, in place of what is damaged. Whether it was taken.
     ///
     /// # Errors
-    /// The store's; nothing more is applied after one.
+    /// The store's. After damage of the snapshot everything is as before; after another error nothing more is
+    /// applied, see [`Machine::is_spoiled`].
     pub fn install(
         &mut self,
         snapshot: S::Snapshot,
@@ -197,13 +198,13 @@ impl<S: Store> Machine<S> {
         if index < self.applied || (index == self.applied && !again) {
             return Ok(false);
         }
-        self.failed = true;
-        self.store.install(snapshot)?;
+        let failed = std::mem::replace(&mut self.failed, true);
+        self.store.install(snapshot).inspect_err(|e| self.failed = failed || !e.is_damage())?;
         let view = self.reader.view();
+        self.applied = view.applied();
         let loaded = Loaded::from(&view, self.sessions.bounds())?;
         (self.sessions, self.installed) = (loaded.sessions, loaded.installed);
         (self.digest, self.told) = (loaded.digest, None);
-        self.applied = view.applied();
         drop(view);
         self.failed = false;
         Ok(true)

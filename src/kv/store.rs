@@ -68,7 +68,8 @@ pub trait Store: Send + 'static {
     fn flush(&mut self);
 
     /// Takes the snapshot's contents and applied index in place of its own, durably and all at
-    /// once. After an error, as after a crash, it is the old contents or the new ones.
+    /// once. After an error, as after a crash, it is the old contents or the new ones; when the error is damage, which
+    /// is of the snapshot, it is the old ones.
     fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError>;
 
     /// How long the writer should rest after a batch of so many bytes, in microseconds, so that the

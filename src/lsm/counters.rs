@@ -34,6 +34,7 @@ pub(super) struct Counters {
     pub(super) reclaims: Counter,
     pub(super) moves: Counter,
     pub(super) demanded: Counter,
+    pub(super) unread: Counter,
 }
 
 /// A snapshot of what the engine did since it was opened, and of what it holds.
@@ -86,6 +87,8 @@ pub struct Stats {
     pub moves: u64,
     /// Compactions that were made because a compaction of everything was asked for.
     pub demanded: u64,
+    /// Flushes and compactions that were begun anew because the disk did not give back what they had written.
+    pub unread: u64,
     /// The disk is full, or was and the reserve is not whole again.
     pub disk_full: bool,
 }

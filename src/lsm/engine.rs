@@ -358,7 +358,8 @@ impl Engine {
     /// gone with the rest. Views made before go on showing what they showed.
     ///
     /// # Errors
-    /// The disk's. The store is then to be opened again, and holds the old contents or the new.
+    /// [`LsmError::Damaged`], nothing done, when a table of the snapshot cannot be read back; the disk's. The store is
+    /// then to be opened again, and holds the old contents or the new.
     pub fn install(&mut self, staged: Staged) -> Result<(), LsmError> {
         let shared = Arc::clone(&self.shared);
         let mut manifest = shared.manifest();
@@ -457,6 +458,7 @@ impl Reader {
             reclaims: counters.reclaims.get(),
             moves: counters.moves.get(),
             demanded: counters.demanded.get(),
+            unread: counters.unread.get(),
             disk_full: self.is_disk_full(),
         }
     }

@@ -1,6 +1,6 @@
 //! What can go wrong with the store's files, and what that means for the node.
 
-use crate::env::is_out_of_space;
+use crate::env::{is_out_of_space, is_unreadable};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -56,12 +56,11 @@ impl LsmError {
         LsmError::Damaged { path: path.to_path_buf(), offset, what }
     }
 
-    /// A failed read: a file that ends too early lost bytes, which no healthy disk does.
+    /// A failed read. Bytes that are gone or cannot be read are damage of the file, which can be had elsewhere.
     pub(super) fn read(path: &Path, offset: u64, source: io::Error) -> LsmError {
-        if source.kind() == io::ErrorKind::UnexpectedEof {
-            LsmError::damaged(path, offset, "the file ends too early")
-        } else {
-            LsmError::io(path, offset, source)
+        match lost(&source) {
+            Some(what) => LsmError::damaged(path, offset, what),
+            None => LsmError::io(path, offset, source),
         }
     }
 
@@ -77,6 +76,16 @@ impl LsmError {
             LsmError::Io { .. } | LsmError::Failed => Class::Stop,
             LsmError::Damaged { .. } => Class::Repair,
         }
+    }
+}
+
+/// What a failed read says of the file, if it says that its bytes are lost: a file that is missing or ends too early
+/// lost them, which no healthy disk does, and a bad sector does not give them back.
+pub(super) fn lost(error: &io::Error) -> Option<&'static str> {
+    match error.kind() {
+        io::ErrorKind::NotFound => Some("the file is missing"),
+        io::ErrorKind::UnexpectedEof => Some("the file ends too early"),
+        _ => is_unreadable(error).then_some("the disk cannot read it (input/output error)"),
     }
 }
 

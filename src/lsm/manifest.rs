@@ -11,6 +11,7 @@
 use super::LsmError;
 use super::block::Seed;
 use super::bytes::{Input, Malformed, put_blob};
+use super::error::lost;
 use super::table::TableMeta;
 use crate::env::{Disk, DiskFile, Open};
 use std::io;
@@ -275,12 +276,18 @@ pub(super) fn read_slot(
         Err(e) => return Err(io(e)),
     };
     let len = opened.len().map_err(io)?;
+    *file = Some(Arc::clone(&opened));
     if len > SLOT_BYTES_MAX + 4 {
         return Ok(Slot::Bad(Malformed("the manifest is too long")));
     }
     let mut bytes = vec![0; len as usize];
-    opened.read_exact_at(&mut bytes, 0).map_err(|e| LsmError::read(&path, 0, e))?;
-    *file = Some(opened);
+    // A slot that cannot be read is a bad one: the other holds the same, and makes it good.
+    match opened.read_exact_at(&mut bytes, 0) {
+        Err(e) if lost(&e).is_some() => {
+            return Ok(Slot::Bad(Malformed(lost(&e).unwrap_or_default())));
+        }
+        read => read.map_err(io)?,
+    }
     Ok(match decode(&bytes, identity, slot) {
         Ok((sequence, state)) => Slot::Good(sequence, Box::new(state)),
         Err(why) => Slot::Bad(why),

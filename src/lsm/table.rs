@@ -16,9 +16,10 @@ use super::block::{
 use super::bytes::{Input, Malformed};
 use super::cache::Cache;
 use super::counters::Counters;
+use super::error::lost;
 use super::files::Files;
 use crate::env::{Disk, DiskFile, Open};
-use std::io::ErrorKind;
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -297,20 +298,18 @@ impl Table {
     ) -> Result<Table, LsmError> {
         let path = dir.join(table_name(meta.number));
         let damaged = |offset, what| LsmError::damaged(&path, offset, what);
-        let file = match shelf.files.get(meta.number, &path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(damaged(0, "the file is missing"));
-            }
-            Err(e) => return Err(LsmError::io(&path, 0, e)),
+        let unread = |offset| {
+            let path = &path;
+            move |e| LsmError::read(path, offset, e)
         };
-        if file.len().map_err(|e| LsmError::io(&path, 0, e))? != meta.bytes {
+        let file = shelf.files.get(meta.number, &path).map_err(unread(0))?;
+        if file.len().map_err(unread(0))? != meta.bytes {
             return Err(damaged(meta.bytes, "the file has another length than the manifest says"));
         }
         let at = meta.bytes.checked_sub(FOOTER_BYTES as u64);
         let at = at.ok_or_else(|| damaged(0, "the file is too short"))?;
         let mut footer = [0; FOOTER_BYTES];
-        file.read_exact_at(&mut footer, at).map_err(|e| LsmError::read(&path, at, e))?;
+        file.read_exact_at(&mut footer, at).map_err(unread(at))?;
         let seed = Seed { identity, number: meta.number };
         let bad = |Malformed(what)| damaged(at, what);
         let (body, crc) = footer.split_at(FOOTER_BYTES - CRC_BYTES);
@@ -473,19 +472,13 @@ impl Table {
     }
 
     fn load(&self, bytes: &mut [u8], offset: u64) -> Result<(), LsmError> {
-        let file = match self.shelf.files.get(self.meta.number, &self.path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(self.damaged(0, Malformed("the file is missing")));
-            }
-            Err(e) => return Err(LsmError::io(&self.path, 0, e)),
+        let unread = |offset: u64, e: io::Error| match lost(&e) {
+            Some(what) => self.damaged(offset, Malformed(what)),
+            None => LsmError::io(&self.path, offset, e),
         };
-        match file.read_exact_at(bytes, offset) {
-            Err(e) if e.kind() == ErrorKind::UnexpectedEof => {
-                Err(self.damaged(offset, Malformed("the file ends too early")))
-            }
-            read => read.map_err(|e| LsmError::io(&self.path, offset, e)),
-        }
+        let file = self.shelf.files.get(self.meta.number, &self.path);
+        let file = file.map_err(|e| unread(0, e))?;
+        file.read_exact_at(bytes, offset).map_err(|e| unread(offset, e))
     }
 
     /// Looks a key up; `hash` is its [`key_hash`].

@@ -44,6 +44,8 @@ const WORK_PER_RESERVE: u64 = 8;
 const DOUBLINGS_MAX: u32 = 4;
 /// Compactions that are made in pieces after one that found no space as a whole: it wrote in vain.
 const TIGHT_COMPACTIONS: u32 = 64;
+/// Jobs in a row whose new tables the disk does not give back before that is an error: others lie elsewhere on it.
+const UNREAD_MAX: u32 = 8;
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,6 +96,8 @@ pub struct Worker {
     worked: u64,
     /// An error is final from here on: names or manifest may be half-written.
     committing: bool,
+    /// Jobs in a row whose new tables could not be read back.
+    unread: u32,
     /// Compactions in a row that found no space, and pauses before the next is tried.
     in_vain: u32,
     rest: u32,
@@ -130,6 +134,7 @@ impl Worker {
             reserve,
             worked: 0,
             committing: false,
+            unread: 0,
             in_vain: 0,
             rest: 0,
             tight: 0,
@@ -411,10 +416,26 @@ impl Worker {
         Ok(())
     }
 
-    fn open_table(&self, meta: TableMeta) -> Result<Arc<Table>, LsmError> {
-        let identity = self.shared.options.identity;
-        let shelf = &self.shared.shelf;
-        Table::open(&self.shared.dir, identity, meta, shelf).map(Arc::new)
+    /// Opens the tables that a job wrote. None when one of them cannot be read back: what they were made from is
+    /// still there, and the job is begun anew.
+    fn open_made(&mut self, metas: Vec<TableMeta>) -> Result<Option<Vec<Arc<Table>>>, LsmError> {
+        let open = |meta| {
+            let Shared { dir, options, shelf, .. } = self.shared.as_ref();
+            Table::open(dir, options.identity, meta, shelf).map(Arc::new)
+        };
+        match metas.into_iter().map(open).collect() {
+            Ok(made) => {
+                self.unread = 0;
+                Ok(Some(made))
+            }
+            Err(LsmError::Damaged { .. }) if self.unread < UNREAD_MAX => {
+                self.unread += 1;
+                self.shared.shelf.counters.unread.add(1);
+                self.give_up();
+                Ok(None)
+            }
+            Err(e) => Err(e),
+        }
     }
 
     fn sync_names(&self) -> Result<(), LsmError> {
@@ -454,7 +475,7 @@ impl Worker {
         let Some(flush) = &mut self.flush else { return Ok(()) };
         let frozen = Arc::clone(&flush.frozen);
         let metas = flush.outputs.take_tables();
-        let made = metas.into_iter().map(|m| self.open_table(m)).collect::<Result<Vec<_>, _>>()?;
+        let Some(made) = self.open_made(metas)? else { return Ok(()) };
         let mut version = self.shared.sources().version.as_ref().clone();
         for table in &made {
             version = version.flushed(Arc::clone(table));
@@ -476,8 +497,7 @@ impl Worker {
         }
         let Some(compaction) = &mut self.compaction else { return Ok(()) };
         let metas = compaction.outputs.take_tables();
-        let made: Result<Vec<_>, _> = metas.into_iter().map(|m| self.open_table(m)).collect();
-        let made = made?;
+        let Some(made) = self.open_made(metas)? else { return Ok(()) };
         // It stays the worker's job until it is done, so that it can be given up.
         let Some(Compaction { pick, until, .. }) = &self.compaction else { return Ok(()) };
         let (until, empty) = (until.clone(), Arc::default());

@@ -102,6 +102,8 @@ pub enum Installed {
     },
     /// This node was further already, and nothing was done.
     TooLate,
+    /// The disk does not give back what was fetched ([`ApplyEffects::damage`] says where): another one is needed.
+    Unread,
 }
 
 impl<C> Default for ApplyEffects<C> {
@@ -203,11 +205,14 @@ impl<S: Store, C> Applier<S, C> {
                 Ok(Some(ApplyEffects { repair, ..ApplyEffects::default() }))
             }
             ApplyTask::Install { snapshot, index } => {
-                let installed = self.install(snapshot, index).map_err(ApplyError::Install)?;
-                // One that was on its way when the damage was met, and is too old.
+                let (installed, damage) = match self.install(snapshot, index) {
+                    Err(e) if e.is_damage() => (Installed::Unread, Some(e)),
+                    installed => (installed.map_err(ApplyError::Install)?, None),
+                };
+                // One that was on its way when the damage was met, and is too old; or one that is damaged, too.
                 let repair = self.holding.then(|| self.machine.applied());
-                let installed = Some(installed);
-                Ok(Some(ApplyEffects { installed, repair, ..ApplyEffects::default() }))
+                let effects = ApplyEffects { damage, repair, ..ApplyEffects::default() };
+                Ok(Some(ApplyEffects { installed: Some(installed), ..effects }))
             }
         }
     }
@@ -290,14 +295,18 @@ impl<S: Store, C> Applier<S, C> {
         Ok(done)
     }
 
-    /// Puts a snapshot in the place of the state, which ends a hold.
+    /// Puts a snapshot in the place of the state, which ends a hold. What is damaged as soon as it is in place begins
+    /// another one.
     fn install(&mut self, snapshot: S::Snapshot, index: Index) -> Result<Installed, StoreError> {
         let repaired = self.holding;
-        if !self.machine.install(snapshot, index, self.holding)? {
+        let taken = self.machine.install(snapshot, index, self.holding);
+        self.holding |= self.machine.is_spoiled();
+        if !taken? {
             return Ok(Installed::TooLate);
         }
-        self.holding = false;
+        self.holding = true;
         let mark = mark_of(&self.machine.reader().view(), &self.first)?;
+        self.holding = false;
         Ok(Installed::Done { mark, repaired })
     }
 

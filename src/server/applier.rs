@@ -56,6 +56,9 @@ fn act(effects: ApplyEffects<ClientHandle>, shared: &Shared) {
                 let _ = shared.raft.send(Input::Installed { mark });
             }
             Installed::TooLate => info!("a snapshot came too late: its index is applied already"),
+            Installed::Unread => {
+                info!("a snapshot is fetched again: the disk does not give it back")
+            }
         }
     }
     if let Some(index) = repair {

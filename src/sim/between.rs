@@ -36,7 +36,7 @@ impl World {
         let n = self.nodes.get(&node)?;
         let up = n.up.as_ref()?;
         // Damage is the business of other readers, and errors are that of the step.
-        if n.store_flipped || n.disk.has_trouble() {
+        if n.store_is_hurt() || n.disk.has_trouble() {
             return None;
         }
         let all = Arc::new(Mutex::new(Vec::new()));

@@ -161,7 +161,7 @@ impl World {
         let image_dice = self.dice.split();
         let mut options = store_options(&mut self.dice);
         let Some(n) = self.nodes.get(&node) else { return Ok(()) };
-        if n.store_flipped || n.disk.has_trouble() {
+        if n.store_is_hurt() || n.disk.has_trouble() {
             return Ok(());
         }
         (options.identity, options.must_exist) = (n.identity, true);

@@ -17,14 +17,17 @@
 //! - The disk may be full for a while: [`SimDisk::limit`] says how much room is left, what makes a
 //!   file longer takes of it, a removed file gives back, and when nothing is left no file is made.
 //! - Bits flip only in what [`SimDisk::flip`] is told, behind everyone's back.
+//! - A sector that [`SimDisk::spoil`] is told of cannot be read (EIO), by this process and all later ones, until it
+//!   is written again or its file is removed.
 //!
-//! Not modelled: errors that go away by themselves, a disk that lies about syncs, reads that return
-//! different bytes twice.
+//! Not modelled: a disk that lies about syncs, reads that return different bytes twice.
+
+mod rot;
 
 use super::dice::Dice;
 use super::moments::{DiskStep, FileKind, Moment};
-use crate::env::{DirLock, Disk, DiskFile, Open};
-use std::collections::BTreeMap;
+use crate::env::{DirLock, Disk, DiskFile, Open, unreadable};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
@@ -71,7 +74,11 @@ struct State {
     pub(super) struck: BTreeMap<Trouble, u64>,
     /// The trouble that struck last.
     last_struck: Option<Trouble>,
+    /// Of what kind the file was whose read failed in this life and would not again.
+    read_struck: Option<FileKind>,
     syncs: u64,
+    /// Reads that met a sector that cannot be read.
+    spoiled_reads: u64,
     between: Option<Look>,
 }
 
@@ -87,6 +94,8 @@ struct File {
     /// Where the last write began, and the last one that was synced.
     last_write: usize,
     last_synced: usize,
+    /// Sectors that cannot be read, by where they begin.
+    spoiled: BTreeSet<usize>,
     /// Earlier content of sectors written since the last sync, oldest first.
     undo: Vec<(usize, Vec<u8>)>,
     /// The same for writes whose sync failed: the system takes them for clean, and only writing
@@ -115,6 +124,7 @@ impl File {
             let to = (at + SECTOR_BYTES).min(self.bytes.len());
             self.undo.extend(self.doubtful.extract_if(.., |entry| entry.0 == at));
             self.undo.push((at, self.bytes[at..to].to_vec()));
+            self.spoiled.remove(&at);
         }
         self.bytes[offset..end].copy_from_slice(bytes);
     }
@@ -164,7 +174,9 @@ impl SimDisk {
             capacity: None,
             struck: BTreeMap::new(),
             last_struck: None,
+            read_struck: None,
             syncs: 0,
+            spoiled_reads: 0,
             between: None,
         })))
     }
@@ -177,8 +189,14 @@ impl SimDisk {
             let bytes = state.files[id].bytes.clone();
             let at = to.files.len();
             to.names.insert(path.clone(), at);
-            let kind = state.files[id].kind;
-            to.files.push(File { kind, durable_len: bytes.len(), bytes, ..File::default() });
+            let File { kind, spoiled, .. } = state.files[id].clone();
+            to.files.push(File {
+                kind,
+                durable_len: bytes.len(),
+                bytes,
+                spoiled,
+                ..File::default()
+            });
         }
         drop(to);
         copy
@@ -273,6 +291,22 @@ impl SimDisk {
         self.state().last_struck
     }
 
+    /// Of what kind the file was whose read failed in this life and would not again, if one did.
+    pub fn read_struck(&self) -> Option<FileKind> {
+        self.state().read_struck
+    }
+
+    /// Whether a read failed in this life of what the store keeps, or the next one is to.
+    pub fn may_be_unread(&self) -> bool {
+        let state = self.state();
+        state.trouble == Some(Trouble::Read) || state.read_struck == Some(FileKind::Table)
+    }
+
+    /// What the store keeps was written anew.
+    pub fn forget_read_struck(&self) {
+        self.state().read_struck = None;
+    }
+
     /// Syncs so far.
     pub fn syncs(&self) -> u64 {
         self.state().syncs
@@ -283,6 +317,7 @@ impl SimDisk {
         let mut state = self.state();
         state.power_fails_in = None;
         state.trouble = None;
+        state.read_struck = None;
         state.dark = false;
     }
 
@@ -317,48 +352,6 @@ impl SimDisk {
         state.names.get(path.as_os_str()).map(|&id| state.files[id].bytes.clone())
     }
 
-    /// A byte of some file of the log that a later synced write followed: chosen by `at`.
-    pub fn settled_byte(&self, at: u64) -> Option<(PathBuf, usize)> {
-        let state = self.state();
-        let files: Vec<_> = state
-            .names
-            .iter()
-            .filter(|(path, _)| path.to_string_lossy().contains("log-"))
-            .map(|(path, &id)| (path, state.files[id].last_synced))
-            .filter(|(_, end)| *end > 0)
-            .collect();
-        let (path, end) = files.get(usize::try_from(at >> 32).ok()? % files.len().max(1))?;
-        Some(((*path).into(), usize::try_from(at & 0xffff_ffff).ok()? % end))
-    }
-
-    /// Writes a sector that is settled a second time, where it does not belong: over another one
-    /// that is settled. Whether that changed anything.
-    pub fn misdirect(&self, from: u64, to: u64) -> bool {
-        let (Some(from), Some(to)) = (self.settled_byte(from), self.settled_byte(to)) else {
-            return false;
-        };
-        let sector = |byte: usize| byte / SECTOR_BYTES * SECTOR_BYTES;
-        let mut state = self.state();
-        let ids = (
-            state.names.get(from.0.as_os_str()).copied(),
-            state.names.get(to.0.as_os_str()).copied(),
-        );
-        let (Some(source), Some(target)) = ids else { return false };
-        let (at, to) = (sector(from.1), sector(to.1));
-        let Some(bytes) = state.files[source].bytes.get(at..at + SECTOR_BYTES) else {
-            return false;
-        };
-        let bytes = bytes.to_vec();
-        let settled = to + SECTOR_BYTES <= state.files[target].last_synced;
-        match state.files[target].bytes.get_mut(to..to + SECTOR_BYTES) {
-            Some(place) if settled && *place != bytes[..] => {
-                place.copy_from_slice(&bytes);
-                true
-            }
-            _ => false,
-        }
-    }
-
     /// Whether a power loss would change nothing in the files with that in their names.
     pub fn is_durable(&self, name: &str) -> bool {
         let state = self.state();
@@ -366,16 +359,6 @@ impl SimDisk {
         files
             .map(|(_, &id)| &state.files[id])
             .all(|file| file.undo.is_empty() && file.doubtful.is_empty())
-    }
-
-    /// Turns one bit over, behind everyone's back.
-    pub fn flip(&self, path: &Path, byte: usize, bit: u8) {
-        let mut state = self.state();
-        if let Some(&id) = state.names.get(path.as_os_str())
-            && let Some(byte) = state.files[id].bytes.get_mut(byte)
-        {
-            *byte ^= 1 << (bit % 8);
-        }
     }
 }
 
@@ -554,9 +537,15 @@ impl DiskFile for SimFile {
         let mut state = self.0.state();
         state.light()?;
         if state.strikes(Trouble::Read) {
-            return Err(eio());
+            state.read_struck = Some(state.files[self.1].kind);
+            return Err(unreadable());
         }
         let at = usize::try_from(offset).map_err(io::Error::other)?;
+        let first = at / SECTOR_BYTES * SECTOR_BYTES;
+        if state.files[self.1].spoiled.range(first..at.saturating_add(buf.len())).next().is_some() {
+            state.spoiled_reads += 1;
+            return Err(unreadable());
+        }
         let bytes = &state.files[self.1].bytes;
         let found = at.checked_add(buf.len()).and_then(|end| bytes.get(at..end));
         buf.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);

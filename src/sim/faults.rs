@@ -3,7 +3,7 @@
 use super::checks::Violation;
 use super::clients::sweep;
 use super::disk::Trouble;
-use super::moments::Moment;
+use super::moments::{FileKind, Moment};
 use super::node::DATA;
 use super::operator::Operation;
 use super::world::World;
@@ -146,7 +146,7 @@ pub enum Fault {
         /// Longest time of one, in microseconds.
         sync_us_max: u64,
     },
-    /// A bit of the log of a stopped node turns over.
+    /// A bit of the log of a stopped node turns over, or a sector of it cannot be read any more.
     BitFlip {
         /// The node.
         node: NodeId,
@@ -174,7 +174,7 @@ pub enum Fault {
         /// How long, in microseconds.
         for_us: u64,
     },
-    /// A bit of the stopped node's identity turns over: in one copy, which the other makes good, or
+    /// A bit of the stopped node's identity turns over, or its sector cannot be read any more: in one copy, which the other makes good, or
     /// in both.
     FlipIdentity {
         /// The node.
@@ -184,7 +184,8 @@ pub enum Fault {
         /// Chooses the bit.
         at: u64,
     },
-    /// A bit of the store of a stopped node turns over, in a table or a slot of the manifest.
+    /// A bit of the store turns over, or its sector cannot be read any more: in a table, or in a slot of the manifest
+    /// of a stopped node.
     FlipStore {
         /// The node.
         node: NodeId,
@@ -442,7 +443,12 @@ impl Fault {
             }
             Fault::Heal => world.network.heal(),
             Fault::Reconnect => world.network.reconnect(),
-            Fault::DiskTrouble { node, trouble } => world.nodes[&node].disk.trouble(Some(trouble)),
+            Fault::DiskTrouble { node, trouble } => {
+                // A read that fails may be one of the store: see [`flip_store`].
+                if trouble != Trouble::Read || world.can_lose(node) {
+                    world.nodes[&node].disk.trouble(Some(trouble));
+                }
+            }
             Fault::FillDisk { node, room } => {
                 world.nodes[&node].disk.limit(usize::try_from(room).ok());
             }
@@ -496,9 +502,25 @@ fn flip(world: &mut World, node: NodeId, at: u64) {
         return;
     }
     if let Some((path, byte)) = n.disk.settled_byte(at) {
-        n.disk.flip(&path, byte, (at % 8) as u8);
         n.flipped = true;
+        hurt(world, node, &path, byte, at);
     }
+}
+
+/// Turns over one bit of a byte, or makes its sector one that cannot be read: `at` chooses.
+fn hurt(world: &mut World, node: NodeId, path: &Path, byte: usize, at: u64) {
+    let Some(n) = world.nodes.get_mut(&node) else { return };
+    if at.count_ones().is_multiple_of(2) {
+        n.disk.flip(path, byte, (at % 8) as u8);
+        return;
+    }
+    n.disk.spoil(path, byte);
+    world.count(match FileKind::of(path) {
+        FileKind::Identity => "unreadable sectors of the identity",
+        FileKind::Log => "unreadable sectors of the log",
+        FileKind::Manifest => "unreadable sectors of the manifest",
+        _ => "unreadable sectors of tables",
+    });
 }
 
 fn flip_identity(world: &mut World, node: NodeId, both: bool, at: u64) {
@@ -515,10 +537,10 @@ fn flip_identity(world: &mut World, node: NodeId, both: bool, at: u64) {
     let mut files = n.disk.files();
     files.retain(|(path, len)| path.to_string_lossy().contains("identity-") && *len > 0);
     let chosen = if both { files.len() } else { 1 };
-    for (path, len) in files.iter().cycle().skip((at % 2) as usize).take(chosen) {
-        n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
-    }
     n.flipped |= both;
+    for (path, len) in files.iter().cycle().skip((at % 2) as usize).take(chosen) {
+        hurt(world, node, path, (at >> 8) as usize % len, at);
+    }
 }
 
 fn flip_store(world: &mut World, node: NodeId, at: u64) {
@@ -527,15 +549,16 @@ fn flip_store(world: &mut World, node: NodeId, at: u64) {
         return;
     }
     let Some(n) = world.nodes.get_mut(&node) else { return };
-    if n.up.is_some() {
-        return;
-    }
+    let runs = n.up.is_some();
     let mut files = n.disk.files();
     files.retain(|(path, len)| path.parent().is_some_and(|d| d.ends_with(STORE_DIR)) && *len > 0);
     // What means nothing cannot be damaged.
     files.retain(|(path, _)| !path.ends_with("reserve"));
+    if runs {
+        // What it reads again as long as it runs.
+        files.retain(|(path, _)| FileKind::of(path) == FileKind::Table);
+    }
     if let Some((path, len)) = files.get((at >> 40) as usize % files.len().max(1)) {
-        n.disk.flip(path, (at >> 8) as usize % len, (at % 8) as u8);
         // One of two copies costs nothing, whatever else goes wrong.
         let is_copy = path.to_string_lossy().contains("manifest-");
         if is_copy && !n.manifest_hurt {
@@ -544,5 +567,6 @@ fn flip_store(world: &mut World, node: NodeId, at: u64) {
         } else {
             n.store_flipped = true;
         }
+        hurt(world, node, path, (at >> 8) as usize % len, at);
     }
 }

@@ -4,7 +4,7 @@ use super::checks::{Platter, Violation, violated};
 use super::dice::Dice;
 use super::disk::SimDisk;
 use super::links::{Accepted, Dialed};
-use super::moments::Moment;
+use super::moments::{FileKind, Moment};
 use super::serving::Served;
 use super::snapshots::Transfer;
 use super::store::store_options;
@@ -240,14 +240,24 @@ impl SimNode {
 
     /// Whether something on its disk may be damaged.
     pub(super) fn has_damage(&self) -> bool {
-        self.flipped || self.store_flipped
+        self.flipped || self.store_is_hurt()
+    }
+
+    /// Whether something of its store may be damaged, or looks so since a read of it failed.
+    pub(super) fn store_is_hurt(&self) -> bool {
+        self.store_flipped || self.disk.read_struck() == Some(FileKind::Table)
+    }
+
+    /// Whether it may need the others to make its store whole.
+    pub(super) fn may_need_repair(&self) -> bool {
+        self.store_flipped || self.disk.may_be_unread()
     }
 
     /// Whether damage at that path was made here: a bit of the log says nothing of the store, nor the other
     /// way round.
     fn excuses(&self, path: &Path) -> bool {
         let in_store = path.starts_with(Path::new(DATA).join(STORE_DIR));
-        if in_store { self.store_flipped } else { self.flipped }
+        if in_store { self.store_is_hurt() } else { self.flipped }
     }
 
     /// What this process's clock shows.
@@ -306,6 +316,11 @@ impl SimNode {
         }
         let (identity, wal, recovered, machine, worker, completed) = match opened {
             Ok(opened) => opened,
+            Err(e) if is_damage(&e) && self.disk.read_struck().is_some() => {
+                // A read failed that would not again.
+                self.torn = torn;
+                return Ok(Start::Failed);
+            }
             Err(e) if is_damage(&e) && damage.is_none() => {
                 return violated(
                     "an inspection finds all damage",
@@ -430,7 +445,10 @@ fn is_damage(e: &BootError) -> bool {
     match e {
         BootError::Log(e) => matches!(
             e,
-            WalError::Damaged { .. } | WalError::Foreign { .. } | WalError::Version { .. }
+            WalError::Damaged { .. }
+                | WalError::Unread { .. }
+                | WalError::Foreign { .. }
+                | WalError::Version { .. }
         ),
         BootError::Store(e) => {
             matches!(e, StoreError::Damaged { .. } | StoreError::BadRecord { .. })

@@ -134,7 +134,7 @@ impl World {
     fn in_need(&self, configuration: &Configuration) -> Vec<NodeId> {
         let mut ids = self.lost(configuration);
         let members = configuration.members.iter().map(|m| m.id);
-        ids.extend(members.filter(|id| self.nodes.get(id).is_some_and(|n| n.store_flipped)));
+        ids.extend(members.filter(|id| self.nodes.get(id).is_some_and(SimNode::may_need_repair)));
         ids
     }
 

@@ -144,6 +144,7 @@ impl Random {
             32 => Fault::Transfer { node, to: None },
             33..35 => Fault::Burst { node, writes: dice.log_between(1, 60) },
             35 => Fault::Compact { node },
+            51 | 52 if !is_spent(world) => Fault::FlipStore { node: any, at: dice.roll() },
             58..62 => Fault::Sweep { node, from: dice.roll(), keys: dice.log_between(8, 300) },
             36..38 => Fault::Rush { for_us: dice.log_between(50_000, 1_000_000) },
             38 => Fault::FillDisk { node: from, room: dice.below(FULL_ROOM_BYTES_MAX) },

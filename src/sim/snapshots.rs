@@ -354,13 +354,15 @@ impl World {
         if matches!(installed, Installed::Done { repaired: true, .. }) {
             up.state.damaged.store(false, Ordering::Relaxed);
         }
-        if matches!(installed, Installed::Done { .. }) && n.store_flipped && undamaged {
+        if matches!(installed, Installed::Done { .. }) && n.store_is_hurt() && undamaged {
             (n.store_flipped, n.store_repaired) = (false, true);
+            n.disk.forget_read_struck();
             self.count("stores repaired");
         }
         self.tell_receiver(node, ReceiverEvent::Installed)?;
         let Installed::Done { mark, .. } = installed else {
-            self.count("snapshots that came too late");
+            let late = matches!(installed, Installed::TooLate);
+            self.count(if late { "snapshots that came too late" } else { "snapshots unread" });
             return Ok(());
         };
         if self.cluster.committed_terms().get(mark.index as usize - 1) != Some(&mark.term) {

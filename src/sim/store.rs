@@ -117,8 +117,10 @@ impl World {
         if let Some(ApplyTask::Apply(apply)) = up.applier.next_task() {
             let committed = &apply.committed;
             let mut read = Vec::new();
-            if committed.entries.is_empty() {
-                match up.log.read(committed.first, committed.last, usize::MAX) {
+            // A snapshot may have overtaken some of it, and the log goes on behind that.
+            let first = committed.first.max(up.applier.machine().applied() + 1);
+            if committed.entries.is_empty() && first <= committed.last {
+                match up.log.read(first, committed.last, usize::MAX) {
                     Ok(entries) => read = entries,
                     Err(_) => {
                         self.disk_failed(node, whose);
@@ -329,12 +331,12 @@ impl World {
             return Ok(());
         }
         let now = n.up.as_ref().is_some_and(|up| up.reader.damage().is_some());
-        if n.store_repaired && !now && !n.store_flipped {
+        if n.store_repaired && !now && !n.store_is_hurt() {
             // A cut of the time before the repair, which somebody still fetches from.
             self.count("damage met in an old cut");
             return Ok(());
         }
-        if !n.store_flipped {
+        if !n.store_is_hurt() {
             return violated("no crash looks like damage", format!("node {node}: {error}"));
         }
         let up = n.up.as_ref();

@@ -316,9 +316,15 @@ fn strangers_and_read_errors_are_told_apart() {
     assert!(matches!(result, Err(WalError::Foreign { found: IDENTITY, expected: 1, .. })));
     let ops = disk.ops();
     disk.fail(Some(Fault::Read));
-    assert!(matches!(open(&disk), Err(WalError::Io { what: "read", .. })));
+    assert!(matches!(open(&disk), Err(WalError::Unread { .. })));
     assert_eq!(disk.ops(), ops);
     disk.fail(None);
+    // A bad sector under a record: the file, the place and the way out, and nothing is cut.
+    let bad = disk.copy();
+    bad.spoil(&wal.current.path, 600);
+    let error = open(&bad).unwrap_err().to_string();
+    assert!(error.contains("at offset ") && error.contains("member replace"), "{error}");
+    assert_eq!(bad.ops(), 0);
     disk.edit(&wal.current.path, |bytes| {
         bytes[8] = 2;
         let len = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;

@@ -11,13 +11,26 @@ pub const WAY_OUT: &str = "nothing was cut or skipped; keep the data directory f
     member replace ID ADDRESS, and start it with an empty --data and --join OTHER. See \
     docs/operations.md, \"A wiped or damaged disk\"";
 
+/// What comes in front of that when a read failed.
+const UNREAD_WAY_OUT: &str = "look at the disk (the system's log names a bad sector) and start the node again. If it \
+    fails again, the log is damaged: ";
+
 /// Why the log cannot be opened or written.
 ///
 /// Every one of these stops the process: nothing may be acknowledged after it, and none is ever
 /// retried on the same [`super::Wal`].
 #[derive(Debug)]
 pub enum WalError {
-    /// The operating system refused. A read that fails is an error, never an end of file.
+    /// A read failed, which is never taken for an end of the file.
+    Unread {
+        /// The file.
+        path: PathBuf,
+        /// Byte offset of the read.
+        offset: u64,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// The operating system refused something else.
     Io {
         /// What was tried.
         what: &'static str,
@@ -77,14 +90,24 @@ impl WalError {
         matches!(self, WalError::Io { source, .. } if is_out_of_space(source))
     }
 
+    pub(super) fn unread(path: &Path, offset: u64, source: io::Error) -> WalError {
+        WalError::Unread { path: path.to_path_buf(), offset, source }
+    }
+
     pub(super) fn damaged(path: &Path, offset: u64, what: impl Into<String>) -> WalError {
         WalError::Damaged { path: path.to_path_buf(), offset, what: what.into() }
     }
 }
 
+/// Says that a file of the log could not be read, and what helps when that does not go away.
+fn unread(f: &mut fmt::Formatter<'_>, path: &Path, offset: u64, e: &io::Error) -> fmt::Result {
+    write!(f, "cannot read {} at offset {offset}: {e}; {UNREAD_WAY_OUT}{WAY_OUT}", path.display())
+}
+
 impl fmt::Display for WalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            WalError::Unread { path, offset, source } => unread(f, path, *offset, source),
             WalError::Io { what, path, source } => {
                 write!(f, "cannot {what} {}: {source}", path.display())
             }
@@ -111,7 +134,7 @@ impl fmt::Display for WalError {
 impl std::error::Error for WalError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            WalError::Io { source, .. } => Some(source),
+            WalError::Io { source, .. } | WalError::Unread { source, .. } => Some(source),
             _ => None,
         }
     }
@@ -163,9 +186,7 @@ impl fmt::Display for ReadError {
             ReadError::Damaged { path, offset, what } => {
                 write!(f, "{} is damaged at offset {offset}: {what}; {WAY_OUT}", path.display())
             }
-            ReadError::Io { path, offset, source } => {
-                write!(f, "cannot read {} at offset {offset}: {source}", path.display())
-            }
+            ReadError::Io { path, offset, source } => unread(f, path, *offset, source),
         }
     }
 }

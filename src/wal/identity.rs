@@ -10,7 +10,7 @@
 use super::LOG_DIR;
 use super::error::WalError;
 use super::spare::slot_of;
-use crate::env::{Disk, Open};
+use crate::env::{Disk, Open, is_unreadable};
 use crate::raft::codec::{Input, Malformed};
 use crate::raft::{Member, NodeId};
 use std::io;
@@ -250,7 +250,11 @@ fn read_copy(disk: &dyn Disk, dir: &Path, copy: usize) -> Result<IdentityCopy, W
     };
     let len = file.len().map_err(|e| WalError::io("measure", &path, e))?;
     let mut bytes = vec![0; len.min(BYTES_MAX) as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(|e| WalError::io("read", &path, e))?;
+    match file.read_exact_at(&mut bytes, 0) {
+        // The other copy makes it good.
+        Err(e) if is_unreadable(&e) => return Ok(IdentityCopy::Bad("the disk cannot read it")),
+        read => read.map_err(|e| WalError::unread(&path, 0, e))?,
+    }
     Ok(match Identity::decode(&bytes, copy) {
         Ok((seq, identity)) => IdentityCopy::Good(seq, identity),
         Err(Malformed(what)) => IdentityCopy::Bad(what),

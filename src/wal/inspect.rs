@@ -559,6 +559,9 @@ fn report(findings: &mut Findings, dir: &Path, error: WalError) {
         WalError::Io { what, path, source } => {
             findings.problem(&path, 0, format!("cannot {what} it: {source}"));
         }
+        WalError::Unread { path, offset, source } => {
+            findings.problem(&path, offset, format!("cannot read it: {source}"));
+        }
         WalError::Damaged { path, offset, what } => findings.problem(&path, offset, what),
         WalError::Foreign { ref path, .. } | WalError::Version { ref path, .. } => {
             findings.problem(&path.clone(), 0, error.to_string());

@@ -68,7 +68,7 @@ impl<'a> Window<'a> {
             self.buf.resize((len as u64).max(ahead) as usize, 0);
             self.start = offset;
             let read = self.found.file.read_exact_at(&mut self.buf, offset);
-            read.map_err(|e| WalError::io("read", &self.found.path, e))?;
+            read.map_err(|e| WalError::unread(&self.found.path, offset, e))?;
         }
         let at = (offset - self.start) as usize;
         Ok(&self.buf[at..at + len])
@@ -375,7 +375,7 @@ pub(super) fn find(
     let len = file.len().map_err(|e| WalError::io("measure", &path, e))?;
     let read = |len: usize| -> Result<Vec<u8>, WalError> {
         let mut bytes = vec![0; len];
-        file.read_exact_at(&mut bytes, 0).map_err(|e| WalError::io("read", &path, e))?;
+        file.read_exact_at(&mut bytes, 0).map_err(|e| WalError::unread(&path, 0, e))?;
         Ok(bytes)
     };
     let front = read(len.min(ALIGN_BYTES) as usize)?;

@@ -5,8 +5,8 @@
 //! be there or not, whatever the order of the writes. A created or removed name is certain after
 //! a sync of the directory, until then either way is possible, for each name by itself.
 
-use crate::env::{DirLock, Disk, DiskFile, Open};
-use std::collections::BTreeMap;
+use crate::env::{DirLock, Disk, DiskFile, Open, unreadable};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,8 @@ struct State {
     /// Bytes that all files together may have.
     capacity: Option<usize>,
     before_read: Option<Box<dyn FnOnce() + Send>>,
+    /// Bytes that cannot be read, by file and place, until they are written again.
+    spoiled: BTreeSet<(usize, usize)>,
 }
 
 /// The disk; clones share it.
@@ -282,6 +284,13 @@ impl TestDisk {
         change(&mut state.now.files[id]);
     }
 
+    /// That byte of a file cannot be read any more (EIO).
+    pub(crate) fn spoil(&self, path: &Path, at: usize) {
+        let mut state = self.state();
+        let id = state.now.names[path];
+        state.spoiled.insert((id, at));
+    }
+
     fn check(&self, fault: Fault) -> io::Result<()> {
         if self.state().fault == Some(fault) { Err(io::Error::other("injected")) } else { Ok(()) }
     }
@@ -348,6 +357,10 @@ impl DiskFile for TestFile {
         }
         let state = self.0.state();
         let at = offset as usize;
+        let places = (self.1, at)..(self.1, at + buf.len());
+        if state.spoiled.range(places).next().is_some() {
+            return Err(unreadable());
+        }
         let bytes = state.now.files[self.1].get(at..at + buf.len());
         buf.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
@@ -363,6 +376,7 @@ impl DiskFile for TestFile {
             return Err(io::ErrorKind::StorageFull.into());
         }
         put(&mut state.now.files[self.1], offset, buf);
+        state.spoiled.retain(|(id, at)| *id != self.1 || !(offset as usize..end).contains(at));
         state.ops.push(Op::Write(self.1, offset, buf.to_vec()));
         Ok(())
     }

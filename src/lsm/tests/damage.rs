@@ -179,3 +179,71 @@ fn a_damaged_input_is_not_compacted_and_stays() {
     }
     assert!(before.iter().all(|table| files(&disk, "table-").contains(table)), "nothing went");
 }
+
+#[test]
+fn a_byte_that_cannot_be_read_is_damage_of_its_table() {
+    // A bad sector says EIO, at the start or later: the table is known to be damaged, with file and place, and what
+    // lies elsewhere is served.
+    let (disk, model) = filled();
+    for path in files(&disk, "table-").into_iter().take(3) {
+        for at in (0..disk.bytes(&path).len()).step_by(7) {
+            let disk = disk.copy();
+            disk.spoil(&path, at);
+            let error = read_all(&disk, &model).expect_err("an unreadable byte passed");
+            let LsmError::Damaged { path: found, offset, what } = &error else {
+                panic!("byte {at}: {error}");
+            };
+            assert_eq!(found, &path);
+            assert!(*offset <= at as u64 && what.contains("cannot read"), "{at}: {error}");
+            assert_eq!(open(&disk).unwrap().0.applied(), 139);
+        }
+    }
+}
+
+#[test]
+fn a_manifest_slot_that_cannot_be_read_is_written_again() {
+    // The other slot holds the same. Both unreadable at once: refused.
+    let (disk, model) = filled();
+    let paths = files(&disk, "manifest-");
+    for path in &paths {
+        let disk = disk.copy();
+        disk.spoil(path, 9);
+        let (engine, _) = open(&disk).unwrap();
+        assert_eq!(engine.stats().manifest_repairs, 1);
+        assert_eq!(contents(&engine.reader().view(), false).unwrap(), model);
+        drop(engine);
+        assert_eq!(open(&disk).unwrap().0.stats().manifest_repairs, 0);
+    }
+    paths.iter().for_each(|path| disk.spoil(path, 9));
+    let error = open(&disk).expect_err("no manifest can be read");
+    assert!(error.to_string().contains("cannot read"), "{error}");
+}
+
+#[test]
+fn a_new_table_that_cannot_be_read_back_is_written_again() {
+    // The sectors that a flush or a compaction was given are bad: what it was made from is still there.
+    let disk = TestDisk::default();
+    let (mut engine, mut worker) = open(&disk).unwrap();
+    let mut model = Model::new();
+    let mut dice = Dice(5);
+    for applied in 1..60 {
+        write(&mut engine, &mut model, applied, &any_batch(&mut dice));
+        if applied % 7 == 0 {
+            engine.flush();
+            let newest = disk.clone();
+            disk.before_read(move || {
+                if let Some(path) = files(&newest, "table-").pop() {
+                    newest.spoil(&path, newest.bytes(&path).len() - 3);
+                }
+            });
+        }
+        drain(&mut worker);
+    }
+    engine.flush();
+    drain(&mut worker);
+    assert!(engine.stats().unread >= 5, "{:?}", engine.stats());
+    assert_eq!((engine.flushed(), engine.reader().damage().is_none()), (59, true));
+    assert_eq!(contents(&engine.reader().view(), false).unwrap(), model);
+    drop((engine, worker));
+    assert_eq!(contents(&open(&disk).unwrap().0.reader().view(), false).unwrap(), model);
+}
