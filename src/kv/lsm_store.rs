@@ -10,7 +10,7 @@ use super::types::{Found, Revision};
 use crate::env::Disk;
 use crate::lsm::{self, LsmError};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A durable ordered map of any size.
@@ -100,8 +100,8 @@ impl LsmStore {
                 lsm::Sealed::Done(staged) => break staged,
             }
         };
-        import.discard()?;
-        Ok(self.engine.install(staged)?)
+        self.engine.install(staged)?;
+        Ok(import.discard()?)
     }
 }
 
@@ -144,6 +144,19 @@ impl LsmReader {
     /// What is durable now, for another node.
     pub fn export(&self) -> lsm::Export {
         self.reader.export()
+    }
+
+    /// As [`lsm::Reader::exportable`].
+    pub fn exportable(&self) -> Revision {
+        self.reader.exportable()
+    }
+
+    /// As [`lsm::Reader::give_up_table`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn give_up_table(&self, disk: &dyn Disk) -> Result<Option<(PathBuf, u64)>, StoreError> {
+        Ok(self.reader.give_up_table(disk)?)
     }
 
     /// Begins or resumes to take in what another node's [`LsmReader::export`] says it is made of.

@@ -187,8 +187,8 @@ impl<S: Store> Machine<S> {
     /// as old and not wanted `again`, in place of what is damaged. Whether it was taken.
     ///
     /// # Errors
-    /// The store's. After damage of the snapshot everything is as before; after another error nothing more is
-    /// applied, see [`Machine::is_spoiled`].
+    /// The store's. After one that [changed nothing](StoreError::changed_nothing) all is as before; after another
+    /// one nothing more is applied, see [`Machine::is_spoiled`].
     pub fn install(
         &mut self,
         snapshot: S::Snapshot,
@@ -199,7 +199,9 @@ impl<S: Store> Machine<S> {
             return Ok(false);
         }
         let failed = std::mem::replace(&mut self.failed, true);
-        self.store.install(snapshot).inspect_err(|e| self.failed = failed || !e.is_damage())?;
+        self.store
+            .install(snapshot)
+            .inspect_err(|e| self.failed = failed || !e.changed_nothing())?;
         let view = self.reader.view();
         self.applied = view.applied();
         let loaded = Loaded::from(&view, self.sessions.bounds())?;

@@ -68,8 +68,8 @@ pub trait Store: Send + 'static {
     fn flush(&mut self);
 
     /// Takes the snapshot's contents and applied index in place of its own, durably and all at
-    /// once. After an error, as after a crash, it is the old contents or the new ones; when the error is damage, which
-    /// is of the snapshot, it is the old ones.
+    /// once. After an error, as after a crash, it is the old contents or the new ones; the old ones when the error says
+    /// that it [changed nothing](StoreError::changed_nothing).
     fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError>;
 
     /// How long the writer should rest after a batch of so many bytes, in microseconds, so that the
@@ -206,6 +206,12 @@ impl StoreError {
     /// Whether there was no space for what was to be written.
     pub fn is_out_of_space(&self) -> bool {
         matches!(self, StoreError::Io { source, .. } if is_out_of_space(source))
+    }
+
+    /// Whether a snapshot that was not installed for it left the store as it was: a table of the snapshot is damaged,
+    /// or there was no space.
+    pub fn changed_nothing(&self) -> bool {
+        self.is_damage() || self.is_out_of_space()
     }
 
     /// As something that was found on disk; `dir` is the store's, for an error that names no file.

@@ -35,6 +35,8 @@ pub(super) struct Counters {
     pub(super) moves: Counter,
     pub(super) demanded: Counter,
     pub(super) unread: Counter,
+    pub(super) exports_ended: Counter,
+    pub(super) given_up: Counter,
 }
 
 /// A snapshot of what the engine did since it was opened, and of what it holds.
@@ -89,6 +91,10 @@ pub struct Stats {
     pub demanded: u64,
     /// Flushes and compactions that were begun anew because the disk did not give back what they had written.
     pub unread: u64,
+    /// Exports that were ended because they held too much of what the store does not have any more.
+    pub exports_ended: u64,
+    /// Tables of a damaged store that were given up for their room.
+    pub given_up: u64,
     /// The disk is full, or was and the reserve is not whole again.
     pub disk_full: bool,
 }

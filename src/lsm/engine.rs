@@ -9,12 +9,13 @@ use super::files::Files;
 use super::manifest::{LEVELS, Manifest};
 use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
+use super::room::Pins;
 use super::snapshot::Staged;
 use super::table::{
     Lookup, Shelf, Start, Table, TableBuilder, TableCursor, TableOptions, table_number,
 };
 use super::version::{Version, bytes_of};
-use super::{KEY_BYTES_MAX, LsmError, Options, VALUE_BYTES_MAX, Worker};
+use super::{Class, KEY_BYTES_MAX, LsmError, Options, VALUE_BYTES_MAX, Worker};
 use crate::env::Disk;
 use std::fmt;
 use std::ops::{Bound, ControlFlow, Range};
@@ -97,6 +98,8 @@ pub(super) struct Shared {
     pub(super) lacking: AtomicBool,
     /// Compactions of everything that were asked for.
     pub(super) demand: Demand,
+    /// What exports read.
+    pub(super) pins: Pins,
 }
 
 /// What goes with the writing of the manifest.
@@ -213,7 +216,7 @@ impl Engine {
         let mut version = Version { applied: state.applied, ..Version::default() };
         for (tables, metas) in version.levels.iter_mut().zip(state.levels) {
             for meta in metas {
-                let table = Table::open_or_quarantine(dir, options.identity, meta, &shelf)?;
+                let table = Table::open_or_quarantine(dir, meta, &shelf)?;
                 Arc::make_mut(tables).push(Arc::new(table));
             }
         }
@@ -241,6 +244,7 @@ impl Engine {
             full: AtomicBool::new(false),
             lacking: AtomicBool::new(false),
             demand: Demand::default(),
+            pins: Pins::default(),
         });
         let worker = Worker::new(Arc::clone(&shared), disk, state.pointers);
         let engine = Engine { shared, active, applied: state.applied, scratch: Vec::new() };
@@ -366,7 +370,11 @@ impl Engine {
         if shared.failed.load(Ordering::Acquire) {
             return Err(LsmError::Failed);
         }
-        let version = staged.version(&shared)?;
+        manifest.slots.make_room(&staged.state())?;
+        let version = staged.version(&shared).inspect_err(|e| {
+            let goes_on = e.class() != Class::Stop || e.is_out_of_space();
+            shared.failed.fetch_or(!goes_on, Ordering::AcqRel);
+        })?;
         let applied = version.applied;
         let state = version.state(shared.next_file_now(), Default::default());
         let written = manifest.slots.write(&state);
@@ -459,6 +467,8 @@ impl Reader {
             moves: counters.moves.get(),
             demanded: counters.demanded.get(),
             unread: counters.unread.get(),
+            exports_ended: counters.exports_ended.get(),
+            given_up: counters.given_up.get(),
             disk_full: self.is_disk_full(),
         }
     }

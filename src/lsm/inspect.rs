@@ -57,7 +57,6 @@ pub struct Inspection {
     /// Files in the directory that nothing names: name and length.
     pub unnamed: Vec<(String, u64)>,
     dir: PathBuf,
-    identity: u64,
 }
 
 /// What a walk over tables came by.
@@ -157,7 +156,6 @@ pub fn inspect(
         levels: levels.into(),
         unnamed: Vec::new(),
         dir: dir.to_path_buf(),
-        identity,
     };
     inspection.check_levels(findings);
     inspection.find_unnamed(disk.as_ref(), names, findings);
@@ -237,7 +235,7 @@ impl Inspection {
         let mut version = Version { applied: self.applied, ..Version::default() };
         for (tables, metas) in version.levels.iter_mut().zip(&self.levels) {
             for meta in metas {
-                let table = Table::open(&self.dir, self.identity, meta.clone(), &shelf)?;
+                let table = Table::open(&self.dir, meta.clone(), &shelf)?;
                 Arc::make_mut(tables).push(Arc::new(table));
             }
         }
@@ -255,7 +253,7 @@ impl Inspection {
         let mut walked = Walked::default();
         for meta in self.tables() {
             let (before, tables) = (walked.bytes, walked.tables);
-            match Table::open(&self.dir, self.identity, meta.clone(), &shelf(disk)) {
+            match Table::open(&self.dir, meta.clone(), &shelf(disk)) {
                 Ok(table) => {
                     let path = self.dir.join(table_name(meta.number));
                     let mut walk = Walk::new(&table, &path, &mut walked, findings);

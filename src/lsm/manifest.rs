@@ -23,7 +23,7 @@ const SLOTS: [&str; 2] = ["manifest-0", "manifest-1"];
 /// First bytes of a slot.
 const MAGIC: [u8; 8] = *b"kontman\n";
 /// Version of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Levels there can be: with a ratio of ten, the last of them holds a million times the first.
 pub(super) const LEVELS: usize = 7;
 /// No slot is larger: room for a hundred thousand tables with long keys.
@@ -59,7 +59,9 @@ pub(super) fn encode(state: &State, identity: u64, slot: usize, sequence: u64) -
         put_blob(&mut out, pointer);
         out.extend((tables.len() as u32).to_le_bytes());
         for table in tables {
-            for number in [table.number, table.bytes, table.entries, table.tombstones] {
+            let TableMeta { number, bytes, entries, tombstones, .. } = *table;
+            let TableMeta { written_by, written_as, .. } = *table;
+            for number in [number, bytes, entries, tombstones, written_by, written_as] {
                 out.extend(number.to_le_bytes());
             }
             put_blob(&mut out, &table.smallest);
@@ -109,6 +111,8 @@ pub(super) fn decode(bytes: &[u8], identity: u64, slot: usize) -> Result<(u64, S
                 bytes: input.u64()?,
                 entries: input.u64()?,
                 tombstones: input.u64()?,
+                written_by: input.u64()?,
+                written_as: input.u64()?,
                 smallest: input.blob()?.to_vec(),
                 largest: input.blob()?.to_vec(),
             });

@@ -16,6 +16,7 @@
 //! | `merge`      | walks over all of it                                              |
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
 //! | `reserve`    | room for flushes and compactions on a full disk                   |
+//! | `room`       | what goes when the disk holds little more than one store          |
 //! | `snapshot`   | [`Export`] gives a version away, [`Import`] takes one in          |
 //! | `backup`     | a version in one file                                             |
 //! | `inspect`    | what a store that is not open holds, and all that is wrong        |
@@ -59,6 +60,7 @@ mod memtable;
 mod merge;
 mod outputs;
 mod reserve;
+mod room;
 mod snapshot;
 mod table;
 mod version;

@@ -3,19 +3,19 @@
 //! [`Export`] is the tables of one version: it holds their files for as long as it lives, copies
 //! nothing, and nobody waits for it. What it is made of is said by a manifest; the tables are read
 //! as the bytes they are. [`Import`] is the other end: it says which piece it lacks next, keeps what
-//! it is given in files of its own, and when it has all, merges them into tables of this store,
-//! which checks every block on the way. [`Staged`] is the result: tables that nothing names yet,
-//! until [`super::Engine::install`] makes them the store.
+//! it is given in files of its own, and when it has all, reads every block and checks it. [`Staged`] is the result,
+//! until [`super::Engine::install`] moves the tables into the store as they are: their checksums stay those of the
+//! store that wrote them, which the manifest says of each. So there is never more than one copy of what is fetched,
+//! beside the store that it replaces.
 //!
 //! Pieces are found again by content: a table is known by the identity of the store that wrote it
-//! and its number, and is whole when its footer is there. So after a broken connection, or a restart
+//! and its number there, and is whole when its footer is there. So after a broken connection, or a restart
 //! of either side, only what is missing is fetched. A table that turns out to be damaged on this
 //! side is fetched once more.
 //!
 //! Left out: connections and pace, which are the owner's.
 
 use super::LsmError;
-use super::block::Item;
 use super::bytes::Malformed;
 use super::cache::Cache;
 use super::counters::Counters;
@@ -23,10 +23,10 @@ use super::engine::{Engine, Reader, Shared};
 use super::files::Files;
 use super::manifest::{self, LEVELS, State};
 use super::memtable::{Entry, MemCursor, Memtable};
-use super::merge::{LevelCursor, Merge, Source};
 use super::outputs::{Bench, Outputs, size_of};
-use super::table::{Shelf, Start, Table, TableCursor, TableMeta, table_name, table_number};
-use super::version::{Version, bytes_of, target};
+use super::room::Pin;
+use super::table::{Shelf, Start, Table, TableCursor, TableMeta, table_name};
+use super::version::Version;
 use crate::env::{Disk, DiskFile, Open};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -43,16 +43,18 @@ pub(super) const TRAVELLING_SLOT: usize = 2;
 /// Open files of an import: its own few tables at a time.
 const OPEN_FILES: usize = 32;
 
-/// The tables of one version. They stay readable for as long as this lives.
+/// The tables of one version. They stay readable for as long as this lives, unless their room is needed
+/// ([`super::room`]).
 #[derive(Clone)]
 pub struct Export {
-    version: Arc<Version>,
-    identity: u64,
+    pin: Arc<Pin>,
+    applied: u64,
+    manifest: Arc<[u8]>,
 }
 
 impl fmt::Debug for Export {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Export(applied {})", self.version.applied)
+        write!(f, "Export(applied {})", self.applied)
     }
 }
 
@@ -60,44 +62,50 @@ impl Reader {
     /// What is durable now.
     pub fn export(&self) -> Export {
         let version = Arc::clone(&self.shared.sources().version);
-        Export { version, identity: self.shared.options.identity }
+        let state = version.state(0, Default::default());
+        let identity = self.shared.options.identity;
+        let manifest = manifest::encode(&state, identity, TRAVELLING_SLOT, 0).into();
+        Export { applied: version.applied, pin: self.shared.pins.hold(version), manifest }
+    }
+
+    /// Every batch up to this index is in what [`Reader::export`] would give now.
+    pub fn exportable(&self) -> u64 {
+        self.shared.sources().version.applied
     }
 }
 
 impl Export {
     /// Every batch up to this index is in it, none after.
     pub fn applied(&self) -> u64 {
-        self.version.applied
+        self.applied
     }
 
     /// Which tables it is made of, for [`Reader::import`].
     pub fn manifest(&self) -> Vec<u8> {
-        manifest::encode(
-            &self.version.state(0, Default::default()),
-            self.identity,
-            TRAVELLING_SLOT,
-            0,
-        )
+        self.manifest.to_vec()
     }
 
-    /// Whether there is such a piece.
+    /// Whether there is such a piece: not when it has ended.
     pub fn holds(&self, piece: Piece) -> bool {
-        let table = self.version.tables().find(|t| t.meta.number == piece.table);
-        let end = piece.offset.checked_add(piece.len as u64);
-        piece.len <= PIECE_BYTES_MAX
-            && table.is_some_and(|t| end.is_some_and(|end| end <= t.meta.bytes))
+        self.table(piece).is_some()
+    }
+
+    fn table(&self, piece: Piece) -> Option<Arc<Table>> {
+        let version = self.pin.version()?;
+        let table = version.tables().find(|t| t.meta.number == piece.table)?;
+        let end = piece.offset.checked_add(piece.len as u64)?;
+        let fits = piece.len <= PIECE_BYTES_MAX && end <= table.meta.bytes;
+        fits.then(|| Arc::clone(table))
     }
 
     /// A piece of a table, as long as was asked for. With the first piece of a table all of it is
     /// checked: damage is not passed on.
     ///
     /// # Errors
-    /// [`LsmError::Rejected`] for a table or a range that is not there; [`LsmError::Damaged`] for a
-    /// table that is damaged anywhere; the disk's.
+    /// [`LsmError::Rejected`] for a table or a range that is not there, or when it has ended;
+    /// [`LsmError::Damaged`] for a table that is damaged anywhere; the disk's.
     pub fn read(&self, piece: Piece) -> Result<Vec<u8>, LsmError> {
-        let table = self.version.tables().find(|t| t.meta.number == piece.table);
-        let table = table.filter(|_| self.holds(piece));
-        let table = table.ok_or(LsmError::Rejected { what: "no such piece" })?;
+        let table = self.table(piece).ok_or(LsmError::Rejected { what: "no such piece" })?;
         if piece.offset == 0 {
             table.check()?;
         }
@@ -119,21 +127,20 @@ pub struct Piece {
 }
 
 /// Fetched tables on their way into a store.
+///
+/// Invariant: the first `checked` tables of the manifest were read from front to back, and are what it says.
 pub struct Import {
     shared: Arc<Shared>,
     disk: Arc<dyn Disk>,
     dir: PathBuf,
-    /// Of the store that it comes from.
-    identity: u64,
     state: State,
     shelf: Arc<Shelf>,
     /// What is not whole yet, and how far the first of it has come.
     missing: VecDeque<TableMeta>,
     file: Option<(Arc<dyn DiskFile>, u64)>,
-    /// What is still to be merged.
-    sealing: Option<Merge>,
-    /// Tables made in this store, which nobody names.
-    outputs: Outputs,
+    checked: usize,
+    /// The next one, as far as it was read.
+    check: Option<Check>,
 }
 
 impl fmt::Debug for Import {
@@ -142,12 +149,18 @@ impl fmt::Debug for Import {
     }
 }
 
-/// Tables that nothing names yet.
+/// Fetched tables that nothing names yet, where they were fetched to, and what goes on top of them.
 #[derive(Debug)]
 pub struct Staged {
     shared: Arc<Shared>,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
     applied: u64,
-    tables: Vec<TableMeta>,
+    levels: Box<[Vec<TableMeta>; LEVELS]>,
+    /// A table of this store.
+    extra: Option<Box<TableMeta>>,
+    /// Numbers of tables in this store that nobody names.
+    begun: Vec<u64>,
 }
 
 /// An entry that a snapshot gets beside what it brought, or in place of that: space, key, revision,
@@ -161,7 +174,7 @@ pub enum Sealed {
     Working,
     /// A fetched table was damaged: it was removed, and [`Import::missing`] names it again.
     Damaged,
-    /// Everything is in tables of this store, durably.
+    /// Everything is here, durably, and was checked.
     Done(Staged),
 }
 
@@ -208,30 +221,77 @@ impl Reader {
             shared: Arc::clone(&self.shared),
             disk,
             dir: dir.to_path_buf(),
-            identity,
             missing: state.levels.iter().flatten().cloned().collect(),
             state,
             shelf,
             file: None,
-            sealing: None,
-            outputs: Outputs::default(),
+            checked: 0,
+            check: None,
         };
         import.keep_what_is_whole()?;
         Ok(import)
     }
 }
 
-/// Whether the tables of a manifest from elsewhere can be fetched side by side and added up.
+/// Whether the tables of a manifest from elsewhere can be fetched side by side, added up, and taken over as they are.
 pub(super) fn plausible(state: &State) -> Result<(), Malformed> {
-    let (mut numbers, mut bytes) = (BTreeSet::new(), 0u64);
+    let (mut numbers, mut origins, mut bytes) = (BTreeSet::new(), BTreeSet::new(), 0u64);
     for table in state.levels.iter().flatten() {
-        if !numbers.insert(table.number) {
+        if !numbers.insert(table.number) || !origins.insert((table.written_by, table.written_as)) {
             return Err(Malformed("the manifest names a table twice"));
+        }
+        if table.smallest > table.largest {
+            return Err(Malformed("a table of the manifest ends before it begins"));
         }
         let sum = bytes.checked_add(table.bytes);
         bytes = sum.ok_or(Malformed("the manifest's tables are larger than any disk"))?;
     }
+    let apart = |level: &Vec<TableMeta>| level.windows(2).all(|t| t[0].largest < t[1].smallest);
+    if !state.levels[1..].iter().all(apart) {
+        return Err(Malformed("tables of a level of the manifest overlap"));
+    }
     Ok(())
+}
+
+/// A table that is read from front to back.
+struct Check {
+    cursor: TableCursor,
+    meta: TableMeta,
+    entries: u64,
+    /// The key before, none in front of the first.
+    last: Option<Vec<u8>>,
+}
+
+impl Check {
+    /// Reads a piece of so many bytes; true at the end.
+    fn step(&mut self, bytes: u64) -> Result<bool, LsmError> {
+        let mut left = bytes;
+        while self.cursor.is_valid() {
+            if left == 0 {
+                return Ok(false);
+            }
+            let key = self.cursor.key();
+            left = left.saturating_sub(size_of(key, self.cursor.item()));
+            let in_order = match &mut self.last {
+                Some(last) => {
+                    let ascends = key > last.as_slice();
+                    last.clear();
+                    last.extend_from_slice(key);
+                    ascends
+                }
+                none => *none.insert(key.to_vec()) == self.meta.smallest,
+            };
+            if !in_order {
+                return Err(self.cursor.unsound("its keys are not those that the manifest says"));
+            }
+            self.entries += 1;
+            self.cursor.advance()?;
+        }
+        if self.entries != self.meta.entries || self.last.as_ref() != Some(&self.meta.largest) {
+            return Err(self.cursor.unsound("its entries are not those that the manifest says"));
+        }
+        Ok(true)
+    }
 }
 
 impl Import {
@@ -248,15 +308,14 @@ impl Import {
     }
 
     /// Tables of an earlier try stay when they are of this snapshot and have their footer, which is
-    /// checked against the identity of the store they come from; all else is removed.
+    /// checked against the identity of the store that wrote them; all else is removed.
     fn keep_what_is_whole(&mut self) -> Result<(), LsmError> {
         let names = self.disk.list(&self.dir).map_err(|e| LsmError::io(&self.dir, 0, e))?;
         for name in names {
-            let number = table_number(&name);
-            let at = self.missing.iter().position(|t| Some(t.number) == number);
+            let at = self.missing.iter().position(|t| fetched_name(t) == name);
             let whole = at.is_some_and(|at| self.open(self.missing[at].clone()).is_ok());
-            if let Some(number) = number {
-                self.shelf.files.forget(number);
+            if let Some(at) = at {
+                self.shelf.files.forget(self.missing[at].number);
             }
             match at {
                 Some(at) if whole => drop(self.missing.remove(at)),
@@ -267,7 +326,7 @@ impl Import {
     }
 
     fn open(&self, meta: TableMeta) -> Result<Arc<Table>, LsmError> {
-        Table::open(&self.dir, self.identity, meta, &self.shelf).map(Arc::new)
+        Table::open_file(self.dir.join(fetched_name(&meta)), meta, &self.shelf).map(Arc::new)
     }
 
     fn remove(&self, name: &str) -> Result<(), LsmError> {
@@ -287,7 +346,8 @@ impl Import {
         Some(Piece { table: table.number, offset, len })
     }
 
-    /// Takes the piece that [`Import::missing`] named.
+    /// Takes the piece that [`Import::missing`] named. A table has its name once it is durable: what an earlier
+    /// process wrote and could not sync looks whole, and may not be on the disk.
     ///
     /// # Errors
     /// [`LsmError::Rejected`] for another one; the disk's.
@@ -296,11 +356,14 @@ impl Import {
             return Err(LsmError::Rejected { what: "a piece that was not asked for" });
         }
         let Some(meta) = self.missing.front() else { return Ok(()) };
-        let path = self.dir.join(table_name(meta.number));
+        let (path, whole) = (self.dir.join(PART_FILE), self.dir.join(fetched_name(meta)));
         let io = |e| LsmError::io(&path, piece.offset, e);
         let (file, at) = match self.file.take() {
             Some(open) => open,
-            None => (self.disk.open(&path, Open::CreateNew).map_err(io)?, 0),
+            None => {
+                self.remove(PART_FILE)?;
+                (self.disk.open(&path, Open::CreateNew).map_err(io)?, 0)
+            }
         };
         file.write_all_at(bytes, at).map_err(io)?;
         let at = at + bytes.len() as u64;
@@ -309,94 +372,91 @@ impl Import {
             return Ok(());
         }
         file.sync_all().map_err(io)?;
+        drop(file);
+        self.disk.rename(&path, &whole).map_err(io)?;
         self.disk.sync_dir(&self.dir).map_err(io)?;
         self.missing.pop_front();
         Ok(())
     }
 
-    /// Does a piece of the merging into tables of this store; everything must have been fetched.
-    /// `extra` goes in front of what it brought; the first call counts.
+    /// Reads a piece of what was fetched, which must be all, and checks it. At the end writes the table with `extra`,
+    /// which goes in front of what it brought.
     ///
     /// # Errors
-    /// [`LsmError::Rejected`] when a piece is missing; the disk's, after which it begins anew.
+    /// [`LsmError::Rejected`] when a piece is missing; the disk's, after which it may be tried again.
     pub fn seal(&mut self, extra: &[Extra<'_>]) -> Result<Sealed, LsmError> {
         if !self.missing.is_empty() {
             return Err(LsmError::Rejected { what: "to seal what was not fetched" });
         }
-        let step = self.seal_step(extra);
-        if step.is_err() {
-            throw_away(&self.shared, std::mem::take(&mut self.outputs).into_begun());
-        }
-        match step {
-            Err(LsmError::Damaged { path, .. }) if path.parent() == Some(&self.dir) => {
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                let number = table_number(&name);
-                let mut all = self.state.levels.iter().flatten();
-                let meta = all.find(|t| Some(t.number) == number).cloned();
-                number.inspect(|&number| self.shelf.files.forget(number));
-                self.remove(&name)?;
-                self.missing.extend(meta);
+        let meta = self.state.levels.iter().flatten().nth(self.checked).cloned();
+        let Some(meta) = meta else { return self.stage(extra).map(Sealed::Done) };
+        match self.check_step(&meta) {
+            Err(LsmError::Damaged { .. }) => {
+                self.check = None;
+                self.shelf.files.forget(meta.number);
+                self.remove(&fetched_name(&meta))?;
+                self.missing.push_back(meta);
                 Ok(Sealed::Damaged)
             }
-            step => step,
+            step => step.map(|()| Sealed::Working),
         }
     }
 
-    fn seal_step(&mut self, extra: &[Extra<'_>]) -> Result<Sealed, LsmError> {
-        let mut merge = match self.sealing.take() {
-            Some(merge) => merge,
-            None => self.begin_sealing(extra)?,
-        };
-        let options = self.shared.options;
-        let bench = Bench { shared: &self.shared, disk: self.disk.as_ref() };
-        let mut done = 0;
-        while merge.is_valid() && done < options.step_bytes {
-            let (key, item) = (merge.key(), merge.item());
-            done += size_of(key, item);
-            // Nothing lies below: a tombstone has done its work.
-            if item != Item::Tombstone {
-                self.outputs.add(&bench, key, item)?;
-                if self.outputs.bytes() >= options.table_bytes {
-                    self.outputs.end_table()?;
-                }
+    fn check_step(&mut self, meta: &TableMeta) -> Result<(), LsmError> {
+        let mut check = match self.check.take() {
+            Some(check) => check,
+            None => {
+                let cursor = TableCursor::new(self.open(meta.clone())?, Start::End, false, true)?;
+                Check { cursor, meta: meta.clone(), entries: 0, last: None }
             }
-            merge.advance()?;
+        };
+        if check.step(self.shared.options.step_bytes)? {
+            self.checked += 1;
+            self.shelf.files.forget(meta.number);
+        } else {
+            self.check = Some(check);
         }
-        if merge.is_valid() {
-            self.sealing = Some(merge);
-            return Ok(Sealed::Working);
-        }
-        self.outputs.end_table()?;
-        let store = &self.shared.dir;
-        self.disk.sync_dir(store).map_err(|e| LsmError::io(store, 0, e))?;
-        let tables = std::mem::take(&mut self.outputs).take_tables();
-        let (shared, applied) = (Arc::clone(&self.shared), self.state.applied);
-        Ok(Sealed::Done(Staged { shared, applied, tables }))
+        Ok(())
     }
 
-    fn begin_sealing(&self, extra: &[Extra<'_>]) -> Result<Merge, LsmError> {
+    fn stage(&mut self, extra: &[Extra<'_>]) -> Result<Staged, LsmError> {
+        let Import { shared, disk, dir, state, .. } = self;
+        let mut levels = state.levels.clone();
+        // Tables of level 0 are numbered by age, and what goes on top of them is newer.
+        levels[0].reverse();
+        levels.iter_mut().flatten().for_each(|table| table.number = shared.next_file());
+        levels[0].reverse();
+        let mut staged = Staged {
+            shared: Arc::clone(shared),
+            disk: Arc::clone(disk),
+            dir: dir.clone(),
+            applied: state.applied,
+            levels: Box::new(levels),
+            extra: None,
+            begun: Vec::new(),
+        };
         let memtable = Arc::new(Memtable::default());
         let mut scratch = Vec::new();
         let entries = extra.iter().map(|&(space, key, revision, value)| {
             Entry::new((space, key), Some((revision, value)), 1, &mut scratch)
         });
         memtable.insert(entries.collect());
-        let mut sources = vec![Source::Mem(MemCursor::new(memtable, u64::MAX, Start::End, false))];
-        for (level, metas) in self.state.levels.iter().enumerate() {
-            let mut tables = Vec::with_capacity(metas.len());
-            for meta in metas {
-                tables.push(self.open(meta.clone())?);
-            }
-            if level == 0 {
-                for table in tables {
-                    sources.push(Source::Table(TableCursor::new(table, Start::End, false, true)?));
-                }
-            } else if !tables.is_empty() {
-                let tables = Arc::new(tables);
-                sources.push(Source::Level(LevelCursor::new(&tables, Start::End, false, true)?));
-            }
+        let mut cursor = MemCursor::new(memtable, u64::MAX, Start::End, false);
+        let bench = Bench { shared, disk: disk.as_ref() };
+        // A space is all that they have: one table.
+        let mut outputs = Outputs::default();
+        let mut written = Ok(());
+        while cursor.is_valid() && written.is_ok() {
+            written = outputs.add(&bench, cursor.key(), cursor.item());
+            cursor.advance();
         }
-        Ok(Merge::new(sources, false))
+        let written = written.and_then(|()| outputs.end_table());
+        staged.extra = outputs.take_tables().pop().map(Box::new);
+        staged.begun = outputs.into_begun();
+        written?;
+        // What may lack space gets it before the first file takes its place.
+        shared.manifest().slots.make_room(&staged.state())?;
+        Ok(staged)
     }
 
     /// Removes what was fetched, once it is installed or of no use.
@@ -409,15 +469,9 @@ impl Import {
     }
 }
 
-impl Drop for Import {
-    fn drop(&mut self) {
-        throw_away(&self.shared, std::mem::take(&mut self.outputs).into_begun());
-    }
-}
-
 impl Drop for Staged {
     fn drop(&mut self) {
-        throw_away(&self.shared, self.tables.drain(..).map(|table| table.number).collect());
+        throw_away(&self.shared, std::mem::take(&mut self.begun));
     }
 }
 
@@ -431,30 +485,51 @@ fn throw_away(shared: &Shared, tables: Vec<u64>) {
     shared.shelf.bell.ring();
 }
 
+/// Name of a table that is being fetched.
+const PART_FILE: &str = "part";
+
+/// Name of a fetched table: by what seeds its checksums, since another sender may have the same one.
+fn fetched_name(meta: &TableMeta) -> String {
+    format!("fetched-{:016x}-{:08}", meta.written_by, meta.written_as)
+}
+
 impl Staged {
     /// Index that it reaches to.
     pub fn applied(&self) -> u64 {
         self.applied
     }
 
-    /// The store as it would be: one run of tables, in the first level that has room for it.
+    /// The store as its manifest would describe it, but for the next number.
+    pub(super) fn state(&self) -> State {
+        let mut levels = self.levels.as_ref().clone();
+        levels[0].splice(..0, self.extra.as_deref().cloned());
+        State { applied: self.applied, levels, ..State::default() }
+    }
+
+    /// Moves the tables into the store, and gives what the store would be: still nothing names them.
     pub(super) fn version(mut self, shared: &Arc<Shared>) -> Result<Version, LsmError> {
         if !Arc::ptr_eq(shared, &self.shared) {
             return Err(LsmError::Rejected {
                 what: "a snapshot that was staged for another store",
             });
         }
-        let open = |meta: TableMeta| {
-            Table::open(&shared.dir, shared.options.identity, meta, &shared.shelf).map(Arc::new)
-        };
-        let tables: Vec<Arc<Table>> =
-            self.tables.iter().cloned().map(open).collect::<Result<_, _>>()?;
-        self.tables.clear();
-        let bytes = bytes_of(&tables);
-        let fits = |level: &usize| bytes <= target(*level, shared.options.level1_bytes);
-        let level = (1..LEVELS - 1).find(fits).unwrap_or(LEVELS - 1);
+        for meta in self.levels.iter().flatten() {
+            let from = self.dir.join(fetched_name(meta));
+            let to = shared.dir.join(table_name(meta.number));
+            self.begun.push(meta.number);
+            self.disk.rename(&from, &to).map_err(|e| LsmError::read(&from, 0, e))?;
+        }
+        for dir in [&shared.dir, &self.dir] {
+            self.disk.sync_dir(dir).map_err(|e| LsmError::io(dir, 0, e))?;
+        }
         let mut version = Version { applied: self.applied, ..Version::default() };
-        version.levels[level] = Arc::new(tables);
+        for (tables, metas) in version.levels.iter_mut().zip(self.state().levels) {
+            for meta in metas {
+                let table = Table::open(&shared.dir, meta, &shared.shelf)?;
+                Arc::make_mut(tables).push(Arc::new(table));
+            }
+        }
+        self.begun.clear();
         Ok(version)
     }
 }

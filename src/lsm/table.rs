@@ -59,9 +59,18 @@ pub struct TableMeta {
     pub smallest: Vec<u8>,
     /// Its last key.
     pub largest: Vec<u8>,
+    /// Identity of the store that wrote it, and the number that it has there: they seed its checksums. A table that
+    /// came with a snapshot keeps them.
+    pub written_by: u64,
+    /// See `written_by`.
+    pub written_as: u64,
 }
 
 impl TableMeta {
+    fn seed(&self) -> Seed {
+        Seed { identity: self.written_by, number: self.written_as }
+    }
+
     /// Whether a key of the table may lie in a closed range.
     pub(super) fn overlaps(&self, smallest: &[u8], largest: &[u8]) -> bool {
         self.smallest.as_slice() <= largest && smallest <= self.largest.as_slice()
@@ -182,6 +191,8 @@ impl TableBuilder {
             tombstones: self.tombstones,
             smallest: self.smallest,
             largest: self.largest,
+            written_by: self.seed.identity,
+            written_as: self.seed.number,
         })
     }
 
@@ -264,6 +275,7 @@ pub(super) struct Table {
     doomed: AtomicBool,
     /// Where damage was met first, and what it was.
     damage: OnceLock<(u64, &'static str)>,
+    given_up: AtomicBool,
 }
 
 /// Whether a block is kept in the cache, or read through a window that moves over the file.
@@ -290,13 +302,16 @@ pub(super) enum Kind {
 
 impl Table {
     /// Opens a table that the manifest names; its footer must agree.
-    pub(super) fn open(
-        dir: &Path,
-        identity: u64,
+    pub(super) fn open(dir: &Path, meta: TableMeta, shelf: &Arc<Shelf>) -> Result<Table, LsmError> {
+        Table::open_file(dir.join(table_name(meta.number)), meta, shelf)
+    }
+
+    /// The same, wherever its file is.
+    pub(super) fn open_file(
+        path: PathBuf,
         meta: TableMeta,
         shelf: &Arc<Shelf>,
     ) -> Result<Table, LsmError> {
-        let path = dir.join(table_name(meta.number));
         let damaged = |offset, what| LsmError::damaged(&path, offset, what);
         let unread = |offset| {
             let path = &path;
@@ -310,7 +325,7 @@ impl Table {
         let at = at.ok_or_else(|| damaged(0, "the file is too short"))?;
         let mut footer = [0; FOOTER_BYTES];
         file.read_exact_at(&mut footer, at).map_err(unread(at))?;
-        let seed = Seed { identity, number: meta.number };
+        let seed = meta.seed();
         let bad = |Malformed(what)| damaged(at, what);
         let (body, crc) = footer.split_at(FOOTER_BYTES - CRC_BYTES);
         if body[..8] != MAGIC || Input::new(crc, 0).u32().map_err(bad)? != seed.crc(at, body) {
@@ -335,13 +350,12 @@ impl Table {
     /// As [`Table::open`]; a table that is damaged is one from which nothing is read.
     pub(super) fn open_or_quarantine(
         dir: &Path,
-        identity: u64,
         meta: TableMeta,
         shelf: &Arc<Shelf>,
     ) -> Result<Table, LsmError> {
-        match Table::open(dir, identity, meta.clone(), shelf) {
+        match Table::open(dir, meta.clone(), shelf) {
             Err(LsmError::Damaged { path, offset, what }) => {
-                let seed = Seed { identity, number: meta.number };
+                let seed = meta.seed();
                 let empty = Block::new(vec![0; 4].into());
                 let empty = empty.map_err(|_| LsmError::damaged(&path, offset, what))?;
                 let nowhere = Handle { offset: 0, len: 0 };
@@ -362,7 +376,26 @@ impl Table {
     ) -> Table {
         let (shelf, doomed) = (Arc::clone(shelf), AtomicBool::new(false));
         let (top, damage) = (Arc::new(top), OnceLock::new());
-        Table { meta, path, seed, top, top_at, shelf, doomed, damage }
+        let given_up = AtomicBool::new(false);
+        Table { meta, path, seed, top, top_at, shelf, doomed, damage, given_up }
+    }
+
+    /// Nothing is read from it any more, and its file may go: the path.
+    pub(super) fn give_up(&self) -> &Path {
+        self.given_up.store(true, Ordering::Release);
+        self.damaged(0, Malformed("its room was needed to repair the store"));
+        self.shelf.files.forget(self.meta.number);
+        &self.path
+    }
+
+    /// Whether [`Table::give_up`] came.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Acquire)
+    }
+
+    /// Whether damage was met in it, and is there when all of it is read again.
+    pub(super) fn is_still_damaged(&self) -> bool {
+        self.damage.get().is_some() && (self.is_given_up() || self.walk().is_err())
     }
 
     /// The damage that was met in it, as the error of every further read.
@@ -448,21 +481,21 @@ impl Table {
     /// Reads everything in the file again, footer and index too, and checks it.
     pub(super) fn check(&self) -> Result<(), LsmError> {
         self.sound()?;
-        let dir = self.path.parent().unwrap_or(Path::new(""));
-        let walked = Table::open(dir, self.seed.identity, self.meta.clone(), &self.shelf)
-            .and_then(|table| TableCursor::new(Arc::new(table), Start::End, false, true))
-            .and_then(|mut cursor| {
-                while cursor.is_valid() {
-                    cursor.advance()?;
-                }
-                Ok(())
-            });
-        match walked {
+        match self.walk() {
             Err(LsmError::Damaged { offset, what, .. }) => {
                 Err(self.damaged(offset, Malformed(what)))
             }
             walked => walked,
         }
+    }
+
+    fn walk(&self) -> Result<(), LsmError> {
+        let table = Table::open_file(self.path.clone(), self.meta.clone(), &self.shelf)?;
+        let mut cursor = TableCursor::new(Arc::new(table), Start::End, false, true)?;
+        while cursor.is_valid() {
+            cursor.advance()?;
+        }
+        Ok(())
     }
 
     /// The file's bytes as they are.
@@ -572,6 +605,11 @@ impl TableCursor {
 
     pub(super) fn is_valid(&self) -> bool {
         self.data.as_ref().is_some_and(BlockCursor::is_valid)
+    }
+
+    /// What it shows is not what the table should hold.
+    pub(super) fn unsound(&self, what: &'static str) -> LsmError {
+        self.table.damaged(self.offset, Malformed(what))
     }
 
     pub(super) fn key(&self) -> &[u8] {

@@ -316,7 +316,8 @@ impl Worker {
         if self.epoch != self.shared.manifest().epoch {
             self.begin_anew();
         }
-        // Behind that: jobs that were given up held tables of the old state.
+        self.shared.bound_exports();
+        // Behind that: jobs and exports that were given up held tables of the old state.
         self.take_out_trash()?;
         let bench = Bench { shared: &self.shared, disk: self.disk.as_ref() };
         if self.flush.is_none() {
@@ -420,8 +421,8 @@ impl Worker {
     /// still there, and the job is begun anew.
     fn open_made(&mut self, metas: Vec<TableMeta>) -> Result<Option<Vec<Arc<Table>>>, LsmError> {
         let open = |meta| {
-            let Shared { dir, options, shelf, .. } = self.shared.as_ref();
-            Table::open(dir, options.identity, meta, shelf).map(Arc::new)
+            let Shared { dir, shelf, .. } = self.shared.as_ref();
+            Table::open(dir, meta, shelf).map(Arc::new)
         };
         match metas.into_iter().map(open).collect() {
             Ok(made) => {

@@ -102,7 +102,8 @@ pub enum Installed {
     },
     /// This node was further already, and nothing was done.
     TooLate,
-    /// The disk does not give back what was fetched ([`ApplyEffects::damage`] says where): another one is needed.
+    /// The disk does not give back what was fetched ([`ApplyEffects::damage`] says where), or has no space for what
+    /// names it: nothing was done.
     Unread,
 }
 
@@ -207,6 +208,7 @@ impl<S: Store, C> Applier<S, C> {
             ApplyTask::Install { snapshot, index } => {
                 let (installed, damage) = match self.install(snapshot, index) {
                     Err(e) if e.is_damage() => (Installed::Unread, Some(e)),
+                    Err(e) if e.is_out_of_space() => (Installed::Unread, None),
                     installed => (installed.map_err(ApplyError::Install)?, None),
                 };
                 // One that was on its way when the damage was met, and is too old; or one that is damaged, too.

@@ -6,6 +6,9 @@
 //! and whoever needed what went gets a snapshot. So a member that is down for good keeps the log
 //! longer, up to the limit, and never beyond.
 //!
+//! A node whose store is damaged flushes nothing, and its log cannot be cut. It takes no entries beyond the limit,
+//! but goes on to vote and to answer heartbeats; what it misses comes again, or with a newer snapshot.
+//!
 //! The log's file goes by whole segments. What is on disk stays within the limit, three segments
 //! (the one being written, the one that holds the cut, the spare), and what is written while one
 //! flush lasts.
@@ -51,6 +54,11 @@ impl Compaction {
         self.bytes = bytes;
         // It shrinks without a cut when a snapshot takes its place.
         self.looked_at = self.looked_at.min(bytes);
+    }
+
+    /// Whether the log is as long as it may be: a node that cannot apply, as its store is damaged, takes no more.
+    pub(super) fn is_beyond(&self) -> bool {
+        self.bytes > self.limit
     }
 
     /// The store holds everything up to here durably.

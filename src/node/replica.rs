@@ -25,7 +25,7 @@ use super::reads::Reads;
 use super::status::Status;
 use super::words::{Answer, Forward, Refusal, ReplyTo, Request, Verdict};
 use crate::kv::Limits;
-use crate::raft::{Committed, Configuration, Index, NodeId, Raft, RoleName, Term};
+use crate::raft::{Body, Committed, Configuration, Index, Message, NodeId, Raft, RoleName, Term};
 use std::sync::Arc;
 
 /// Bounds of a [`Replica`].
@@ -173,6 +173,8 @@ impl<C: Clone> Replica<C> {
                     self.request(reply_to, deadline_us, what, now_us);
                 }
             }
+            // To the leader that is as if it were lost. What counts as life comes in heartbeats.
+            Input::Peer(message) if self.is_to_be_left(&message) => {}
             Input::Peer(message) => self.raft.step(message, now_us),
             // The node's connections take these before they come here.
             Input::Link(_) => {}
@@ -254,6 +256,13 @@ impl<C: Clone> Replica<C> {
                 }
             }
         }
+    }
+
+    /// Whether it brings entries for which the log of a node that cannot apply has no room.
+    fn is_to_be_left(&self, message: &Message) -> bool {
+        self.repairing.is_some()
+            && self.compaction.is_beyond()
+            && matches!(&message.body, Body::AppendEntries { entries, .. } if !entries.is_empty())
     }
 
     fn request(&mut self, reply_to: ReplyTo<C>, deadline_us: u64, what: Request, now_us: u64) {

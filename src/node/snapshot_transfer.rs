@@ -2,7 +2,7 @@
 //!
 //! [`SnapshotReceiver`] is the end that lacks something: a follower to which the leader offered a
 //! snapshot, or a node whose store is damaged. It chooses who is asked, asks for the manifest and then
-//! for piece after piece, keeps what arrives on disk, merges it into the node's own store a step at a
+//! for piece after piece, keeps what arrives on disk, reads all of it once more a step at a
 //! time, and hands the result to the applier. When a connection ends, goes silent or brings nothing of
 //! use, it pauses and tries another connection, then another sender. Tables that are whole are not
 //! fetched again from the same sender. [`SnapshotSender`] is the end that has the data: any node whose
@@ -12,8 +12,8 @@
 
 use crate::env::Disk;
 use crate::kv::{
-    Export, INCOMING_DIR, Import, LsmReader, Piece, Reader as _, Sealed, Staged, StoreError,
-    View as _,
+    Export, INCOMING_DIR, Import, LsmError, LsmReader, Piece, Reader as _, Sealed, Staged,
+    StoreError, View as _,
 };
 use crate::raft::{Index, NodeId, Offer};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -29,7 +29,7 @@ pub const SNAPSHOT_SILENCE_US: u64 = 2_000_000;
 /// Longest patience with a silent sender, in microseconds.
 const SILENCE_US_MAX: u64 = 4_000_000;
 /// A receiver that asks nothing for so long is given up by the sender: it asks anew after the longest
-/// write to its own disk, and needs no connection while it merges. In microseconds.
+/// write to its own disk, and needs no connection while it checks. In microseconds.
 pub const SNAPSHOT_IDLE_US: u64 = 15_000_000;
 /// First pause after a connection that was of no use, in microseconds. It grows by as much with every
 /// fourth.
@@ -39,6 +39,9 @@ const RETRY_PAUSE_US: u64 = 200_000;
 const RETRY_PAUSE_US_MAX: u64 = 5_000_000;
 /// Pause while the disk is full, in microseconds.
 const SPACE_PAUSE_US: u64 = 2_000_000;
+/// A damaged store makes room when the disk was full so often since its repair began: not at once, since the room
+/// may have been taken for a moment.
+const GIVES_UP_AT: u32 = 2;
 /// After an answer the receiver rests as long as it took, at most so long, so that other traffic hardly
 /// notices. In microseconds.
 const REST_US_MAX: u64 = 50_000;
@@ -118,7 +121,7 @@ impl SnapshotSender {
         match request {
             SnapshotRequest::Begin { index } => {
                 let applied = self.reader.view().applied();
-                if index <= applied && self.reader.export().applied() < index {
+                if index <= applied && self.reader.exportable() < index {
                     self.flushing = Some(index);
                     return SenderEffect::Flush;
                 }
@@ -127,6 +130,8 @@ impl SnapshotSender {
             SnapshotRequest::Piece(piece) => match &self.export {
                 Some(export) if export.holds(piece) => match export.read(piece) {
                     Ok(bytes) => SenderEffect::Send(SnapshotResponse::Piece { piece, bytes }),
+                    // It has ended since.
+                    Err(LsmError::Rejected { .. }) => SenderEffect::Send(SnapshotResponse::Gone),
                     Err(e) => SenderEffect::Unreadable(e.into()),
                 },
                 _ => SenderEffect::Send(SnapshotResponse::Gone),
@@ -293,6 +298,8 @@ pub struct SnapshotReceiver {
     turn: usize,
     /// The disk was full the last time.
     lacks_space: bool,
+    /// How often it was since something is needed.
+    full_times: u32,
     /// Whether it was told what is needed, and what for.
     needs_told: Option<bool>,
     /// When each trouble was told.
@@ -326,6 +333,7 @@ impl SnapshotReceiver {
             silences: 0,
             turn: 0,
             lacks_space: false,
+            full_times: 0,
             needs_told: None,
             told_us: BTreeMap::new(),
             lines: VecDeque::new(),
@@ -360,7 +368,10 @@ impl SnapshotReceiver {
         match event {
             ReceiverEvent::Offered(offer) => self.offered(offer, now_us),
             ReceiverEvent::Damaged { index } => self.damaged(index, now_us),
-            ReceiverEvent::Installed => (self.need, self.installing) = (None, false),
+            ReceiverEvent::Installed => {
+                (self.need, self.installing) = (None, false);
+                self.import.take().map_or(Ok(()), Import::discard)?;
+            }
             ReceiverEvent::Connected => {
                 if let Connection::Dialing(sender) = self.connection {
                     self.connection = Connection::Open { sender, begun: false };
@@ -408,7 +419,7 @@ impl SnapshotReceiver {
     fn begin(&mut self, need: Need) {
         (self.need, self.source) = (Some(need), None);
         (self.failures, self.tries, self.silences, self.turn) = (0, 0, 0, 0);
-        (self.needs_told, self.rest_until_us) = (None, 0);
+        (self.needs_told, self.rest_until_us, self.full_times) = (None, 0, 0);
     }
 
     fn answered(&mut self, response: SnapshotResponse, now_us: u64) -> Result<(), StoreError> {
@@ -503,7 +514,8 @@ impl SnapshotReceiver {
         }
     }
 
-    /// A full disk sets a transfer back: it is begun again some time later, with what is here.
+    /// A full disk sets a transfer back: it is begun again some time later, with what is here. When that does not help,
+    /// a damaged store makes room for what is to take its place.
     fn unless_full<T>(
         &mut self,
         result: Result<T, StoreError>,
@@ -511,20 +523,39 @@ impl SnapshotReceiver {
     ) -> Result<Option<T>, StoreError> {
         match result {
             Err(e) if e.is_out_of_space() => {
-                self.import = None;
+                let begun = self.import.take().is_some();
                 (self.connection, self.asked) = match self.connection {
                     Connection::None => (Connection::None, None),
                     _ => (Connection::Unused, None),
                 };
                 self.rest_until_us = now_us + SPACE_PAUSE_US;
-                if !std::mem::replace(&mut self.lacks_space, true) {
+                self.lacks_space = true;
+                if self.full_times == 0 {
                     let text = format!("no space for a snapshot, to be resumed: {e}");
                     self.lines.push_back((true, text));
+                }
+                self.full_times += 1;
+                let repairs = self.need.is_some_and(|need| need.repairs);
+                if begun && repairs && self.full_times >= GIVES_UP_AT {
+                    self.make_room(now_us)?;
                 }
                 Ok(None)
             }
             result => result.map(Some),
         }
+    }
+
+    /// A table of the damaged store goes.
+    fn make_room(&mut self, now_us: u64) -> Result<(), StoreError> {
+        if let Some((path, bytes)) = self.reader.give_up_table(self.disk.as_ref())? {
+            let path = path.display();
+            let text = format!(
+                "no space to repair the damaged store beside it: gave up {path}, {bytes} bytes of it"
+            );
+            self.lines.push_back((true, text));
+            self.rest_until_us = now_us;
+        }
+        Ok(())
     }
 
     // ---- what to do ----
@@ -569,7 +600,7 @@ impl SnapshotReceiver {
                 wait(u64::MAX)
             }
             Connection::None | Connection::Open { begun: true, .. } if is_whole => {
-                self.merge(need, now_us)
+                self.check(need, now_us)
             }
             Connection::None => match self.choose(&need, others) {
                 Some(sender) => {
@@ -613,9 +644,8 @@ impl SnapshotReceiver {
         all.get(self.turn % all.len().max(1)).copied()
     }
 
-    /// A step of merging what was fetched into this store. A table that turns out to be damaged is
-    /// fetched again.
-    fn merge(&mut self, need: Need, now_us: u64) -> Result<ReceiverEffect, StoreError> {
+    /// A step of reading what was fetched. A table that turns out to be damaged is fetched again.
+    fn check(&mut self, need: Need, now_us: u64) -> Result<ReceiverEffect, StoreError> {
         let again = ReceiverEffect::Wait { until_us: now_us };
         let Some(import) = &mut self.import else { return Ok(again) };
         let sealed = LsmReader::seal(import);
@@ -632,7 +662,6 @@ impl SnapshotReceiver {
                 let ms = now_us.saturating_sub(need.since_us) / 1000;
                 let text = format!("fetched a snapshot index={index} bytes={bytes} ms={ms}");
                 self.lines.push_back((false, text));
-                self.import.take().map_or(Ok(()), Import::discard)?;
                 self.installing = true;
                 if self.connection != Connection::None {
                     self.connection = Connection::Unused;

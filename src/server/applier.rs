@@ -57,7 +57,7 @@ fn act(effects: ApplyEffects<ClientHandle>, shared: &Shared) {
             }
             Installed::TooLate => info!("a snapshot came too late: its index is applied already"),
             Installed::Unread => {
-                info!("a snapshot is fetched again: the disk does not give it back")
+                info!("a snapshot is fetched again: the disk does not give it back");
             }
         }
     }

@@ -507,6 +507,7 @@ impl Disk for SimDisk {
         let power = state.changes(DiskStep::Create, FileKind::of(to))?;
         let id = state.names.remove(from.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
         state.unsynced_names.entry(from.into()).or_insert(Some(id));
+        state.files[id].kind = FileKind::of(to);
         let old = state.names.insert(to.into(), id);
         state.unsynced_names.entry(to.into()).or_insert(old);
         if power == Power::FailsNow { Err(dark()) } else { Ok(()) }

@@ -158,6 +158,9 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let (was_up, old_copy) = (n.up.is_some(), n.old_copy);
         n.manifest_hurt |= power_lost && !n.disk.is_durable("manifest-");
+        // What looked damaged as a read failed is gone for good then.
+        let given_up = n.up.as_ref().map_or(0, |up| up.reader.stats().given_up);
+        n.store_flipped |= given_up > 0 && !n.store_repaired;
         n.stop(power_lost);
         self.note(node, "stopped", [u64::from(power_lost), 0, 0, 0]);
         if was_up {

@@ -319,6 +319,11 @@ impl Adversary {
                         false => Fault::FlipStore { node: follower, at },
                     };
                     script.push((500, flip));
+                    if dice.chance(1, 3) {
+                        // There is little room for its repair.
+                        let room = dice.below(FULL_ROOM_BYTES_MAX);
+                        script.push((500, Fault::FillDisk { node: follower, room }));
+                    }
                     // Compactions may meet it before anybody reads it.
                     for _ in 0..4 {
                         let writes = dice.between(20, 60);

@@ -8,7 +8,9 @@ use super::checks::{Violation, violated};
 use super::handshakes::take_frame;
 use super::moments::Moment;
 use super::network::{End, Packet};
+use super::store::contents;
 use super::world::{ANY_LIFE, Event, World};
+use crate::kv::Reader as _;
 use crate::node::{
     ApplyTask, Input, Installed, ReceiverEffect, ReceiverEvent, Request, SNAPSHOT_IDLE_US,
     SNAPSHOT_SILENCE_US, SenderEffect, SnapshotReceiver, SnapshotRequest, SnapshotResponse,
@@ -196,6 +198,9 @@ impl World {
                     }
                     self.start_applying(node, 0);
                 }
+                ReceiverEffect::Say { text, .. } if text.contains("gave up") => {
+                    self.count("tables given up for a repair");
+                }
                 ReceiverEffect::Say { warning, .. } => {
                     if warning {
                         self.count("snapshots that did not come");
@@ -350,7 +355,8 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
-        let undamaged = up.reader.damage().is_none();
+        // Its mark lay in the store before it was installed, and may have been hurt there.
+        let undamaged = contents(&up.reader.view(), usize::MAX).is_ok();
         if matches!(installed, Installed::Done { repaired: true, .. }) {
             up.state.damaged.store(false, Ordering::Relaxed);
         }

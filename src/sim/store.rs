@@ -288,6 +288,8 @@ impl World {
                     ("tables moved down", now.moves > before.moves),
                     ("compactions for their tombstones", now.reclaims > before.reclaims),
                     ("compactions on demand", now.demanded > before.demanded),
+                    ("exports ended for their room", now.exports_ended > before.exports_ended),
+                    ("new tables unread", now.unread > before.unread),
                     ("tombstones dropped", now.tombstones_dropped > before.tombstones_dropped),
                 ];
                 happened.into_iter().filter(|(_, did)| *did).for_each(|(what, _)| self.count(what));

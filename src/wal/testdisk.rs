@@ -333,8 +333,13 @@ impl Disk for TestDisk {
         Ok(())
     }
 
-    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    /// Two operations: a crash leaves either name, both or none.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        let id = state.now.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        state.now.names.insert(to.to_path_buf(), id);
+        state.ops.extend([Op::Create(to.to_path_buf(), id), Op::Remove(from.to_path_buf())]);
+        Ok(())
     }
 
     fn sync_dir(&self, _dir: &Path) -> io::Result<()> {

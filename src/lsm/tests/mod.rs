@@ -8,9 +8,11 @@ mod full;
 mod model;
 mod races;
 mod reclaim;
+mod room;
 mod snapshot;
 
 use super::*;
+use crate::lsm::manifest;
 use crate::wal::testdisk::{Dice, TestDisk};
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};

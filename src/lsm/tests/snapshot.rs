@@ -1,13 +1,14 @@
 //! Contents on their way from store to store: equal at the end, whatever was cut off, damaged,
 //! crashed or under way meanwhile. Connections are left out; pieces are handed over by hand.
 
+mod under_way;
+
 use super::*;
 use crate::env::Open;
-use crate::lsm::manifest;
+
 use crate::wal::testdisk::Fault;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
 const INCOMING: &str = "/data/incoming";
 /// Identity of the stores that give.
@@ -130,7 +131,8 @@ impl Store {
 
 /// Tables in a directory.
 fn files(disk: &TestDisk, dir: &str) -> Vec<PathBuf> {
-    let table = |p: &PathBuf| p.starts_with(dir) && p.to_string_lossy().contains("table-");
+    let is_table = |name: &str| name.contains("table-") || name.contains("fetched-");
+    let table = |p: &PathBuf| p.starts_with(dir) && is_table(&p.to_string_lossy());
     disk.paths().into_iter().filter(table).collect()
 }
 
@@ -205,10 +207,8 @@ fn what_arrives_is_what_was_exported_and_nothing_of_the_old_state_stays() {
         let (view, then) = (taker.engine.reader().view(), taker.model.clone());
         taker.take(&export);
         assert_eq!(taker.engine.reader().view().applied(), applied);
-        let levels = taker.engine.stats().levels;
-        assert_eq!(levels.iter().filter(|level| level.0 > 0).count(), 1, "{levels:?}");
-        assert_eq!(levels[0].0, 0);
-        assert_eq!(taker.engine.stats().tombstones, 0);
+        // Nothing was written but the mark.
+        assert_eq!(named(&taker.engine), tables(&export.manifest()).len() + 1);
         drain(&mut taker.worker);
         assert_eq!(contents(&view, true).unwrap(), then, "a view moved");
         drop(view);
@@ -279,7 +279,7 @@ fn a_fetch_that_was_cut_off_goes_on_where_it_was() {
         drop(import);
         let rest = numbers(&all[stop..]);
         let whole: BTreeSet<u64> = &old_tables - &rest;
-        for stray in ["table-99999999", "table-7", "notes"] {
+        for stray in ["fetched-000000000badcafe-99999999", "table-7", "notes"] {
             taker.disk.shared().open(&Path::new(INCOMING).join(stray), Open::CreateNew).unwrap();
         }
         // Each continuation on a disk of its own.
@@ -288,7 +288,10 @@ fn a_fetch_that_was_cut_off_goes_on_where_it_was() {
             let taker = Store::on(cut_off.copy(), options().identity, 4);
             let mut import = taker.import(manifest).unwrap();
             let left: Vec<_> = files(&taker.disk, INCOMING);
-            assert!(left.iter().all(|p| !p.ends_with("table-99999999")), "{left:?}");
+            assert!(
+                left.iter().all(|p| !p.ends_with("fetched-000000000badcafe-99999999")),
+                "{left:?}"
+            );
             let asked = fetch(&mut import, export);
             let there = taker.disk.paths().iter().filter(|p| p.starts_with(INCOMING)).count();
             assert_eq!(there, tables(manifest).len());
@@ -335,9 +338,14 @@ fn a_fetched_table_that_is_damaged_is_fetched_again_and_no_other() {
                 None => taker.disk.shared().remove(path).unwrap(),
             }
             damages += 1;
-            assert!(seal_or_damaged(&mut import).is_none(), "{damage:?} passed");
+            // A new import finds out at once that the end of a file is wrong, else when all is read again.
+            import = taker.import(&export.manifest()).unwrap();
+            if import.missing().is_none() {
+                assert!(seal_or_damaged(&mut import).is_none(), "{damage:?} passed");
+            }
             let asked = fetch(&mut import, &export);
-            let names: Vec<_> = numbers(&asked).iter().map(|n| format!("table-{n:08}")).collect();
+            let name = |n: &u64| format!("fetched-{GIVER:016x}-{n:08}");
+            let names: Vec<_> = numbers(&asked).iter().map(name).collect();
             assert_eq!(names, [path.file_name().unwrap().to_str().unwrap()]);
             taker.worker.step().unwrap();
         }
@@ -560,8 +568,8 @@ fn what_is_given_up_leaves_no_files_behind() {
         }
     }
     assert!(steps > 5, "{steps}");
-    let mut import = taker.import(&export.manifest()).unwrap();
     for fault in [Fault::Full, Fault::Sync, Fault::Write, Fault::Read] {
+        let mut import = taker.import(&export.manifest()).unwrap();
         taker.disk.fail(Some(fault));
         let error = std::iter::repeat_with(|| import.seal(&[MARK])).find_map(Result::err).unwrap();
         assert_eq!(error.class(), Class::Stop, "{fault:?}: {error}");
@@ -569,14 +577,17 @@ fn what_is_given_up_leaves_no_files_behind() {
         taker.worker.step().unwrap();
         taker.check_contents();
     }
-    // Not even when it cannot be installed: nothing names it.
+    // Not even when a table turns out to be damaged as it is installed: nothing names it.
+    let mut import = taker.import(&export.manifest()).unwrap();
     let staged = seal(&mut import);
-    taker.disk.fail(Some(Fault::Read));
-    assert_eq!(taker.engine.install(staged).unwrap_err().class(), Class::Stop);
-    taker.disk.fail(None);
+    let path = files(&taker.disk, INCOMING).pop().unwrap();
+    taker.disk.spoil(&path, taker.disk.bytes(&path).len() - 1);
+    assert_eq!(taker.engine.install(staged).unwrap_err().class(), Class::Repair);
     taker.worker.step().unwrap();
     taker.check_contents();
     // Once a manifest may name it, nothing is removed, and the store is to be opened again.
+    let mut import = taker.import(&export.manifest()).unwrap();
+    fetch(&mut import, &export);
     let staged = seal(&mut import);
     taker.disk.fail(Some(Fault::Sync));
     assert_eq!(taker.engine.install(staged).unwrap_err().class(), Class::Stop);
@@ -592,109 +603,4 @@ fn what_is_given_up_leaves_no_files_behind() {
     }
     import.discard().unwrap();
     assert_eq!(taker.disk.paths().iter().filter(|p| p.starts_with(INCOMING)).count(), 0);
-}
-
-/// Runs `act` in the middle of the read that comes after `reads` others.
-fn at_read(disk: &TestDisk, reads: usize, act: Box<dyn FnOnce() + Send>) {
-    let again = disk.clone();
-    disk.before_read(move || match reads {
-        0 => act(),
-        reads => at_read(&again, reads - 1, act),
-    });
-}
-
-#[test]
-fn a_job_that_is_under_way_does_not_bring_the_old_state_back() {
-    // The snapshot is installed after each step of flushes and compactions in turn: their outputs
-    // disappear, and after a crash the new state is there.
-    let giver = Store::giver(20, 60);
-    let (export, given) = (giver.export(), marked(&giver.model));
-    let (mut flushing, mut compacting) = (0, 0);
-    for steps in 0.. {
-        let mut taker = Store::taker(21);
-        let mut import = taker.import(&export.manifest()).unwrap();
-        fetch(&mut import, &export);
-        for _ in 0..120 {
-            let batch = any_batch(&mut taker.dice);
-            taker.write(&batch);
-        }
-        taker.engine.flush();
-        let worked = (0..steps).all(|_| taker.worker.step().unwrap() == Step::Worked);
-        if !worked {
-            break;
-        }
-        let unnamed = files(&taker.disk, DIR).len() > named(&taker.engine);
-        let frozen = taker.engine.stats().frozen > 0;
-        flushing += usize::from(unnamed && frozen);
-        compacting += usize::from(unnamed && !frozen);
-        taker.engine.install(seal(&mut import)).unwrap();
-        import.discard().unwrap();
-        let disk = taker.disk.crashed(taker.disk.ops(), 0);
-        let mut again = Store::on(disk, options().identity, 1);
-        again.model = given.clone();
-        again.check_contents();
-        if steps % 2 == 0 {
-            // The worker finds a new memtable at once.
-            taker.model = given.clone();
-            taker.write(&[((1, b"at once".to_vec()), Some(vec![1]))]);
-            taker.settle();
-            taker.check_contents();
-        } else {
-            taker.check(&given, export.applied());
-        }
-    }
-    assert!(flushing > 5 && compacting > 5, "{flushing} {compacting}");
-}
-
-#[test]
-fn a_snapshot_that_comes_within_a_step_of_a_compaction_wins() {
-    // It is installed during each read that a chain of compactions makes, be it while they merge or
-    // when their outputs are opened and about to be named.
-    let giver = Store::giver(22, 60);
-    let (export, given) = (giver.export(), marked(&giver.model));
-    let mut reads = 0;
-    loop {
-        let mut taker = Store::taker(23);
-        let mut import = taker.import(&export.manifest()).unwrap();
-        fetch(&mut import, &export);
-        let staged = seal(&mut import);
-        for _ in 0..100 {
-            let batch = any_batch(&mut taker.dice);
-            taker.write(&batch);
-        }
-        taker.engine.flush();
-        while taker.engine.stats().frozen > 0 {
-            taker.worker.step().unwrap();
-        }
-        let Store { disk, engine, mut worker, dice, model } = taker;
-        let engine = Arc::new(Mutex::new((engine, Some(staged))));
-        let installs = Arc::clone(&engine);
-        let act = move || {
-            let (engine, staged) = &mut *installs.lock().unwrap();
-            engine.install(staged.take().unwrap()).unwrap();
-        };
-        at_read(&disk, reads, Box::new(act));
-        drain(&mut worker);
-        // Lets go of what did not come to pass.
-        disk.before_read(|| {});
-        let (engine, staged) = Arc::into_inner(engine).unwrap().into_inner().unwrap();
-        let mut taker = Store { disk, engine, worker, dice, model };
-        if staged.is_some() {
-            drop(staged);
-            drain(&mut taker.worker);
-            taker.check_contents();
-            break;
-        }
-        taker.model = given.clone();
-        taker.check_contents();
-        let disk = taker.disk.crashed(taker.disk.ops(), 0);
-        let mut again = Store::on(disk, options().identity, 1);
-        again.model = given.clone();
-        again.check_contents();
-        if reads % 8 == 0 {
-            taker.check(&given, export.applied());
-        }
-        reads += 1;
-    }
-    assert!(reads > 20, "{reads}");
 }

@@ -127,3 +127,29 @@ fn whoever_waits_when_a_hold_begins_is_answered_when_it_ends() {
         }
     }
 }
+
+/// A node that cannot apply cannot cut its log either. Beyond its bound it takes no entries; it still obeys the leader,
+/// and what it missed comes when there is room again.
+#[test]
+fn the_log_of_a_node_with_a_damaged_store_keeps_its_bound() {
+    let (mut c, leader) = Cluster::led(3);
+    let follower = c.followers(leader)[0];
+    c.input(follower, Input::Damaged);
+    c.input(follower, Input::Compacted { log_bytes: 1 << 41 });
+    let (last, term) = {
+        let raft = c.replica(follower).raft();
+        (raft.last_index(), raft.term())
+    };
+    for key in ["a", "b", "c"] {
+        let write = c.write(leader, key, SOON_US);
+        c.advance(3 * ELECTION_US);
+        assert!(c.revision(write) > last, "the others are a majority");
+    }
+    let raft = c.replica(follower).raft();
+    assert_eq!((raft.last_index(), raft.term(), raft.leader()), (last, term, Some(leader)));
+    c.input(follower, Input::Compacted { log_bytes: 0 });
+    c.advance(3 * ELECTION_US);
+    c.settle();
+    let all = c.replica(leader).raft().last_index();
+    assert_eq!(c.replica(follower).raft().last_index(), all);
+}

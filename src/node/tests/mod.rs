@@ -155,7 +155,7 @@ impl Cluster {
         };
         let replica_options = ReplicaOptions {
             address: format!("host:{id}"),
-            wal_limit_bytes: u64::MAX,
+            wal_limit_bytes: 1 << 40,
             inflight_bytes_max: self.inflight_bytes_max,
             limits: self.limits.get(&id).copied().unwrap_or_default(),
             batch_bytes_max: 4096,

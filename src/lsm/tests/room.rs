@@ -1,0 +1,112 @@
+//! Little room: what a damaged store gives up for its repair, and what exports may keep.
+
+use super::*;
+use crate::wal::testdisk::Fault;
+use std::path::PathBuf;
+
+/// A store with several tables in two levels.
+fn filled(seed: u64) -> (TestDisk, Engine, Worker, Model) {
+    let disk = TestDisk::default();
+    let (mut engine, mut worker) = open(&disk).unwrap();
+    let mut model = Model::new();
+    let mut dice = Dice(seed);
+    for applied in 1..140 {
+        write(&mut engine, &mut model, applied, &any_batch(&mut dice));
+        drain(&mut worker);
+    }
+    engine.flush();
+    drain(&mut worker);
+    assert!(engine.stats().levels.iter().map(|level| level.0).sum::<usize>() >= 4);
+    (disk, engine, worker, model)
+}
+
+fn tables(disk: &TestDisk) -> Vec<PathBuf> {
+    disk.paths().into_iter().filter(|p| p.to_string_lossy().contains("table-")).collect()
+}
+
+#[test]
+fn a_damaged_store_gives_up_table_after_table_and_a_sound_one_none() {
+    // First the damaged one, then the others; each is a damaged table from then on, in this process and after a
+    // start. What is in memory stays readable.
+    let (disk, mut engine, mut worker, mut model) = filled(3);
+    let reader = engine.reader();
+    assert_eq!(reader.give_up_table(&disk).unwrap(), None, "nothing is damaged");
+    let bad = tables(&disk).remove(1);
+    disk.edit(&bad, |bytes| bytes[7] ^= 1);
+    assert_eq!(reader.give_up_table(&disk).unwrap(), None, "nobody has met the damage");
+    assert!(contents(&reader.view(), false).is_err());
+    let before = tables(&disk).len();
+    let (first, bytes) = reader.give_up_table(&disk).unwrap().expect("it is damaged");
+    assert_eq!((&first, bytes > 0, tables(&disk).len()), (&bad, true, before - 1));
+    let applied = engine.applied() + 1;
+    write(&mut engine, &mut model, applied, &[((1, b"new".to_vec()), Some(vec![1]))]);
+    while reader.give_up_table(&disk).unwrap().is_some() {}
+    assert_eq!((tables(&disk).len(), engine.stats().given_up), (0, before as u64));
+    assert!(reader.view().get(1, b"new").unwrap().is_some());
+    engine.flush();
+    while worker.step().unwrap() != Step::Idle {}
+    drop((reader, engine, worker));
+    let (engine, _) = open(&disk).unwrap();
+    let error = engine.reader().damage().expect("files are missing").to_string();
+    assert!(error.contains("missing"), "{error}");
+    assert!(engine.reader().view().get(1, b"new").unwrap().is_some());
+}
+
+#[test]
+fn a_read_that_fails_once_costs_no_table() {
+    // The damage was an error that went away: what is given up is given up for what is there now.
+    let (disk, engine, _, _) = filled(4);
+    let bad = tables(&disk).remove(0);
+    disk.spoil(&bad, 3);
+    assert!(contents(&engine.reader().view(), false).is_err());
+    assert!(engine.reader().damage().is_some());
+    let bytes = disk.bytes(&bad);
+    disk.shared().open(&bad, crate::env::Open::Write).unwrap().write_all_at(&bytes, 0).unwrap();
+    assert_eq!(engine.reader().give_up_table(&disk).unwrap(), None);
+    assert!(tables(&disk).contains(&bad));
+}
+
+#[test]
+fn exports_keep_no_more_than_a_store_and_nothing_on_a_full_disk() {
+    // Backups that nobody reads on pile up while everything is rewritten: the oldest ends, the latest stays; on a full
+    // disk none keeps what the store does not have any more.
+    let (disk, mut engine, mut worker, mut model) = filled(5);
+    let mut exports = Vec::new();
+    let store = |engine: &Engine| engine.stats().levels.iter().map(|l| l.1).sum::<u64>();
+    let on_disk =
+        |disk: &TestDisk| tables(disk).iter().map(|t| disk.bytes(t).len() as u64).sum::<u64>();
+    for round in 0..8u8 {
+        exports.push(engine.reader().export());
+        let keys: Vec<_> = model.keys().cloned().collect();
+        for key in keys {
+            let applied = engine.applied() + 1;
+            write(&mut engine, &mut model, applied, &[(key, Some(vec![round; 30]))]);
+        }
+        engine.flush();
+        drain(&mut worker);
+        engine.reader().compact();
+        drain(&mut worker);
+        assert!(on_disk(&disk) <= 2 * store(&engine) + 1, "round {round}");
+    }
+    let piece = |export: &Export| {
+        let state = manifest::decode(&export.manifest(), options().identity, 2).unwrap().1;
+        let table = state.levels.iter().flatten().next().unwrap().clone();
+        Piece { table: table.number, offset: 0, len: table.bytes as usize }
+    };
+    let first = exports.first().unwrap();
+    assert!(!first.holds(piece(first)), "the oldest has ended");
+    assert_eq!(first.read(piece(first)).unwrap_err().class(), Class::Reject);
+    let last = exports.last().unwrap();
+    assert!(last.read(piece(last)).is_ok(), "the latest is whole");
+    assert!(engine.stats().exports_ended >= 5);
+    disk.fail(Some(Fault::Full));
+    engine.reader().lacks_space(true);
+    let applied = engine.applied() + 1;
+    write(&mut engine, &mut model, applied, &[((1, b"new".to_vec()), Some(vec![1]))]);
+    for _ in 0..3 {
+        worker.step().unwrap();
+    }
+    assert!(!last.holds(piece(last)), "its room is needed");
+    assert_eq!(on_disk(&disk), store(&engine));
+    disk.fail(None);
+}
