@@ -86,7 +86,7 @@ impl Http {
         };
         if let Some(check) = self.checks.last() {
             let request = match check {
-                Check::Reads if state.damaged.load(Ordering::Relaxed) => {
+                Check::Reads if state.damaged.load(Ordering::Relaxed) && !state.is_alone() => {
                     self.fail(DAMAGED.to_string());
                     return Progress::Goes;
                 }

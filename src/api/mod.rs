@@ -37,7 +37,7 @@ mod text;
 mod turn;
 
 pub use patience::{IDLE_TIMEOUT_US, PartialBytes, REQUEST_TIMEOUT_US};
-pub use state::{DAMAGED, NodeState, StoreTrouble};
+pub use state::{NodeState, StoreTrouble};
 
 use crate::kv::StoreError;
 use crate::node::{Answer, Answerer, Request};

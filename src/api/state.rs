@@ -12,7 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// What a client is told of a node whose store is damaged.
-pub const DAMAGED: &str = "this node's store is damaged and is being repaired";
+pub(super) const DAMAGED: &str = "this node's store is damaged and is being repaired";
+
+/// The same where no other node is there to repair it.
+pub(super) const DAMAGED_ALONE: &str =
+    "this is in a damaged part of the store, and no other node has it";
 
 /// See the module. Whoever owns a part of it writes it here; everybody reads.
 #[derive(Debug)]
@@ -159,6 +163,22 @@ impl NodeState {
         match self.damaged.swap(true, Ordering::Relaxed) {
             true => StoreTrouble::Known,
             false => StoreTrouble::Damaged,
+        }
+    }
+
+    /// Whether no other node has what this one has.
+    pub fn is_alone(&self) -> bool {
+        self.view().others.is_empty()
+    }
+
+    /// What the log says when damage is met first.
+    pub fn damaged_line(&self) -> &'static str {
+        match self.is_alone() {
+            true => {
+                "a part of this node's store is damaged, and no other node has it: what is whole is served; restore \
+                 a backup, or save what is left (docs/operations.md, \"A wiped or damaged disk\")"
+            }
+            false => DAMAGED,
         }
     }
 

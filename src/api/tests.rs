@@ -140,6 +140,7 @@ fn status(leads_and_knows: bool) -> Status {
     Status {
         id: 1,
         role: RoleName::Leader,
+        hurt: false,
         repairing: false,
         leads_and_knows,
         leader: Some(1),

@@ -382,6 +382,7 @@ fn put_failure(out: &mut Vec<u8>, failure: &Failure) {
         Class::Unauthorised => format!("NOAUTH {message}"),
         // What Redis says when it takes nothing that needs more memory.
         Class::DiskFull => format!("OOM {message}"),
+        Class::Damaged => format!("DAMAGED {message}"),
         Class::TooLarge | Class::Invalid => format!("ERR {message}"),
     };
     put_error(out, &text);

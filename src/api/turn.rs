@@ -5,7 +5,7 @@
 //! is read from the store is read when its reply's turn comes, so that pages are not piled up.
 
 use super::replies::{reply_of, stopping};
-use super::state::{DAMAGED, NodeState, QueryError, deadline_us, failure};
+use super::state::{DAMAGED, DAMAGED_ALONE, NodeState, QueryError, deadline_us, failure};
 use crate::kv::codec::encode_command;
 use crate::kv::{Command, Op, Piece, Query, StoreError};
 use crate::node::{
@@ -208,7 +208,7 @@ impl<M> Turn<M> {
                 SenderEffect::Send(SnapshotResponse::Piece { bytes, .. }) => {
                     Ok(Reply::Bytes(bytes))
                 }
-                SenderEffect::Unreadable(e) => return self.unreadable(mark, e),
+                SenderEffect::Unreadable(e) => return self.unreadable(mark, e, state),
                 SenderEffect::Send(_) | SenderEffect::Flush => {
                     let message = "the backup begun on this connection has no such piece";
                     Err(failure(Class::Invalid, message.to_string()))
@@ -236,12 +236,15 @@ impl<M> Turn<M> {
         match state.query(query) {
             Ok(reply) => Next::Reply(mark, Ok(Reply::Reply(reply))),
             Err(QueryError::Refused(failure)) => Next::Reply(mark, Err(failure)),
-            Err(QueryError::Unreadable(e)) => self.unreadable(mark, e),
+            Err(QueryError::Unreadable(e)) => self.unreadable(mark, e, state),
         }
     }
 
-    fn unreadable(&mut self, mark: M, e: StoreError) -> Next<M> {
-        let failure = failure(Class::Unavailable, format!("{DAMAGED}; ask another one: {e}"));
+    fn unreadable(&mut self, mark: M, e: StoreError, state: &NodeState) -> Next<M> {
+        let failure = match state.is_alone() {
+            true => failure(Class::Damaged, format!("{DAMAGED_ALONE}: {e}")),
+            false => failure(Class::Unavailable, format!("{DAMAGED}; ask another one: {e}")),
+        };
         self.work.push_front((mark, Work::Ready(Err(failure))));
         Next::Unreadable(e)
     }

@@ -52,7 +52,7 @@ pub(super) fn exit_of(class: Class) -> Exit {
         Class::Busy => Exit::Busy,
         Class::TooLarge => Exit::TooLarge,
         Class::Invalid => Exit::Usage,
-        Class::Unavailable => Exit::Unavailable,
+        Class::Unavailable | Class::Damaged => Exit::Unavailable,
         Class::Unknown => Exit::Unknown,
         Class::Unauthorised => Exit::Unauthorised,
         Class::DiskFull => Exit::DiskFull,

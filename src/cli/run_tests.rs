@@ -134,6 +134,7 @@ fn exit_codes_follow_the_class() {
     for (class, exit) in [
         (Class::Busy, Exit::Busy),
         (Class::Unavailable, Exit::Unavailable),
+        (Class::Damaged, Exit::Unavailable),
         (Class::Unknown, Exit::Unknown),
         (Class::TooLarge, Exit::TooLarge),
         (Class::DiskFull, Exit::DiskFull),

@@ -113,6 +113,10 @@ pub struct Machine<S: Store> {
     told: Option<(Revision, u32)>,
     /// Nothing is applied until a snapshot is installed.
     failed: bool,
+    /// A write whose reads meet damage is left out.
+    skips_damage: bool,
+    /// Those that were.
+    skipped: Vec<(Revision, StoreError)>,
 }
 
 impl<S: Store> Machine<S> {
@@ -150,6 +154,8 @@ impl<S: Store> Machine<S> {
             digest_every,
             told,
             failed,
+            skips_damage: false,
+            skipped: Vec::new(),
         })
     }
 
@@ -161,6 +167,17 @@ impl<S: Store> Machine<S> {
     /// The latest digest for comparison with other replicas, and the index that it stands for, once.
     pub fn take_digest(&mut self) -> Option<(Revision, u32)> {
         self.told.take()
+    }
+
+    /// Whether a write whose reads meet damage is left out from now on, where it would else end the batch in front of
+    /// it: it changes nothing and has no outcome. That is for the only replica there is, since others would apply it.
+    pub fn skip_damage(&mut self, skip: bool) {
+        self.skips_damage = skip;
+    }
+
+    /// The writes that were left out since the last call, ascending, and what each met.
+    pub fn take_skipped(&mut self) -> Vec<(Revision, StoreError)> {
+        std::mem::take(&mut self.skipped)
     }
 
     /// Nothing more is applied until a snapshot is installed.
@@ -258,6 +275,7 @@ impl<S: Store> Machine<S> {
         let view = self.reader.view();
         let mut overlay = Overlay { view: &view, changed: BTreeMap::new(), undo: Vec::new() };
         let mut outcomes = Vec::new();
+        let mut skipped = Vec::new();
         let mut configuration = None;
         let mut term = None;
         let mut applied = self.applied;
@@ -271,12 +289,21 @@ impl<S: Store> Machine<S> {
                 Committed::Configuration(bytes) => configuration = Some((index, bytes)),
                 Committed::Command(bytes) => {
                     let outcome = match CommandRef::decode(bytes) {
-                        Ok(command) => self.sessions.run(&mut overlay, index, &command)?,
-                        Err(_) => Outcome::Malformed,
+                        Ok(command) => self.sessions.run(&mut overlay, index, &command),
+                        Err(_) => Ok(Outcome::Malformed),
                     };
                     bytes_of_outcome.clear();
-                    put_outcome(&mut bytes_of_outcome, &outcome);
-                    outcomes.push((index, outcome));
+                    match outcome {
+                        Ok(outcome) => {
+                            put_outcome(&mut bytes_of_outcome, &outcome);
+                            outcomes.push((index, outcome));
+                        }
+                        Err(e) if e.is_damage() && self.skips_damage => {
+                            overlay.roll_back();
+                            skipped.push((index, e));
+                        }
+                        Err(e) => return Err(e),
+                    }
                 }
             }
             digest = next_digest(digest, index, &committed, &bytes_of_outcome);
@@ -324,6 +351,7 @@ impl<S: Store> Machine<S> {
             value,
         }));
         self.store.write(applied, changes)?;
+        self.skipped.append(&mut skipped);
         self.applied = applied;
         self.installed = false;
         (self.digest, self.told) = (digest, told);
@@ -412,6 +440,7 @@ struct Overlay<'a, 'v, V> {
 
 impl<'a, V: View> Overlay<'a, '_, V> {
     fn write(&mut self, index: Revision, write: &WriteRef<'a>) -> Result<Outcome, StoreError> {
+        self.undo.clear();
         for (position, condition) in (0..).zip(&write.conditions) {
             let found = self.revision(condition.key)?;
             let holds = match condition.test {
@@ -423,7 +452,6 @@ impl<'a, V: View> Overlay<'a, '_, V> {
                 return Ok(Outcome::ConditionFalse { condition: position, found });
             }
         }
-        self.undo.clear();
         let mut results = Vec::with_capacity(write.ops.len());
         let mut room = RESULT_BYTES_MAX;
         for (position, op) in (0..).zip(&write.ops) {

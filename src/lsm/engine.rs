@@ -2,6 +2,7 @@
 
 use super::bell::Bell;
 use super::block::{Item, Seed, key_hash};
+use super::builder::{TableBuilder, TableOptions};
 use super::cache::Cache;
 use super::counters::{Counters, Stats};
 use super::demand::Demand;
@@ -11,9 +12,7 @@ use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
 use super::room::Pins;
 use super::snapshot::Staged;
-use super::table::{
-    Lookup, Shelf, Start, Table, TableBuilder, TableCursor, TableOptions, table_number,
-};
+use super::table::{Lookup, Shelf, Start, Table, TableCursor, table_number};
 use super::version::{Version, bytes_of};
 use super::{Class, KEY_BYTES_MAX, LsmError, Options, VALUE_BYTES_MAX, Worker};
 use crate::env::Disk;
@@ -194,7 +193,7 @@ pub struct Engine {
 impl Engine {
     /// Opens the store in `dir` (which exists), or begins one. Files that no manifest names are
     /// removed. The worker is to be driven by [`Worker::run`] or [`Worker::step`]. A table that is
-    /// damaged or missing is kept and nothing is read from it: see [`Reader::damage`].
+    /// damaged or missing is kept, and what is damaged of it is not read: see [`Reader::damage`].
     ///
     /// # Errors
     /// [`LsmError::Damaged`] for a manifest that no crash can have left, and the disk's.
@@ -430,7 +429,7 @@ impl Reader {
         self.shared.shelf.files.close_all()
     }
 
-    /// Damage that was met in a table of the store: from such a table nothing is read, and it is not
+    /// Damage that was met in a table of the store: blocks that are damaged are not served, and nothing is
     /// compacted, until [`Engine::install`] puts a snapshot in the place of everything.
     pub fn damage(&self) -> Option<LsmError> {
         self.shared.sources().version.damage()

@@ -7,7 +7,8 @@
 //! | file         | what it is                                                        |
 //! |--------------|-------------------------------------------------------------------|
 //! | `block`      | sorted entries, restart points, checksum, filter: bytes only      |
-//! | `table`      | a file of blocks: builder, reader, walk                           |
+//! | `table`      | a file of blocks: reader, walk                                    |
+//! | `builder`    | writes one                                                        |
 //! | `cache`      | blocks in a bounded number of bytes                               |
 //! | `files`      | open files in a bounded number                                    |
 //! | `memtable`   | the newest writes, for one writer and many readers                |
@@ -46,6 +47,7 @@
 mod backup;
 mod bell;
 mod block;
+mod builder;
 mod bytes;
 mod cache;
 mod counters;

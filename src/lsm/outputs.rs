@@ -4,8 +4,9 @@
 
 use super::LsmError;
 use super::block::Item;
+use super::builder::TableBuilder;
 use super::engine::Shared;
-use super::table::{TableBuilder, TableMeta};
+use super::table::TableMeta;
 use crate::env::Disk;
 
 /// What is needed to make tables.

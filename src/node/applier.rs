@@ -6,10 +6,11 @@
 //! write finds it.
 //!
 //! When the store is damaged the applier *holds*: nothing is applied until a snapshot has taken the
-//! place of the state. Entries that come meanwhile wait, in order; everything else is done.
+//! place of the state. Entries that come meanwhile wait, in order; everything else is done. The only member of a
+//! cluster has nobody to take a snapshot from: it leaves out the writes that need what is damaged, and says so.
 
 use super::events::Apply;
-use super::words::{Answer, ReplyTo, Verdict};
+use super::words::{Answer, Refusal, ReplyTo, Verdict};
 use crate::kv::machine::CONFIGURATION_KEY;
 use crate::kv::{
     Committed, Machine, Malformed, Outcome, Reader as _, Store, StoreError, View, place,
@@ -33,6 +34,8 @@ pub struct Applier<S: Store, C> {
     first: Configuration,
     holding: bool,
     tasks: VecDeque<ApplyTask<C, S::Snapshot>>,
+    /// What came of a batch in which writes were left out, until the store is flushed up to its end.
+    withheld: Option<(Index, ApplyEffects<C>)>,
 }
 
 impl<S: Store, C> fmt::Debug for Applier<S, C> {
@@ -50,6 +53,8 @@ pub enum ApplyTask<C, Snapshot> {
     Apply(Apply<C>),
     /// The store is to flush.
     Flush,
+    /// It has flushed something.
+    Flushed,
     /// The store is damaged: nothing is applied until a snapshot is installed.
     Hold,
     /// A snapshot is to take the place of the state.
@@ -156,7 +161,7 @@ impl<S: Store, C> Applier<S, C> {
     /// began with.
     pub fn new(machine: Machine<S>, log: LogReader, first: Configuration) -> Applier<S, C> {
         let holding = machine.is_spoiled();
-        Applier { machine, log, first, holding, tasks: VecDeque::new() }
+        Applier { machine, log, first, holding, tasks: VecDeque::new(), withheld: None }
     }
 
     /// Nothing is applied now: the store is damaged.
@@ -174,12 +179,15 @@ impl<S: Store, C> Applier<S, C> {
         self.tasks.push_back(task);
     }
 
-    /// What the next step does; none when there is nothing to do now.
+    /// What the next step does; none when there is nothing to do now, but perhaps to tell what was done.
     pub fn next_task(&self) -> Option<&ApplyTask<C, S::Snapshot>> {
         self.tasks.get(self.next_at()?)
     }
 
     fn next_at(&self) -> Option<usize> {
+        if self.withheld.is_some() {
+            return self.tasks.iter().position(|task| matches!(task, ApplyTask::Flushed));
+        }
         let waits =
             |task: &ApplyTask<C, S::Snapshot>| self.holding && matches!(task, ApplyTask::Apply(_));
         self.tasks.iter().position(|task| !waits(task))
@@ -196,6 +204,13 @@ impl<S: Store, C> Applier<S, C> {
         };
         match task {
             ApplyTask::Apply(apply) => self.apply_committed(apply).map(Some),
+            ApplyTask::Flushed => {
+                let flushed = self.machine.store().flushed();
+                let told = self.withheld.take_if(|(index, _)| *index <= flushed);
+                let (_, mut effects) = told.unwrap_or_default();
+                effects.applied.iter_mut().for_each(|applied| applied.flushed = flushed);
+                Ok(Some(effects))
+            }
             ApplyTask::Flush => {
                 self.machine.store_mut().flush();
                 Ok(Some(ApplyEffects::default()))
@@ -220,18 +235,20 @@ impl<S: Store, C> Applier<S, C> {
     }
 
     fn apply_committed(&mut self, apply: Apply<C>) -> Result<ApplyEffects<C>, ApplyError> {
-        let Apply { mut committed, waiters } = apply;
+        let Apply { mut committed, waiters, alone } = apply;
         if committed.first <= self.machine.applied() {
-            return self.behind_a_snapshot(Apply { committed, waiters });
+            return self.behind_a_snapshot(Apply { committed, waiters, alone });
         }
+        self.machine.skip_damage(alone);
         assert!(waiters.is_sorted_by(|a, b| a.0 < b.0), "one waiter an index, ascending");
         let mut waiters = waiters.into_iter().peekable();
         let mut answers = Vec::with_capacity(waiters.len());
-        let mut answer = |index: Index, outcome: Outcome| {
+        let mut answer = |index: Index, verdict: Verdict| {
             if let Some((_, reply_to)) = waiters.next_if(|waiter| waiter.0 == index) {
-                answers.push((reply_to, Answer::Write(Verdict::Applied(outcome))));
+                answers.push((reply_to, Answer::Write(verdict)));
             }
         };
+        let mut skipped = None;
         let mut rest_us = 0;
         let mut damage = None;
         if committed.entries.is_empty() {
@@ -245,13 +262,13 @@ impl<S: Store, C> Applier<S, C> {
                     Err(e) => return Err(ApplyError::Log(e)),
                 };
                 next += entries.len() as Index;
-                match self.apply(&entries, &mut answer) {
+                match self.apply(&entries, &mut answer, &mut skipped) {
                     Ok(more_us) => rest_us += more_us,
                     Err(e) => damage = Some(e),
                 }
             }
         } else {
-            match self.apply(&committed.entries, &mut answer) {
+            match self.apply(&committed.entries, &mut answer, &mut skipped) {
                 Ok(us) => rest_us = us,
                 Err(e) => damage = Some(e),
             }
@@ -263,23 +280,42 @@ impl<S: Store, C> Applier<S, C> {
             assert!(waiters.next().is_none(), "every waiter is answered");
             let digest = self.machine.take_digest();
             let effects = ApplyEffects::default();
-            return Ok(ApplyEffects { applied, answers, rest_us, digest, ..effects });
+            let effects = ApplyEffects { applied, answers, rest_us, digest, ..effects };
+            return Ok(match skipped {
+                None => effects,
+                damage => self.withhold(index, effects, damage),
+            });
         };
         if !damage.is_damage() {
             return Err(ApplyError::Store(damage));
         }
         self.holding = true;
         committed.first = index + 1;
-        let rest = Apply { committed, waiters: waiters.collect() };
+        let rest = Apply { committed, waiters: waiters.collect(), alone };
         self.tasks.push_front(ApplyTask::Apply(rest));
         let (damage, effects) = (Some(damage), ApplyEffects::default());
         Ok(ApplyEffects { applied, answers, rest_us, damage, ..effects })
     }
 
+    /// Writes were left out. Should the damage go away, as an error of a read may, another process would not leave them
+    /// out of the same log; so nobody hears of anything behind them before the store is flushed, and no process
+    /// applies them again.
+    fn withhold(
+        &mut self,
+        index: Index,
+        effects: ApplyEffects<C>,
+        damage: Option<StoreError>,
+    ) -> ApplyEffects<C> {
+        self.withheld = Some((index, effects));
+        self.machine.store_mut().flush();
+        self.tasks.push_back(ApplyTask::Flushed);
+        ApplyEffects { damage, ..ApplyEffects::default() }
+    }
+
     /// Entries that were handed over before a snapshot was known to have taken their place. What is
     /// in it is not applied again, and whoever waited for that cannot be told what came of it.
     fn behind_a_snapshot(&mut self, apply: Apply<C>) -> Result<ApplyEffects<C>, ApplyError> {
-        let Apply { mut committed, mut waiters } = apply;
+        let Apply { mut committed, mut waiters, alone } = apply;
         let applied = self.machine.applied();
         let rest = waiters.partition_point(|waiter| waiter.0 <= applied);
         let rest = waiters.split_off(rest);
@@ -292,7 +328,7 @@ impl<S: Store, C> Applier<S, C> {
         }
         committed.entries.retain(|entry| entry.index > applied);
         committed.first = applied + 1;
-        let mut done = self.apply_committed(Apply { committed, waiters: rest })?;
+        let mut done = self.apply_committed(Apply { committed, waiters: rest, alone })?;
         done.answers.extend(told);
         Ok(done)
     }
@@ -315,15 +351,26 @@ impl<S: Store, C> Applier<S, C> {
     fn apply(
         &mut self,
         entries: &[Entry],
-        answer: &mut impl FnMut(Index, Outcome),
+        answer: &mut impl FnMut(Index, Verdict),
+        skipped: &mut Option<StoreError>,
     ) -> Result<u64, StoreError> {
         let commands = entries.iter().map(|entry| match &entry.payload {
             Payload::Command(command) => command.len() as u64,
             _ => 0,
         });
         let bytes = commands.sum();
-        for (index, outcome) in apply_entries(&mut self.machine, entries)? {
-            answer(index, outcome);
+        let outcomes = apply_entries(&mut self.machine, entries)?;
+        let mut left_out = self.machine.take_skipped().into_iter().peekable();
+        for (index, outcome) in outcomes {
+            while let Some((at, e)) = left_out.next_if(|(at, _)| *at < index) {
+                answer(at, Verdict::NotApplied(Refusal::Unreadable));
+                *skipped = Some(e);
+            }
+            answer(index, Verdict::Applied(outcome));
+        }
+        for (at, e) in left_out {
+            answer(at, Verdict::NotApplied(Refusal::Unreadable));
+            *skipped = Some(e);
         }
         Ok(self.machine.rest_us(bytes))
     }

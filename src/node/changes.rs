@@ -11,6 +11,8 @@ use std::fmt;
 /// Why the members are not changed. Nothing was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ChangeRefused {
+    /// The only member's store is damaged: it could not be given to another one.
+    Damaged,
     /// The core does not take it now.
     NotProposed(NotProposed),
     /// There is no member of that id, and never was.
@@ -135,6 +137,10 @@ impl fmt::Display for ChangeRefused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ChangeRefused::NotProposed(why) => why.fmt(f),
+            ChangeRefused::Damaged => f.write_str(
+                "the store of this only member is damaged and could not be given to another one; begin a new \
+                 cluster from a backup (`kontiki serve --restore FILE`)",
+            ),
             ChangeRefused::NoMember { id } => {
                 write!(f, "there is no member {id}; `members` lists them")
             }
@@ -287,6 +293,12 @@ impl Change {
     #[must_use]
     pub fn joins(&self) -> bool {
         matches!(self, Change::Join { .. })
+    }
+
+    /// Whether a node joins by it that was none before.
+    #[must_use]
+    pub fn adds(&self) -> bool {
+        matches!(self, Change::Join { .. } | Change::Replace { .. })
     }
 
     /// Whether the address that it names can be one.

@@ -215,4 +215,7 @@ pub struct Apply<C> {
     pub committed: Committed,
     /// Ascending by index.
     pub waiters: Vec<(Index, ReplyTo<C>)>,
+    /// This is the only member, and nobody else can make a damaged store whole: what does not need the damaged part is
+    /// applied.
+    pub alone: bool,
 }

@@ -69,6 +69,8 @@ pub struct Replica<C> {
     difference: Option<Difference>,
     /// The store is damaged; `true` until the owner was told.
     repairing: Option<bool>,
+    /// The store is damaged, and nobody else is there to repair it: what is whole is served.
+    hurt: bool,
     flushes: Flushes<C>,
     /// The store is to flush: asked since the last effects, or because that may give space back.
     flush: bool,
@@ -118,6 +120,7 @@ impl<C: Clone> Replica<C> {
             digest: None,
             difference: None,
             repairing: None,
+            hurt: false,
             flushes: Flushes::new(),
             flush: false,
             disk_full: false,
@@ -235,6 +238,7 @@ impl<C: Clone> Replica<C> {
                 let difference = self.digests.heard(node, index, digest);
                 self.difference = difference.or(self.difference.take());
             }
+            Input::Damaged if self.is_alone() => self.hurt = true,
             Input::Damaged => {
                 self.repairing.get_or_insert(true);
             }
@@ -294,6 +298,10 @@ impl<C: Clone> Replica<C> {
             }
             Request::Transfer(to) => {
                 self.administer(reply_to, deadline_us, Admin::Transfer(to), now_us);
+            }
+            // A new member could not be given what is damaged.
+            Request::Change(change) if self.hurt && change.adds() => {
+                self.answers.push((reply_to, Answer::Changed(Err(ChangeRefused::Damaged))));
             }
             Request::Change(change) => {
                 self.administer(reply_to, deadline_us, Admin::Change(change), now_us);
@@ -402,7 +410,13 @@ impl<C: Clone> Replica<C> {
 
     fn attach_waiters(&mut self, committed: Committed) -> Apply<C> {
         let waiters = self.proposals.committed(&self.raft, &committed, &mut self.answers);
-        Apply { committed, waiters }
+        Apply { committed, waiters, alone: self.is_alone() }
+    }
+
+    /// Nobody else has what this node has.
+    fn is_alone(&self) -> bool {
+        let configuration = self.raft.configuration();
+        configuration.members.len() == 1 && !configuration.is_joint()
     }
 
     // ---- time ----
@@ -438,6 +452,7 @@ impl<C: Clone> Replica<C> {
             id: self.raft.id(),
             role: self.raft.role(),
             repairing: self.repairing.is_some(),
+            hurt: self.hurt,
             leads_and_knows: self.raft.leads_and_knows(),
             leader: self.raft.leader(),
             term: self.raft.term(),

@@ -13,6 +13,8 @@ pub struct Status {
     pub role: RoleName,
     /// Its store is damaged, and is to be replaced by a snapshot.
     pub repairing: bool,
+    /// Its store is damaged, and it is the only member: it serves what is whole.
+    pub hurt: bool,
     /// It leads, has committed in its term and so knows everything that is committed.
     pub leads_and_knows: bool,
     /// The leader, if known.
@@ -70,6 +72,7 @@ impl Status {
     pub fn words(&self, disk_full: bool, fetches: Option<String>) -> String {
         let state = match (self.role, self.leader) {
             _ if self.repairing => "repairing its store",
+            _ if self.hurt => "serving what is whole of a damaged store",
             _ if disk_full => "disk full",
             (RoleName::Leader, _) if self.leads_and_knows => "serving",
             (RoleName::Leader, _) => "taking over",
@@ -94,6 +97,7 @@ mod tests {
             id: 1,
             role,
             repairing: false,
+            hurt: false,
             leads_and_knows: false,
             leader,
             term: 4,

@@ -57,6 +57,8 @@ pub enum Refusal {
     LeaderBusy,
     /// The store of this node is damaged.
     Damaged,
+    /// It reads a key that lies in a damaged part of the store, and there is no other node.
+    Unreadable,
     /// The deadline passed before it was begun.
     Deadline,
     /// The disk of the node that leads is full, and it would add data.
@@ -81,6 +83,7 @@ impl Refusal {
         match self {
             Refusal::Busy { .. } | Refusal::LeaderBusy => Class::Busy,
             Refusal::DiskFull { .. } => Class::DiskFull,
+            Refusal::Unreadable => Class::Damaged,
             // An empty key is no matter of size.
             Refusal::TooLarge { why: TooLarge::EmptyKey, .. } | Refusal::Malformed(_) => {
                 Class::Invalid
@@ -110,6 +113,10 @@ impl fmt::Display for Refusal {
             Refusal::Damaged => {
                 f.write_str("this node's store is damaged and is being repaired; ask another one")
             }
+            Refusal::Unreadable => f.write_str(
+                "what it reads lies in a damaged part of the store, which no other node has (the log names the \
+                 file); nothing was changed; a plain put of the key takes its place",
+            ),
             Refusal::Deadline => f.write_str("the deadline passed before it was begun"),
             Refusal::DiskFull { node } => write!(
                 f,

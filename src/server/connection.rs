@@ -10,7 +10,7 @@ use super::mailbox::{Encode, Mailbox};
 use super::sockets::{read, read_by, write_patiently};
 use super::{ClientHandle, Shared, fatal, peer_in};
 use crate::api::places::{Place, Rank};
-use crate::api::{self, DAMAGED, IDLE_TIMEOUT_US, Step, StoreTrouble};
+use crate::api::{self, IDLE_TIMEOUT_US, Step, StoreTrouble};
 use crate::client::{Cause, Connection, Error};
 use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
 use crate::kv::StoreError;
@@ -196,7 +196,8 @@ impl Shared {
                 fatal(format_args!("the store cannot be read, the node stops: {e}"))
             }
             StoreTrouble::Damaged => {
-                log(Level::Error, format_args!("{DAMAGED}; the damage is never served: {e}"));
+                let line = self.node.damaged_line();
+                log(Level::Error, format_args!("{line}; the damage is never served: {e}"));
                 let _ = self.raft.send(Input::Damaged);
             }
             StoreTrouble::Known => {}

@@ -15,8 +15,8 @@ use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::{
-    Applier, BATCH_REQUESTS_MAX, BootError, ClusterView, Input, LogWriter, Node, Opened, Part,
-    PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup, StartupEffect,
+    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, Input, LogWriter, Node, Opened,
+    Part, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup, StartupEffect,
     StartupEvent, StartupOptions, first_configuration, open, restored,
 };
 use crate::raft::{self, Raft};
@@ -506,11 +506,14 @@ fn run(
     let theirs = Arc::clone(&shared);
     let to_self = log_inbox.clone();
     spawn("log-writer", Box::new(move || log_writer::run(writer, &log_work, to_self, &theirs)))?;
-    let theirs = Arc::clone(&shared);
+    let (theirs, to_applier) = (Arc::clone(&shared), apply_inbox.clone());
     let background = move || {
         let mut was_full = false;
         let tell = |news| match news {
-            News::Flushed(index) => drop(theirs.raft.send(Input::Flushed { index })),
+            News::Flushed(index) => {
+                let _ = theirs.raft.send(Input::Flushed { index });
+                let _ = to_applier.send(ApplyTask::Flushed);
+            }
             News::Damaged => theirs.damage_met(),
             News::WantsFlush => drop(theirs.raft.send(Input::FlushWanted)),
             News::Full(full) => {

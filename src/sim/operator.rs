@@ -558,6 +558,7 @@ fn name_of(why: &ChangeRefused) -> &'static str {
         ChangeRefused::NotProposed(NotProposed::TooEarly) => "change refused: too early",
         ChangeRefused::NotProposed(NotProposed::Transferring) => "change refused: handing over",
         ChangeRefused::NotProposed(_) => "change refused: no successor",
+        ChangeRefused::Damaged => "change refused: damaged",
         ChangeRefused::NoMember { .. } => "change refused: no member",
         ChangeRefused::WasRemoved { .. } => "change refused: removed before",
         ChangeRefused::AddressTaken { .. } => "change refused: address taken",

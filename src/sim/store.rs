@@ -280,7 +280,9 @@ impl World {
                 let news = (flushed > n.flushed).then_some(flushed);
                 n.flushed = n.flushed.max(flushed);
                 if let Some(index) = news {
+                    up.to_apply.push_back(ApplyTask::Flushed);
                     self.input(node, Input::Flushed { index });
+                    self.start_applying(node, 0);
                 }
                 let happened = [
                     ("memtables flushed", now.flushed_bytes > before.flushed_bytes),

@@ -218,11 +218,14 @@ pub enum Class {
     /// The disk is full and the request would add data; surely not applied; the same again only
     /// once there is space.
     DiskFull,
+    /// What the request needs to read is damaged on the disk of a cluster of one, so that no other node has it;
+    /// surely not applied; not to be sent again.
+    Damaged,
 }
 
 impl Class {
     /// All classes, in the order of their numbers.
-    pub const ALL: [Class; 7] = [
+    pub const ALL: [Class; 8] = [
         Class::Busy,
         Class::TooLarge,
         Class::Invalid,
@@ -230,6 +233,7 @@ impl Class {
         Class::Unknown,
         Class::Unauthorised,
         Class::DiskFull,
+        Class::Damaged,
     ];
 
     /// Its number on the wire.
@@ -242,6 +246,7 @@ impl Class {
             Class::Unknown => 5,
             Class::Unauthorised => 6,
             Class::DiskFull => 7,
+            Class::Damaged => 8,
         }
     }
 
@@ -255,6 +260,7 @@ impl Class {
             Class::Unknown => "unknown",
             Class::Unauthorised => "unauthorised",
             Class::DiskFull => "disk_full",
+            Class::Damaged => "damaged",
         }
     }
 
@@ -279,6 +285,7 @@ impl fmt::Display for Class {
             Class::Unknown => "outcome unknown",
             Class::Unauthorised => "not authorised",
             Class::DiskFull => "disk full",
+            Class::Damaged => "damaged",
         })
     }
 }

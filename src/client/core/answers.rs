@@ -112,7 +112,11 @@ impl Core {
                 pending.doubt |= pending.may_be_in_doubt();
                 repeat.is_safe()
             }
-            Class::TooLarge | Class::Invalid | Class::Unauthorised | Class::DiskFull => false,
+            Class::TooLarge
+            | Class::Invalid
+            | Class::Unauthorised
+            | Class::DiskFull
+            | Class::Damaged => false,
         };
         if again {
             return self.refused(failure, sent_us, now_us);

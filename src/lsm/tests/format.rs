@@ -4,8 +4,9 @@
 use super::*;
 use crate::lsm::block::{Block, BlockBuilder, BlockCursor, Item, Seed, key_hash, put_filter};
 
+use crate::lsm::builder::{TableBuilder, TableOptions};
 use crate::lsm::memtable::{Entry, MemCursor, Memtable};
-use crate::lsm::table::{Start, TableBuilder, TableMeta, TableOptions};
+use crate::lsm::table::{Start, TableMeta};
 use std::sync::Arc;
 
 /// A block of three entries.

@@ -66,7 +66,7 @@ impl Holding {
         let committed = Committed { first: 1, last: 3, entries: (1..=3).map(entry).collect() };
         let waiter = |n| (n, ReplyTo::Client { client: n, request: n });
         let waiters = vec![waiter(1), waiter(3)];
-        self.applier.handle(ApplyTask::Apply(Apply { committed, waiters }));
+        self.applier.handle(ApplyTask::Apply(Apply { committed, waiters, alone: false }));
     }
 
     /// Does all that can be done now.

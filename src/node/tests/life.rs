@@ -100,7 +100,7 @@ fn an_entry_that_cannot_be_read_back_stops_the_applier() {
     let node = c.node(leader);
     let first = node.applier.machine().applied() + 1;
     let committed = crate::raft::Committed { first, last: first, entries: Vec::new() };
-    node.applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new() }));
+    node.applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new(), alone: false }));
     let e = node.applier.step().unwrap_err();
     assert!(matches!(e, ApplyError::Log(_)), "{e}");
     assert!(std::error::Error::source(&e).is_some());
@@ -115,7 +115,7 @@ fn entries_wait_for_a_repair_and_a_flush_does_not() {
     let (first, last) = (applied + 1, applied + 1);
     let committed = crate::raft::Committed { first, last, entries: Vec::new() };
     applier.handle(ApplyTask::Hold);
-    applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new() }));
+    applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new(), alone: false }));
     applier.handle(ApplyTask::Flush);
     assert_eq!(applier.step().unwrap().unwrap().repair, Some(applied));
     assert!(matches!(applier.next_task(), Some(ApplyTask::Flush)));
@@ -170,7 +170,7 @@ fn a_replay_that_meets_a_truncation_is_continued() {
         wal.write(&[persist(2, 2, vec![entry(6, 2)])]).unwrap();
     });
     let committed = Committed { first: 1, last: 5, entries: Vec::new() };
-    applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new() }));
+    applier.handle(ApplyTask::Apply(Apply { committed, waiters: Vec::new(), alone: false }));
     assert_eq!(applier.step().unwrap().unwrap().applied, Some(Applied { index: 5, flushed: 0 }));
     assert_eq!(applier.machine().applied(), 5);
 }

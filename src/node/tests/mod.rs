@@ -6,6 +6,7 @@
 //! read began.
 
 mod admin;
+mod alone;
 mod forwards;
 mod holds;
 mod life;
