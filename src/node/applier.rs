@@ -199,6 +199,12 @@ impl<S: Store, C> Applier<S, C> {
     /// # Errors
     /// The node stops: a gap would be worse.
     pub fn step(&mut self) -> Result<Option<ApplyEffects<C>>, ApplyError> {
+        if self.holding {
+            let answers = self.let_waiters_go();
+            if !answers.is_empty() {
+                return Ok(Some(ApplyEffects { answers, ..ApplyEffects::default() }));
+            }
+        }
         let Some(task) = self.next_at().and_then(|at| self.tasks.remove(at)) else {
             return Ok(None);
         };
@@ -217,8 +223,8 @@ impl<S: Store, C> Applier<S, C> {
             }
             ApplyTask::Hold => {
                 self.holding = true;
-                let repair = Some(self.machine.applied());
-                Ok(Some(ApplyEffects { repair, ..ApplyEffects::default() }))
+                let (answers, repair) = (self.let_waiters_go(), Some(self.machine.applied()));
+                Ok(Some(ApplyEffects { answers, repair, ..ApplyEffects::default() }))
             }
             ApplyTask::Install { snapshot, index } => {
                 let (installed, damage) = match self.install(snapshot, index) {
@@ -232,6 +238,17 @@ impl<S: Store, C> Applier<S, C> {
                 Ok(Some(ApplyEffects { installed: Some(installed), ..effects }))
             }
         }
+    }
+
+    /// Nobody knows when what is held back will be applied, nor can its outcome be told before: whoever waits for it is
+    /// told so at once (seed 610001065: a client waited longer than its deadline).
+    fn let_waiters_go(&mut self) -> Vec<(ReplyTo<C>, Answer)> {
+        let why = Verdict::Unknown("it is committed, but the store is damaged and being repaired");
+        let waiters = self.tasks.iter_mut().flat_map(|task| match task {
+            ApplyTask::Apply(apply) => std::mem::take(&mut apply.waiters),
+            _ => Vec::new(),
+        });
+        waiters.map(|(_, to)| (to, Answer::Write(why.clone()))).collect()
     }
 
     fn apply_committed(&mut self, apply: Apply<C>) -> Result<ApplyEffects<C>, ApplyError> {
@@ -293,6 +310,7 @@ impl<S: Store, C> Applier<S, C> {
         committed.first = index + 1;
         let rest = Apply { committed, waiters: waiters.collect(), alone };
         self.tasks.push_front(ApplyTask::Apply(rest));
+        answers.extend(self.let_waiters_go());
         let (damage, effects) = (Some(damage), ApplyEffects::default());
         Ok(ApplyEffects { applied, answers, rest_us, damage, ..effects })
     }

@@ -185,10 +185,12 @@ impl LogWriter {
             if now_us < self.next_cut_us {
                 return Ok(None);
             }
-            // What else the disk says to this, it says to the record, too.
-            if self.wal.make_spare(bytes).is_err_and(|e| e.is_out_of_space()) {
-                self.next_cut_us = now_us + SPARE_PAUSE_US;
-                return Ok(None);
+            match self.wal.make_spare(bytes) {
+                Err(e) if e.is_out_of_space() => {
+                    self.next_cut_us = now_us + SPARE_PAUSE_US;
+                    return Ok(None);
+                }
+                made => made?,
             }
         }
         (self.through, self.next_cut_us) = (None, 0);
@@ -213,8 +215,9 @@ impl LogWriter {
                     self.next_try_us = now_us + SPACE_STEP_US;
                     return Ok(None);
                 }
-                // What else the disk says to this, it says to the batch, too.
-                Err(_) => break,
+                // Tried long enough: what the batch finds counts.
+                Err(e) if e.is_out_of_space() => break,
+                Err(e) => return Err(e),
             }
         }
         let durable = self.wal.write(batch)?;

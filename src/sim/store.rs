@@ -173,6 +173,7 @@ impl World {
             self.repair(node, index)?;
         }
         let Some(Applied { index, .. }) = effects.applied else {
+            self.deliver(node, effects.answers)?;
             self.applier_is_free(node);
             self.start_storing(node);
             return Ok(());
