@@ -34,7 +34,7 @@ const FILE_BUFFER_BYTES: usize = 256 << 10;
 const _: () = assert!(GROUP_BYTES_MAX < FILE_BUFFER_BYTES && FILE_BUFFER_BYTES < LINE_BYTES_MAX);
 
 /// Appends a key or a value as a dump holds it.
-fn put_escaped(out: &mut Vec<u8>, bytes: &[u8], key: bool) {
+pub(super) fn put_escaped(out: &mut Vec<u8>, bytes: &[u8], key: bool) {
     for &byte in bytes {
         match byte {
             b'\\' => out.extend_from_slice(b"\\\\"),

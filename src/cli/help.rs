@@ -27,7 +27,7 @@ pub const SUBCOMMANDS: &[Subcommand] = &[
     Subcommand { name: "cli", words: "[FLAGS] [WORDS...]", help: "talk to a cluster: one command, or lines from standard input" },
     Subcommand { name: "bench", words: "[FLAGS]", help: "measure how fast a cluster is" },
     Subcommand { name: "sim", words: "[FLAGS]", help: "run whole nodes on a simulated disk, network and clock, with faults" },
-    Subcommand { name: "inspect", words: "(verify|wal|store|identity|recover) DIR [FLAGS]", help: "look through the data directory of a node that does not run" },
+    Subcommand { name: "inspect", words: "(verify|wal|store|identity|dump|recover) DIR [FLAGS]", help: "look through the data directory of a node that does not run" },
     Subcommand { name: "version", words: "", help: "print the version" },
     Subcommand { name: "help", words: "[SUBCOMMAND]", help: "print this, or all about one subcommand" },
 ];
@@ -88,6 +88,7 @@ const INSPECT_SUBJECTS: &[(&str, &str)] = &[
     ("wal DIR", "the files of the log, hard state, first and last index, configurations"),
     ("store DIR", "the manifest, the tables of each level, what the state machine remembers beside the keys"),
     ("identity DIR", "cluster, node, address, members, and whether both copies agree"),
+    ("dump DIR", "write every row of a damaged store that can be read, as lines for load, and say what could not"),
     ("recover DIR", "the majority is lost for ever: make this survivor a cluster of one, with a new name and with what it has"),
 ];
 
@@ -95,6 +96,7 @@ const INSPECT_SUBJECTS: &[(&str, &str)] = &[
 #[rustfmt::skip]
 const INSPECT_FLAGS: &[(&str, &str, &str)] = &[
     ("--entries", "", "of wal: also one line an entry, in the order in which they were written: index, term, kind, bytes, content"),
+    ("--old", "", "of dump: the rows of which a newer version may be lost, and no others"),
     ("--i-accept-data-loss", "", "of recover: what only the lost nodes have is given up"),
     ("--json", "", "one JSON object and nothing else"),
 ];
@@ -189,8 +191,9 @@ fn sim() -> String {
 }
 
 fn inspect() -> String {
-    let mut text =
-        String::from("usage: kontiki inspect (verify|wal|store|identity|recover) DIR [FLAGS]\n\n");
+    let mut text = String::from(
+        "usage: kontiki inspect (verify|wal|store|identity|dump|recover) DIR [FLAGS]\n\n",
+    );
     let subject = |&(word, help): &(&str, &str)| (word.to_owned(), help.to_owned());
     push_rows(&mut text, INSPECT_SUBJECTS.iter().map(subject).collect());
     text.push('\n');

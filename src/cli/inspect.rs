@@ -13,6 +13,7 @@ use super::inspect_words::{
 use super::json::Json;
 use super::progress::Progress;
 use super::recover::{CONSENT, recover};
+use super::salvage::dump;
 use super::{help, nearest};
 use crate::env::real::{LOCK_FILE, RealDisk};
 use crate::env::{DirLock, Disk, Findings};
@@ -29,8 +30,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-const SUBJECTS: [&str; 5] = ["verify", "wal", "store", "identity", "recover"];
-const FLAGS: [&str; 4] = ["--json", "--entries", CONSENT, "--help"];
+const SUBJECTS: [&str; 6] = ["verify", "wal", "store", "identity", "dump", "recover"];
+const FLAGS: [&str; 5] = ["--json", "--entries", "--old", CONSENT, "--help"];
 
 /// What was asked.
 struct Asked {
@@ -39,6 +40,7 @@ struct Asked {
     json: bool,
     entries: bool,
     consent: bool,
+    old: bool,
 }
 
 /// How an inspection failed to begin, or to be printed.
@@ -87,11 +89,12 @@ pub fn run(args: &[OsString], output: &mut dyn Write, errors: &mut dyn Write) ->
 fn parse(args: &[OsString]) -> Result<Option<Asked>, Failed> {
     let usage = |why: String| Failed::Told(Exit::Usage, format!("{why}; see kontiki help inspect"));
     let mut words = Vec::new();
-    let (mut json, mut entries, mut consent) = (false, false, false);
+    let (mut json, mut entries, mut consent, mut old) = (false, false, false, false);
     for word in args {
         match word.to_string_lossy().as_ref() {
             "--json" => json = true,
             "--entries" => entries = true,
+            "--old" => old = true,
             CONSENT => consent = true,
             "--help" | "-h" => return Ok(None),
             flag if flag.starts_with('-') && flag.len() > 1 => {
@@ -116,10 +119,18 @@ fn parse(args: &[OsString]) -> Result<Option<Asked>, Failed> {
     if entries && subject != "wal" {
         return Err(usage("flag --entries belongs to wal".into()));
     }
+    if old && subject != "dump" {
+        return Err(usage("flag --old belongs to dump".into()));
+    }
+    if json && subject == "dump" {
+        return Err(usage(
+            "flag --json does not belong to dump, which writes lines for load".into(),
+        ));
+    }
     if consent && subject != "recover" {
         return Err(usage(format!("flag {CONSENT} belongs to recover")));
     }
-    Ok(Some(Asked { subject, data: PathBuf::from(data), json, entries, consent }))
+    Ok(Some(Asked { subject, data: PathBuf::from(data), json, entries, consent, old }))
 }
 
 fn look(asked: &Asked, output: &mut dyn Write, errors: &mut dyn Write) -> Result<Exit, Failed> {
@@ -146,6 +157,7 @@ fn look(asked: &Asked, output: &mut dyn Write, errors: &mut dyn Write) -> Result
         }
         "wal" => out.log(&disk),
         "store" => out.store(&disk),
+        "dump" => dump(&disk, &asked.data, asked.old, out.output, errors),
         "recover" => recover(&disk, &asked.data, asked.consent, asked.json, out.output),
         _ => out.identity(disk.as_ref()),
     }

@@ -20,6 +20,7 @@ pub mod lines;
 pub mod progress;
 mod recover;
 pub mod run;
+mod salvage;
 pub mod serve;
 mod settings;
 pub mod sim;

@@ -22,6 +22,7 @@ mod tests;
 mod types;
 
 pub use crate::lsm::inspect as store_inspect;
+pub use crate::lsm::salvage;
 pub use crate::lsm::{
     Backup, BackupWriter, Contents, Export, INCOMING_DIR, Import, LsmError, News,
     Options as StoreOptions, Piece, STORE_DIR, Sealed, Staged, Stats as StoreStats, TableMeta,

@@ -163,6 +163,11 @@ pub fn inspect(
 }
 
 impl Inspection {
+    /// Where the store is.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// All tables, level by level.
     pub fn tables(&self) -> impl Iterator<Item = &TableMeta> {
         self.levels.iter().flatten()
@@ -440,7 +445,7 @@ fn each_handle(block: &Arc<Block>, mut show: impl FnMut(&[u8], Handle)) -> Resul
 }
 
 /// What reading tables needs: nothing is kept.
-fn shelf(disk: &Arc<dyn Disk>) -> Arc<Shelf> {
+pub(super) fn shelf(disk: &Arc<dyn Disk>) -> Arc<Shelf> {
     Arc::new(Shelf {
         cache: Cache::new(0),
         files: Files::new(Arc::clone(disk), OPEN_FILES),

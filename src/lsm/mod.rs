@@ -18,6 +18,7 @@
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
 //! | `reserve`    | room for flushes and compactions on a full disk                   |
 //! | `room`       | what goes when the disk holds little more than one store          |
+//! | `salvage`    | what can be read of a store that is damaged                       |
 //! | `snapshot`   | [`Export`] gives a version away, [`Import`] takes one in          |
 //! | `backup`     | a version in one file                                             |
 //! | `inspect`    | what a store that is not open holds, and all that is wrong        |
@@ -63,6 +64,7 @@ mod merge;
 mod outputs;
 mod reserve;
 mod room;
+pub mod salvage;
 mod snapshot;
 mod table;
 mod version;

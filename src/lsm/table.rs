@@ -233,6 +233,11 @@ impl Table {
         Some(LsmError::damaged(&self.path, offset, what))
     }
 
+    /// Its file.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// As a whole: nothing of a damaged table is copied on.
     fn sound(&self) -> Result<(), LsmError> {
         self.damage().map_or(Ok(()), Err)

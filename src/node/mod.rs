@@ -40,6 +40,7 @@ mod raft_loop;
 mod reads;
 mod recover;
 mod replica;
+mod salvage;
 mod snapshot_transfer;
 mod startup;
 mod status;
@@ -72,6 +73,7 @@ pub use peers::{
 pub use raft_loop::{Node, NodeEffects, Outgoing};
 pub use recover::{RecoverError, Rescued, recover};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
+pub use salvage::{SaveReport, SavedRow, save};
 pub use snapshot_transfer::{
     ReceiverEffect, ReceiverEvent, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
     SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, TransferProgress,

@@ -9,6 +9,7 @@ mod model;
 mod races;
 mod reclaim;
 mod room;
+mod salvage;
 mod snapshot;
 
 use super::*;
