@@ -31,6 +31,10 @@ pub const CONNECTIONS_MAX: u64 = 65_536;
 pub const BATCH_BYTES_MAX: u64 = MAX_BATCH_BYTES_CEILING as u64;
 /// Most unanswered writes a setting may allow, bytes: they lie in memory.
 pub const INFLIGHT_BYTES_MAX: u64 = 1 << 30;
+/// Bounds of `--record-limit`: some seconds of work at least, and at most what a replay can still read into memory
+/// on a machine of its own.
+const RECORD_LIMIT_BYTES_MIN: u64 = 1 << 20;
+const RECORD_LIMIT_BYTES_MAX: u64 = 64 << 30;
 /// Least log: less would be spent on its segments.
 pub const WAL_LIMIT_BYTES_MIN: u64 = 1 << 20;
 /// Largest memtable and cache, bytes each: beyond it a slip of the pen is likelier than such a
@@ -81,6 +85,10 @@ pub struct ServeConfig {
     pub reserve_bytes: u64,
     /// Table blocks kept in memory, bytes.
     pub cache_bytes: usize,
+    /// Directory for recordings of what the node gets and does; none makes none.
+    pub record: Option<PathBuf>,
+    /// Bytes of one recording.
+    pub record_bytes_max: u64,
     /// How much is logged.
     pub log_level: LogLevel,
 }
@@ -307,6 +315,8 @@ pub fn resolve(
         memtable_bytes: settings.required("memtable", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
         reserve_bytes: settings.required("reserve", reserve)?,
         cache_bytes: settings.required("cache", |t| sized(t, STORE_MEMORY_BYTES_MAX))?,
+        record: settings.optional("record", path)?,
+        record_bytes_max: settings.required("record-limit", record_limit)?,
         log_level: settings.required("log-level", LogLevel::from_str)?,
     };
     settings.check(&config)?;
@@ -462,6 +472,15 @@ fn reserve(text: &str) -> Result<u64, String> {
     let bytes = parse_size(text)?;
     if bytes > STORE_MEMORY_BYTES_MAX {
         return Err(format!("'{text}' is more than {STORE_MEMORY_BYTES_MAX} bytes"));
+    }
+    Ok(bytes)
+}
+
+fn record_limit(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if !(RECORD_LIMIT_BYTES_MIN..=RECORD_LIMIT_BYTES_MAX).contains(&bytes) {
+        let (min, max) = (RECORD_LIMIT_BYTES_MIN, RECORD_LIMIT_BYTES_MAX);
+        return Err(format!("'{text}' is not from {min} to {max} bytes"));
     }
     Ok(bytes)
 }

@@ -62,6 +62,7 @@ fn options_of(config: &ServeConfig) -> Result<ServerOptions, String> {
         memtable_bytes: config.memtable_bytes,
         reserve_bytes: config.reserve_bytes,
         cache_bytes: config.cache_bytes,
+        record: config.record.clone().map(|dir| (dir, config.record_bytes_max)),
         log_level: match config.log_level {
             LogLevel::Error => Level::Error,
             LogLevel::Warn => Level::Warn,

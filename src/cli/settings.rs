@@ -45,6 +45,8 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "memtable", value: "SIZE", default: "32MiB", help: "newest writes kept in memory before they go to a table; two to four of these at a peak" },
     Setting { name: "reserve", value: "SIZE", default: "64MiB", help: "room on disk that is kept so that deletes go on when the disk is full; 0 for none" },
     Setting { name: "cache", value: "SIZE", default: "64MiB", help: "table blocks kept in memory for reads" },
+    Setting { name: "record", value: "DIR", default: "", help: "record what this node gets and does there, for kontiki sim --replay; holds keys and values in clear, costs speed and disk" },
+    Setting { name: "record-limit", value: "SIZE", default: "1GiB", help: "bytes of one recording, of which each start begins one; then recording ends" },
     Setting { name: "log-level", value: "error|warn|info|debug", default: "info", help: "how much is written to standard error" },
 ];
 

@@ -164,6 +164,11 @@ impl<S: Store> Machine<S> {
         self.digest_every = entries;
     }
 
+    /// The state's digest at the applied index.
+    pub fn digest(&self) -> u32 {
+        self.digest
+    }
+
     /// The latest digest for comparison with other replicas, and the index that it stands for, once.
     pub fn take_digest(&mut self) -> Option<(Revision, u32)> {
         self.told.take()

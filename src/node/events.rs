@@ -12,7 +12,7 @@ use crate::raft::{
 use std::sync::Arc;
 
 /// What happens to a replica.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Input<C> {
     /// A client asks for something.
     Client {

@@ -14,6 +14,8 @@
 //! None of them has a thread, socket or clock; time is an argument. `server/` runs each on a thread
 //! with one inbox, the simulator steps each as an actor.
 //!
+//! [`recording`] writes down what the raft loop, the log writer and the applier got and did, for a replay.
+//!
 //! [`Startup`] decides who the node is; [`open`] makes its parts of what is on disk; [`verify`] looks through that without opening it.
 //!
 //! Clients are named by a type parameter `C`: a handle in production, a number in the simulator.
@@ -38,6 +40,7 @@ mod peers;
 mod proposals;
 mod raft_loop;
 mod reads;
+pub mod recording;
 mod recover;
 mod replica;
 mod salvage;

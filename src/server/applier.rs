@@ -5,6 +5,7 @@ use super::mailbox::DirectWrite;
 use super::peer_out::Command;
 use super::{ClientHandle, Shared, fatal};
 use crate::kv::{LsmStore, Staged};
+use crate::node::recording::{DidNote, Record, TaskNote, put_body};
 use crate::node::{
     Answer, Applied, Applier, ApplyEffects, ApplyTask, Input, Installed, Outgoing, ReceiverEvent,
     ReplyTo,
@@ -22,9 +23,22 @@ pub(crate) fn run(
 ) {
     loop {
         match applier.step() {
-            Ok(Some(effects)) => act(effects, shared),
+            Ok(Some(effects)) => {
+                if let Some(recorder) = &shared.recorder {
+                    let (digest, now_us) = (applier.machine().digest(), shared.clock.now_us());
+                    let did = DidNote::of(&effects, digest, now_us, ClientHandle::number);
+                    recorder.record(|out| put_body(out, &Record::Did(did)));
+                }
+                act(effects, shared);
+            }
             Ok(None) => match inbox.recv() {
-                Ok(task) => applier.handle(task),
+                Ok(task) => {
+                    if let Some(recorder) = &shared.recorder {
+                        let task = Record::Task(TaskNote::of(&task));
+                        recorder.record(|out| put_body(out, &task));
+                    }
+                    applier.handle(task);
+                }
                 Err(_) => return,
             },
             Err(e) => fatal(format_args!("cannot apply, the node stops: {e}")),

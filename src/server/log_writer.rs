@@ -2,6 +2,7 @@
 
 use super::logging::{debug, warning};
 use super::{ClientHandle, Shared, fatal};
+use crate::node::recording::{LogNote, LogStep, Record, put_body};
 use crate::node::{Input, LogEffects, LogEvent, LogWriter};
 use crate::wal::Preparer;
 use std::sync::Arc;
@@ -22,18 +23,32 @@ pub(crate) fn run(
         fatal(format_args!("cannot start a thread: {e}"));
     }
     loop {
-        match writer.step(shared.clock.now_us()) {
-            Ok(effects) => act(effects, &orders, shared),
+        let now_us = shared.clock.now_us();
+        match writer.step(now_us) {
+            Ok(effects) => {
+                let step = LogStep::of(&effects, now_us);
+                if let Some(recorder) = shared.recorder.as_ref().filter(|_| step.is_news()) {
+                    recorder.record(|out| put_body(out, &Record::LogStep(step)));
+                }
+                act(effects, &orders, shared);
+            }
             Err(e) => fatal(format_args!("{e}")),
         }
         let wait_us = writer.next_step_us().saturating_sub(shared.clock.now_us());
         match inbox.recv_timeout(Duration::from_micros(wait_us)) {
-            Ok(event) => writer.handle(event),
+            Ok(event) => handle(&mut writer, event, shared),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        inbox.try_iter().for_each(|event| writer.handle(event));
+        inbox.try_iter().for_each(|event| handle(&mut writer, event, shared));
     }
+}
+
+fn handle(writer: &mut LogWriter, event: LogEvent, shared: &Shared) {
+    if let Some(recorder) = &shared.recorder {
+        recorder.record(|out| put_body(out, &Record::LogEvent(LogNote::of(&event))));
+    }
+    writer.handle(event);
 }
 
 fn act(effects: LogEffects, orders: &Sender<Preparer>, shared: &Shared) {

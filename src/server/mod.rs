@@ -15,6 +15,7 @@
 //! | applier     | `applier`                         | `ApplyTask`                                                           |
 //! | snapshot    | `snapshots`                       | `ReceiverEvent`; while one is fetched, a connection of its own        |
 //! | store       | `lsm::Worker::run`                | a bell: something to flush or to compact                              |
+//! | recorder    | `recorder`, with `--record` only  | records of what the raft loop, log writer and applier get and do      |
 //!
 //! A thread that cannot go on (a failed fsync, a damaged log) ends the process: the node is
 //! crash-only, and whoever was not answered was not promised anything.
@@ -33,6 +34,7 @@ mod peer_in;
 mod peer_out;
 mod peer_pump;
 mod raft_loop;
+mod recorder;
 mod snapshots;
 mod sockets;
 mod start;
@@ -53,6 +55,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Clone, Debug)]
 pub struct ClientHandle(Arc<mailbox::Mailbox>);
 
+impl ClientHandle {
+    /// A number for it in a recording; another one may get it once this one is gone.
+    fn number(&self) -> u64 {
+        Arc::as_ptr(&self.0).addr() as u64
+    }
+}
+
 /// What every thread of a node may look at.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -71,6 +80,8 @@ pub(crate) struct Shared {
     /// The inbox of the thread that fetches snapshots.
     pub(crate) snapshots: Sender<ReceiverEvent>,
     pub(crate) refusals: logging::Rate,
+    /// Where the components' events go, with `--record`.
+    pub(crate) recorder: Option<Arc<recorder::Recorder>>,
     pub(crate) _lock: DirLock,
 }
 

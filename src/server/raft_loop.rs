@@ -6,6 +6,7 @@ use super::inbox::RaftEvents;
 use super::logging::{Level, info, log};
 use super::mailbox::DirectWrite;
 use super::{ApplyQueue, ClientHandle, Shared, fatal};
+use crate::node::recording::{put_effects, put_handled, put_ticked};
 use crate::node::{
     ApplyTask, ClusterView, Difference, Effects, Input, LogEvent, Node, NodeEffects, ReceiverEvent,
 };
@@ -29,7 +30,12 @@ pub(crate) fn run(
     // Something has happened on a connection.
     let mut linked = true;
     loop {
-        let NodeEffects { links, replica, sends } = node.effects(shared.clock.now_us());
+        let now_us = shared.clock.now_us();
+        let effects = node.effects(now_us);
+        if let Some(recorder) = &shared.recorder {
+            recorder.record(|out| put_effects(out, now_us, &effects, ClientHandle::number));
+        }
+        let NodeEffects { links, replica, sends } = effects;
         if linked || !view.fits(&node) {
             publish(&node, &mut view, shared);
             linked = false;
@@ -47,10 +53,18 @@ pub(crate) fn run(
                 connections.observe(event);
                 linked = true;
             }
-            node.handle(input, shared.clock.now_us());
+            let now_us = shared.clock.now_us();
+            if let Some(recorder) = &shared.recorder {
+                recorder.record(|out| put_handled(out, now_us, &input, ClientHandle::number));
+            }
+            node.handle(input, now_us);
         };
         events.wait(&shared.raft, interest, wait, handle);
-        node.tick(shared.clock.now_us());
+        let now_us = shared.clock.now_us();
+        if let Some(recorder) = &shared.recorder {
+            recorder.record(|out| put_ticked(out, now_us));
+        }
+        node.tick(now_us);
     }
 }
 

@@ -6,6 +6,7 @@ use super::connections::{AcceptedConnections, BulkSenders};
 use super::inbox::raft_inbox;
 use super::listener::OpenConnections;
 use super::logging::{self, Level, Rate, info, log, warning};
+use super::recorder::Recorder;
 use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop, snapshots};
 use crate::api::NodeState;
 use crate::api::places::{Budget, Demand, RESERVE_DESCRIPTORS};
@@ -14,6 +15,7 @@ use crate::env::real::{LOCK_FILE, RealClock, RealDisk, RealRandom};
 use crate::env::{Clock, DirLock, Disk, Random as _};
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
+use crate::node::recording::Start;
 use crate::node::{
     Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, Input, LogWriter, Node, Opened,
     Part, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup, StartupEffect,
@@ -30,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::mpsc::channel;
 use std::thread::{self, Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 // The largest write that any flags allow fits a frame of a client and of a peer, and what a frame of a
 // peer holds fits the log.
@@ -76,6 +78,8 @@ pub struct ServerOptions {
     pub reserve_bytes: u64,
     /// Bytes of table blocks that are kept in memory.
     pub cache_bytes: usize,
+    /// Directory of recordings of what the components get and do, and bytes of each.
+    pub record: Option<(PathBuf, u64)>,
     /// Which lines are logged.
     pub log_level: Level,
 }
@@ -425,6 +429,12 @@ fn identify(
     }
 }
 
+/// The system's clock, for a person who reads a recording: nothing goes by it.
+fn unix_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
 #[allow(clippy::too_many_arguments)] // the parts of a node, each used once
 fn run(
     options: ServerOptions,
@@ -459,18 +469,42 @@ fn run(
     let (snapshot_inbox, snapshot_events) = channel();
     let reader = machine.reader();
     let receiver = SnapshotReceiver::new(Arc::clone(&disk), &options.data, reader);
-    let raft = Raft::new(raft_options, restored, clock.now_us());
-    let members: Vec<String> =
-        raft.configuration().members.iter().map(|m| format!("{}@{}", m.id, m.address)).collect();
-    info!("members={}", members.join(","));
+    let now_us = clock.now_us();
     let peers_options = PeersOptions {
         identity: identity.identity,
         address: options.advertise.clone(),
         token: options.token.clone(),
         seeds: options.join,
     };
+    let first = first_configuration(identity);
+    let recorder = match &options.record {
+        None => None,
+        Some((dir, bytes_max)) => {
+            let start = |life| Start {
+                program: env!("CARGO_PKG_VERSION").to_string(),
+                life,
+                unix_us: unix_us(),
+                now_us,
+                first: first.clone(),
+                raft: raft_options.clone(),
+                restored: restored.clone(),
+                replica: replica_options.clone(),
+                peers: PeersOptions { token: Vec::new(), ..peers_options.clone() },
+                batch_requests_max: BATCH_REQUESTS_MAX as u64,
+                holding: machine.is_spoiled(),
+                digest: machine.digest(),
+            };
+            let what = format!("cannot record in {}", dir.display());
+            let begun = Recorder::begin(dir, identity.node, *bytes_max, start);
+            Some(begun.map_err(|source| StartError::Io { what, source })?)
+        }
+    };
+    let raft = Raft::new(raft_options, restored, now_us);
+    let members: Vec<String> =
+        raft.configuration().members.iter().map(|m| format!("{}@{}", m.id, m.address)).collect();
+    info!("members={}", members.join(","));
     let replica = Replica::new(raft, replica_options);
-    let node = Node::new(replica, peers_options, clock.now_us());
+    let node = Node::new(replica, peers_options, now_us);
     let node_state = Arc::new(NodeState {
         address: options.advertise,
         token: options.token,
@@ -491,9 +525,10 @@ fn run(
         data: options.data,
         snapshots: snapshot_inbox,
         refusals: Rate::default(),
+        recorder,
         _lock: lock,
     });
-    let work = Applier::new(machine, wal.reader(), first_configuration(identity));
+    let work = Applier::new(machine, wal.reader(), first);
     let writer = LogWriter::new(wal, BATCH_REQUESTS_MAX);
     let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
         let builder = Builder::new().name(name.into());

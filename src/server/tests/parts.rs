@@ -65,6 +65,7 @@ fn made(address: &str, connections_max: usize) -> (Arc<Shared>, RaftEvents, Node
         disk: TestDisk::default().shared(),
         data: PathBuf::new(),
         snapshots: channel().0,
+        recorder: None,
         refusals: Rate::default(),
         _lock: DirLock { guard: Box::new(()), path: PathBuf::new() },
     });
