@@ -78,6 +78,8 @@ const SIM_FLAGS: &[(&str, &str, &str)] = &[
     ("--jobs", "N", "of many seeds, run N at the same time (default: one a core)"),
     ("--stop", "", "of many seeds, stop at the first that fails"),
     ("--trace", "", "print every step"),
+    ("--record", "DIR", "with --seed: leave recordings of its nodes there, as serve --record does"),
+    ("--replay", "FILE...", "something else: replay recordings of real processes (serve --record), or all below directories"),
     ("--explore", "", "something else: every short run of the consensus core alone, with the flags below"),
 ];
 
@@ -178,7 +180,9 @@ fn sim() -> String {
     push_rows(&mut text, SIM_FLAGS.iter().map(flag).collect());
     text.push_str(
         "\nOne seed decides everything and reproduces a run exactly. Exit code 1 when an invariant was\n\
-         broken; the last lines then name it.\n\nWith --explore:\n\n",
+         broken; the last lines then name it. A replay names the first record that differs from what the\n\
+         components do, or that breaks an invariant; give it the recordings of all nodes.\n\n\
+         With --explore:\n\n",
     );
     let flags = explore::FLAGS.iter().map(|&(name, value, help)| (name, value, help.to_owned()));
     let row = |(name, value, help)| (format!("--{name} {value}").trim_end().to_owned(), help);

@@ -19,6 +19,7 @@ pub mod json;
 pub mod lines;
 pub mod progress;
 mod recover;
+mod replay;
 pub mod run;
 mod salvage;
 pub mod serve;

@@ -1,10 +1,14 @@
-//! `kontiki sim`: runs the simulator, or with `--explore` every short run.
+//! `kontiki sim`: runs the simulator, with `--explore` every short run, or with `--replay` what real processes
+//! have recorded.
 
 use super::exit::Exit;
-use super::explore;
-use crate::sim::{Options, Report, run};
+use super::{explore, replay};
+use crate::sim::recording::{Recorded, record};
+use crate::sim::{Failed, Options, Report, run};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::thread;
@@ -18,6 +22,9 @@ pub fn sim(args: &[OsString]) -> Exit {
     if args.iter().any(|word| word == "--explore") {
         return explore::run(args);
     }
+    if args.iter().any(|word| word == "--replay") {
+        return replay::run(args);
+    }
     let mut flags = getopts::Options::new();
     flags.optopt("", "seed", "run this seed", "N");
     flags.optopt("", "seeds", "run so many seeds, from 0 or from --seed", "COUNT");
@@ -26,6 +33,7 @@ pub fn sim(args: &[OsString]) -> Exit {
     flags.optopt("", "nodes", "nodes of the cluster (by default the seed decides)", "N");
     flags.optflag("", "stop", "stop at the first seed that fails");
     flags.optflag("", "trace", "print every step");
+    flags.optopt("", "record", "record the nodes of one seed there", "DIR");
     let usage = |why: String| {
         eprintln!("kontiki sim: {why}");
         Exit::Usage
@@ -58,9 +66,13 @@ pub fn sim(args: &[OsString]) -> Exit {
     let trace = found.opt_present("trace");
     let defaults = Options::default();
     let options = Options { nodes, steps: steps.unwrap_or(defaults.steps), trace };
-    match (seed, seeds) {
-        (Some(seed), None) => one(seed, &options),
-        (seed, seeds) => {
+    match (seed, seeds, found.opt_str("record")) {
+        (Some(seed), None, Some(dir)) => recorded(seed, &options, Path::new(&dir)),
+        (_, _, Some(_)) => {
+            usage("flag --record: one seed is recorded; name it with --seed".to_string())
+        }
+        (Some(seed), None, None) => one(seed, &options),
+        (seed, seeds, None) => {
             let stop = found.opt_present("stop");
             let cores = || thread::available_parallelism().map_or(1, usize::from);
             let jobs = jobs.map_or_else(cores, |n| n as usize);
@@ -70,7 +82,23 @@ pub fn sim(args: &[OsString]) -> Exit {
 }
 
 fn one(seed: u64, options: &Options) -> Exit {
-    match run(seed, options) {
+    tell(seed, run(seed, options))
+}
+
+/// Runs a seed and leaves recordings of its nodes, as `serve --record` makes them.
+fn recorded(seed: u64, options: &Options, dir: &Path) -> Exit {
+    let Recorded { files, verdict } = record(seed, options);
+    let written = fs::create_dir_all(dir)
+        .and_then(|()| files.iter().try_for_each(|f| fs::write(dir.join(&f.path), &f.bytes)));
+    if let Err(e) = written {
+        eprintln!("kontiki sim: cannot record in {}: {e}", dir.display());
+        return Exit::Usage;
+    }
+    tell(seed, verdict)
+}
+
+fn tell(seed: u64, verdict: Result<Report, Box<Failed>>) -> Exit {
+    match verdict {
         Ok(report) => {
             println!("seed {seed}: ok, trace hash {:016x}", report.hash);
             Exit::Done

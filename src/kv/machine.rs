@@ -164,6 +164,11 @@ impl<S: Store> Machine<S> {
         self.digest_every = entries;
     }
 
+    /// How often digests are given out: at every index that is a multiple of it.
+    pub fn digest_every(&self) -> u64 {
+        self.digest_every
+    }
+
     /// The state's digest at the applied index.
     pub fn digest(&self) -> u32 {
         self.digest

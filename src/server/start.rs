@@ -485,6 +485,7 @@ fn run(
                 life,
                 unix_us: unix_us(),
                 now_us,
+                connections: true,
                 first: first.clone(),
                 raft: raft_options.clone(),
                 restored: restored.clone(),
@@ -493,6 +494,7 @@ fn run(
                 batch_requests_max: BATCH_REQUESTS_MAX as u64,
                 holding: machine.is_spoiled(),
                 digest: machine.digest(),
+                digest_every: machine.digest_every(),
             };
             let what = format!("cannot record in {}", dir.display());
             let begun = Recorder::begin(dir, identity.node, *bytes_max, start);

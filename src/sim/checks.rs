@@ -2,9 +2,11 @@
 //!
 //! Names are those of the paper's Figure 3 and of the project's list of invariants.
 
+pub use super::platters::Platter;
+use super::unproved::{Claim, Unproved};
 use crate::raft::{
     AppendResult, Body, Configuration, Entry, HardState, Index, Member, Message, NodeId, Payload,
-    Persist, Raft, RoleName, SnapshotMark, Term, codec,
+    Persist, Raft, RoleName, Term, codec,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,94 +25,6 @@ pub fn violated<T>(invariant: &'static str, detail: String) -> Result<T, Violati
     Err(Violation { invariant, detail })
 }
 
-/// What one node was told is durable: a lower bound of what its platter holds.
-#[derive(Clone, Debug, Default)]
-pub struct Platter {
-    /// Term and vote.
-    pub hard: HardState,
-    /// Term of each index from 1; up to a snapshot's end, what is committed.
-    pub terms: Vec<Term>,
-    /// A snapshot up to there is in the store and the log was not told yet: what is written to it
-    /// meanwhile is void, and so is what it is told of an earlier one.
-    pub awaits_reset: Option<Index>,
-}
-
-impl Platter {
-    /// These requests are durable.
-    pub fn written(&mut self, batch: &[Persist]) {
-        for request in batch {
-            if let Some(hard) = request.hard_state {
-                self.hard = hard;
-            }
-            if let Some(mark) = &request.reset
-                && self.awaits_reset.is_none_or(|last| mark.index >= last)
-            {
-                self.terms.truncate(mark.index as usize);
-                self.awaits_reset = None;
-            }
-            for entry in &request.entries {
-                if self.awaits_reset.is_some() {
-                    // The snapshot's last entry was on its way to the log: that goes on from there.
-                    let end = (self.terms.len() as Index, self.terms.last().copied());
-                    if (entry.index, Some(entry.term)) == end {
-                        self.awaits_reset = None;
-                    }
-                    continue;
-                }
-                self.terms.truncate(entry.index as usize - 1);
-                self.terms.push(entry.term);
-            }
-        }
-    }
-
-    /// A snapshot is durable in the store: the node holds everything up to there, whatever is in its
-    /// log.
-    pub fn installed(&mut self, mark: &SnapshotMark, committed: &[Term]) {
-        if self.term(mark.index) != Some(mark.term) {
-            self.terms = committed[..mark.index as usize].to_vec();
-            self.awaits_reset = Some(mark.index);
-        }
-    }
-
-    /// Term of an index, none when it does not hold that.
-    pub(super) fn term(&self, index: Index) -> Option<Term> {
-        self.terms.get((index as usize).checked_sub(1)?).copied()
-    }
-
-    fn holds(&self, index: Index, term: Term) -> bool {
-        self.term(index) == Some(term)
-    }
-
-    /// Compares with what a restart found. `torn` is the batch that was being written.
-    pub fn survived(
-        &self,
-        node: NodeId,
-        found: &Platter,
-        torn: Option<&[Persist]>,
-    ) -> Result<(), Violation> {
-        let detail = || {
-            let ends = |p: &Platter| (p.hard, p.terms.len(), p.terms.last().copied());
-            format!("node {node} promised {:?}, found {:?}", ends(self), ends(found))
-        };
-        let torn = torn.unwrap_or_default();
-        let mut allowed = vec![self.hard];
-        allowed.extend(torn.iter().filter_map(|p| p.hard_state));
-        if !allowed.contains(&found.hard) {
-            return violated("hard state survives", detail());
-        }
-        let replaced = torn.iter().flat_map(|p| &p.entries).map(|e| e.index).min();
-        let kept =
-            replaced.map_or(self.terms.len(), |first| self.terms.len().min(first as usize - 1));
-        if found.terms.len() < kept || found.terms[..kept] != self.terms[..kept] {
-            return violated("durable log survives", detail());
-        }
-        if torn.is_empty() && self.awaits_reset.is_none() && found.terms.len() != self.terms.len() {
-            return violated("nothing appears in the log", detail());
-        }
-        Ok(())
-    }
-}
-
 /// A member does not vote any more, and the one that is to take its place does not yet.
 pub const WENT_FIRST: &str = "members gone before their replacements";
 
@@ -118,13 +32,14 @@ pub const WENT_FIRST: &str = "members gone before their replacements";
 #[derive(Debug, Default)]
 pub struct Cluster {
     leaders: BTreeMap<Term, NodeId>,
-    /// Term of each committed index, from 1.
+    /// Term of each committed index, from 1. Of a simulated cluster all are known; in recordings 0 stands for what none of
+    /// them holds.
     committed: Vec<Term>,
     /// Term in which each of them was committed: that of the leader who counted.
     committed_in: Vec<Term>,
     /// What each (index, term) holds, and the term before it (Log Matching, by induction).
     entries: BTreeMap<(Index, Term), (Term, u64)>,
-    /// Hash over each applied prefix, from index 1.
+    /// Hash of each applied entry, from index 1; 0 where it is not known.
     applied: Vec<u64>,
     /// Commit index last seen of each node's life.
     commits: BTreeMap<(NodeId, u64), Index>,
@@ -138,6 +53,13 @@ pub struct Cluster {
     news: Vec<(&'static str, NodeId)>,
     /// Term of a leader, and how far it believes a follower to match, by the two.
     pub(super) believed: BTreeMap<(NodeId, NodeId), (Term, Index)>,
+    /// Nodes of which nothing is seen now: they may hold whatever they are said to hold. None in the simulator.
+    pub(super) unseen: BTreeSet<NodeId>,
+    /// Of some nodes nothing was ever seen, so that what others conclude from them cannot be checked.
+    pub(super) is_partial: bool,
+    /// What a majority does not show yet and may still: only where the order of things is not certain. None in the
+    /// simulator.
+    pub(super) unproved: Option<Unproved>,
 }
 
 impl Cluster {
@@ -213,8 +135,9 @@ impl Cluster {
         let before = self.before.get(&id).filter(|(of, _)| *of == life).map_or(0, |b| b.1);
         for index in from..=to {
             let Some(term) = raft.term_at(index) else { continue };
-            match self.committed.get(index as usize - 1) {
-                Some(&known) if known == term => {}
+            match self.committed.get_mut(index as usize - 1) {
+                Some(known) if *known == term => {}
+                Some(known @ 0) => *known = term,
                 Some(known) => {
                     let detail = format!("index {index}: term {known}, at node {id} term {term}");
                     return violated("state machine safety", detail);
@@ -226,7 +149,35 @@ impl Cluster {
         Ok(())
     }
 
-    fn leads(&mut self, id: NodeId, term: Term) -> Result<(), Violation> {
+    /// What is known to be committed up to there, in that term or before, although nobody was seen to commit it: `term`
+    /// says what each index holds, as far as that is known.
+    pub(super) fn learn(
+        &mut self,
+        through: Index,
+        in_term: Term,
+        term: impl Fn(Index) -> Option<Term>,
+        configurations: &[(Index, Arc<Configuration>)],
+    ) {
+        for index in self.committed() + 1..=through {
+            self.committed.push(term(index).unwrap_or(0));
+            self.committed_in.push(in_term);
+        }
+        for (index, configuration) in configurations {
+            match term(*index) {
+                Some(term) if *index > through => {
+                    self.configurations
+                        .entry((*index, term))
+                        .or_insert_with(|| Arc::clone(configuration));
+                }
+                _ => {
+                    self.in_force.entry(*index).or_insert_with(|| Arc::clone(configuration));
+                }
+            }
+        }
+    }
+
+    /// A node is known to lead a term.
+    pub(super) fn leads(&mut self, id: NodeId, term: Term) -> Result<(), Violation> {
         let leader = *self.leaders.entry(term).or_insert(id);
         if leader != id {
             return violated(
@@ -246,14 +197,17 @@ impl Cluster {
         before: Index,
         platters: &BTreeMap<NodeId, Platter>,
     ) -> Result<(), Violation> {
-        let holds = |node| platters.get(&node).is_some_and(|p| p.holds(index, term));
+        let holds = |node| {
+            self.unseen.contains(&node) || platters.get(&node).is_some_and(|p| p.holds(index, term))
+        };
         // A step may count, and then begin the next change: what counted is what was in force before,
         // or came to be in this step.
         let known = raft.configurations();
         let first = known.iter().rposition(|(at, _)| *at <= before).unwrap_or(0);
-        if !known[first..].iter().any(|(_, c)| majority_of(c, holds)) {
+        if !self.is_partial && !known[first..].iter().any(|(_, c)| majority_of(c, holds)) {
             let detail = format!("node {} commits index {index} term {term}", raft.id());
-            return violated("commit evidence", detail);
+            let may_be = known[first..].iter().map(|(_, c)| Arc::clone(c)).collect();
+            self.cannot_show("commit evidence", detail, Claim::Entry { index, term }, may_be)?;
         }
         self.committed.push(term);
         self.committed_in.push(raft.term());
@@ -262,6 +216,23 @@ impl Cluster {
             self.comes_into_force(raft.id(), index, configuration)?;
         }
         Ok(())
+    }
+
+    /// A majority does not show it: that is wrong, or must be shown later where the order is not certain.
+    fn cannot_show(
+        &mut self,
+        invariant: &'static str,
+        detail: String,
+        claim: Claim,
+        configurations: Vec<Arc<Configuration>>,
+    ) -> Result<(), Violation> {
+        match &mut self.unproved {
+            None => violated(invariant, detail),
+            Some(unproved) => {
+                unproved.add(Violation { invariant, detail }, claim, configurations);
+                Ok(())
+            }
+        }
     }
 
     /// A configuration is committed: what must hold of it and the one before.
@@ -358,19 +329,25 @@ impl Cluster {
 
     /// A core has become leader.
     pub fn elected(
-        &self,
+        &mut self,
         raft: &Raft,
         platters: &BTreeMap<NodeId, Platter>,
     ) -> Result<(), Violation> {
         // Whoever voted has that on its platter, or has moved on to a later term since.
         let vote = HardState { term: raft.term(), vote: Some(raft.id()) };
-        let voted =
-            |node| platters.get(&node).is_some_and(|p| p.hard == vote || p.hard.term > vote.term);
+        let voted = |node| {
+            let voted = |p: &Platter| p.hard == vote || p.hard.term > vote.term;
+            self.unseen.contains(&node) || platters.get(&node).is_some_and(voted)
+        };
         let may_lead =
             raft.configurations().iter().rev().take(2).any(|(_, c)| c.is_voter(raft.id()));
-        if !may_lead || !majority_of(raft.configuration(), voted) {
-            let detail = format!("node {} leads term {}", raft.id(), raft.term());
-            return violated("election evidence", detail);
+        let detail = || format!("node {} leads term {}", raft.id(), raft.term());
+        if !may_lead {
+            return violated("election evidence", detail());
+        }
+        if !self.is_partial && !majority_of(raft.configuration(), voted) {
+            let may_be = vec![Arc::clone(raft.configuration())];
+            self.cannot_show("election evidence", detail(), Claim::Vote(vote), may_be)?;
         }
         // Votes may come so late that a later term has committed meanwhile: that says nothing of
         // this one, whose leader will learn soon that it is over.
@@ -379,7 +356,7 @@ impl Cluster {
         for (index, (&term, _)) in (1..).zip(known) {
             let found = raft.term_at(index);
             // In front of its log it has a snapshot of it.
-            if index >= raft.first_index() && found != Some(term) {
+            if index >= raft.first_index() && term != 0 && found != Some(term) {
                 let (id, now) = (raft.id(), raft.term());
                 let detail = format!(
                     "node {id} leads term {now} with {found:?} at index {index}, committed {term}"
@@ -431,18 +408,19 @@ impl Cluster {
     pub fn applies(&mut self, node: NodeId, entries: &[Entry]) -> Result<(), Violation> {
         for entry in entries {
             let at = entry.index as usize - 1;
-            let before = at.checked_sub(1).and_then(|i| self.applied.get(i)).copied().unwrap_or(0);
-            let hash = (before ^ hash_of(entry) ^ entry.term.rotate_left(32))
-                .wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            match self.applied.get(at) {
-                None => self.applied.push(hash),
-                Some(&known) if known == hash => {}
-                Some(_) => {
+            let hash = (hash_of(entry) ^ entry.term.rotate_left(32)) | 1;
+            if self.applied.len() <= at {
+                self.applied.resize(at + 1, 0);
+            }
+            match self.applied[at] {
+                0 => self.applied[at] = hash,
+                known if known == hash => {}
+                _ => {
                     let detail = format!("node {node} applies another entry at {}", entry.index);
                     return violated("state machine safety", detail);
                 }
             }
-            if self.committed.get(at) != Some(&entry.term) {
+            if self.committed.get(at).is_none_or(|term| *term != 0 && *term != entry.term) {
                 let detail = format!("node {node} applies index {}", entry.index);
                 return violated("only committed entries are applied", detail);
             }
@@ -507,7 +485,7 @@ pub fn can_serve(configuration: &Configuration, down: &[NodeId]) -> bool {
 }
 
 /// Whether a majority of each set of voters has it. It shares nothing with what it checks.
-fn majority_of(configuration: &Configuration, has: impl Fn(NodeId) -> bool) -> bool {
+pub(super) fn majority_of(configuration: &Configuration, has: impl Fn(NodeId) -> bool) -> bool {
     let of = |set: &BTreeSet<NodeId>| {
         let all: Vec<bool> = set.iter().map(|&id| has(id)).collect();
         let yes = all.iter().filter(|&&yes| yes).count();

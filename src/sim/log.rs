@@ -3,6 +3,7 @@
 
 use super::checks::Violation;
 use super::world::{Event, World};
+use crate::node::recording::{LogNote, LogStep, Record, put_body};
 use crate::node::{Cut, Input, LogEffects, LogEvent, Written};
 use crate::raft::{NodeId, Payload};
 
@@ -36,6 +37,10 @@ impl World {
         }
         up.log_wakes_at_us = None;
         for event in up.to_log.drain(..) {
+            if let Some(recordings) = &mut self.recordings {
+                let told = Record::LogEvent(LogNote::of(&event));
+                recordings.put(node, |out| put_body(out, &told));
+            }
             up.log_writer.handle(event);
         }
         let Ok(effects) = up.log_writer.step(local_us) else {
@@ -43,6 +48,10 @@ impl World {
             self.disk_failed(node, "disk error in the log writer");
             return Ok(());
         };
+        let step = LogStep::of(&effects, local_us);
+        if let Some(recordings) = self.recordings.as_mut().filter(|_| step.is_news()) {
+            recordings.put(node, |out| put_body(out, &Record::LogStep(step)));
+        }
         self.log_stepped(node, effects);
         Ok(())
     }

@@ -113,6 +113,7 @@ impl World {
             Start::Running => {
                 let (life, last) = (n.life, self.platters[&node].terms.len() as u64);
                 self.note(node, "started", [life, last, 0, 0]);
+                self.begin_recording(node);
                 self.give_way(node);
                 self.count("starts");
                 let applied =
@@ -239,6 +240,7 @@ impl World {
         (n.flushed, n.speaks_since) = (applied, n.life);
         let life = n.life;
         self.count("old copies of disks");
+        self.begin_recording(node);
         self.note(node, "old copy", [life, 0, 0, 0]);
         self.start_storing(node);
         self.start_writing(node);

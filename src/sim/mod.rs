@@ -34,6 +34,9 @@ mod node;
 mod operator;
 mod patterns;
 pub mod plans;
+mod platters;
+pub mod recording;
+pub mod replay;
 mod run;
 mod serving;
 mod slow;
@@ -42,6 +45,7 @@ mod startup;
 mod store;
 pub mod trace;
 mod traffic;
+mod unproved;
 mod vocabulary;
 pub mod world;
 

@@ -13,6 +13,7 @@ use crate::api::NodeState;
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
 use crate::lsm;
+use crate::node::recording;
 use crate::node::{
     Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, ConnectionId, Inbox, LogEvent,
     LogWriter, Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver,
@@ -65,6 +66,8 @@ pub(super) struct SimNode {
     pub(super) life: u64,
     /// The components, while the process runs.
     pub(super) up: Option<Up>,
+    /// What the components of the last start began with.
+    pub(super) begun: Option<Box<recording::Start>>,
     /// Its thread of execution stands still until then.
     pub(super) paused_until_us: u64,
     /// What it would have done meanwhile, and in which life.
@@ -233,6 +236,7 @@ impl SimNode {
             clock_ppm,
             started_us: 0,
             torn: None,
+            begun: None,
             limits: Limits::default(),
             dice,
         }
@@ -371,13 +375,29 @@ impl SimNode {
             replay_entries_max: 16,
             ..raft::Options::new(self.id, self.dice.roll())
         };
-        let raft = Raft::new(core, restored, self.local_us(now_us));
         let peers = PeersOptions {
             identity: identity.identity,
             address: self.address.clone(),
             token: Vec::new(),
             seeds: Vec::new(),
         };
+        self.begun = Some(Box::new(recording::Start {
+            program: env!("CARGO_PKG_VERSION").to_string(),
+            life: self.life,
+            unix_us: now_us,
+            now_us: self.local_us(now_us),
+            connections: true,
+            first: first_configuration(&identity),
+            raft: core.clone(),
+            restored: restored.clone(),
+            replica: options.clone(),
+            peers: peers.clone(),
+            batch_requests_max: batch_requests_max as u64,
+            holding: machine.is_spoiled(),
+            digest: machine.digest(),
+            digest_every: machine.digest_every(),
+        }));
+        let raft = Raft::new(core, restored, self.local_us(now_us));
         let replica = Replica::new(raft, options);
         let node = Node::new(replica, peers, self.local_us(now_us));
         let view = ClusterView::of(&node);
@@ -458,7 +478,7 @@ fn is_damage(e: &BootError) -> bool {
 }
 
 /// In front of the log stands a snapshot: what everybody has committed.
-fn platter_of(restored: &Restored, committed: &[Term]) -> Platter {
+pub(super) fn platter_of(restored: &Restored, committed: &[Term]) -> Platter {
     let base = restored.log.base as usize;
     let mut terms = committed[..base.min(committed.len())].to_vec();
     let runs = &restored.log.runs;

@@ -4,6 +4,7 @@ use super::checks::{Violation, violated};
 use super::dice::Dice;
 use super::linearizability::{self, Call};
 use super::plans::{Adversary, Plan, Random};
+use super::recording::Recordings;
 use super::slow::Slow;
 use super::trace::Step;
 use super::world::World;
@@ -66,6 +67,15 @@ const SLACK_US: u64 = 1_000_000;
 
 /// Runs one seed.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failed>> {
+    run_world(seed, options, false).0
+}
+
+/// Runs one seed, and gives its world back; with `records` that holds recordings of every node's lives.
+pub(super) fn run_world(
+    seed: u64,
+    options: &Options,
+    records: bool,
+) -> (Result<Report, Box<Failed>>, World) {
     let mut dice = Dice::new(seed);
     let nodes = options.nodes.unwrap_or(*dice.pick(&[1, 3, 3, 3, 3, 5, 5]));
     let (clients, keys) = (dice.between(2, 5), dice.between(1, 4));
@@ -79,19 +89,21 @@ pub fn run(seed: u64, options: &Options) -> Result<Report, Box<Failed>> {
         Box::new(Random::new(plan_dice))
     };
     let mut world = World::new(nodes, clients, keys, options.trace, dice);
+    world.recordings = records.then(Recordings::default);
     // An assertion of the components is an invariant like any other. What it leaves behind is only
     // looked at, for the report. Where panics abort, the process ends with it instead.
     let run = AssertUnwindSafe(|| phases(&mut world, &mut *plan, options.steps));
     let verdict =
         catch_unwind(run).unwrap_or_else(|payload| violated("assertion", said(&*payload)));
     let report = report(&world);
-    match verdict {
+    let verdict = match verdict {
         Ok(()) => Ok(report),
         Err(violation) => {
             let steps = world.trace.last().copied().collect();
             Err(Box::new(Failed { violation, steps, report }))
         }
-    }
+    };
+    (verdict, world)
 }
 
 /// The message of a panic.

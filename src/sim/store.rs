@@ -15,6 +15,7 @@ use crate::kv::{
     fingerprint,
 };
 use crate::lsm::{self, Step};
+use crate::node::recording::{DidNote, Record, TaskNote, put_body};
 use crate::node::{Applied, ApplyEffects, ApplyError, ApplyTask, Input};
 use crate::raft::{Entry, Index, NodeId, Payload, codec};
 use std::ops::ControlFlow;
@@ -108,7 +109,13 @@ impl World {
                 // A flush is to be under way when it is installed.
                 up.to_apply.push_front(ApplyTask::Flush);
             }
-            up.to_apply.pop_front().into_iter().for_each(|task| up.applier.handle(task));
+            if let Some(task) = up.to_apply.pop_front() {
+                if let Some(recordings) = &mut self.recordings {
+                    let told = Record::Task(TaskNote::of(&task));
+                    recordings.put(node, |out| put_body(out, &told));
+                }
+                up.applier.handle(task);
+            }
         }
         let whose = match up.applier.next_task() {
             Some(ApplyTask::Install { .. }) => "disk error in installing a snapshot",
@@ -134,10 +141,16 @@ impl World {
         }
         let installs = matches!(up.applier.next_task(), Some(ApplyTask::Install { .. }));
         let looks = if installs { self.look_within(node, 3) } else { None };
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
-            return Ok(());
-        };
+        let now_us = self.now_us;
+        let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
+        let local_us = n.local_us(now_us);
+        let Some(up) = n.up.as_mut() else { return Ok(()) };
         let step = up.applier.step();
+        if let (Some(recordings), Ok(Some(effects))) = (&mut self.recordings, &step) {
+            let (digest, now_us) = (up.applier.machine().digest(), local_us);
+            let did = DidNote::of(effects, digest, now_us, |&client| client);
+            recordings.put(node, |out| put_body(out, &Record::Did(did)));
+        }
         self.looked(node, looks)?;
         match step {
             Ok(Some(effects)) => self.apply_stepped(node, effects),

@@ -17,6 +17,7 @@ use super::links::LinkEvent;
 use super::network::Network;
 use super::node::{ClientId, SimNode, Up};
 use super::operator::{Changing, OPERATOR, Operator};
+use super::recording::Recordings;
 use super::serving::ServedEvent;
 use super::snapshots::TransferEvent;
 use super::store::empty_model;
@@ -107,6 +108,8 @@ pub struct World {
     pub(super) first: Vec<Member>,
     pub(super) cluster: Cluster,
     pub(super) trace: Trace,
+    /// Recordings of the nodes, when somebody wants them.
+    pub(super) recordings: Option<Recordings>,
     /// How often each thing happened.
     pub(super) counters: BTreeMap<&'static str, u64>,
     pub(super) fingerprints: BTreeMap<Index, u64>,
@@ -161,6 +164,7 @@ impl World {
                 members.clone(),
             )),
             trace: Trace::new(print),
+            recordings: None,
             counters: BTreeMap::new(),
             fingerprints: BTreeMap::new(),
             model: empty_model(),
@@ -414,10 +418,16 @@ impl World {
             {
                 *self.counters.entry(what).or_default() += 1;
             }
+            if let Some(recordings) = &mut self.recordings {
+                recordings.handled(node, local_us, &input);
+            }
             up.node.handle(input, local_us);
         }
         up.node.tick(local_us);
         let effects = up.node.effects(local_us);
+        if let Some(recordings) = &mut self.recordings {
+            recordings.stepped(node, local_us, &effects);
+        }
         let raft = up.node.replica().raft();
         let seen = [raft.term(), raft.commit_index(), raft.last_index(), take as u64];
         if let Err(detail) = up.watch.observe(raft) {

@@ -12,6 +12,7 @@ mod links;
 mod loading;
 mod members;
 mod namespaces;
+mod recording;
 mod repair;
 mod restart;
 mod slow_clients;

@@ -20,6 +20,8 @@ pub struct Start {
     pub unix_us: u64,
     /// Time on the clock of the components.
     pub now_us: u64,
+    /// Messages of peers come by connections: each arrives once at most. It is not so in some runs of the simulator.
+    pub connections: bool,
     /// The configuration the cluster began with.
     pub first: Configuration,
     /// What the core is made with: its seed is the source of all its random numbers.
@@ -36,12 +38,15 @@ pub struct Start {
     pub holding: bool,
     /// The state's digest at the applied index.
     pub digest: u32,
+    /// At every index that is a multiple of it the node tells the others its digest.
+    pub digest_every: u64,
 }
 
 /// Appends it.
 pub fn put_start(out: &mut Vec<u8>, start: &Start) {
     put_bytes(out, start.program.as_bytes());
     put_numbers(out, &[start.life, start.unix_us, start.now_us]);
+    out.push(u8::from(start.connections));
     put_configuration(out, &start.first);
     let raft = &start.raft;
     put_numbers(out, &[raft.id, raft.election_timeout_us, raft.heartbeat_us, raft.seed]);
@@ -96,6 +101,7 @@ pub fn put_start(out: &mut Vec<u8>, start: &Start) {
     put_numbers(out, &[start.batch_requests_max]);
     out.push(u8::from(start.holding));
     out.extend_from_slice(&start.digest.to_le_bytes());
+    put_numbers(out, &[start.digest_every]);
 }
 
 fn put_sizes(out: &mut Vec<u8>, sizes: &[usize]) {
@@ -115,6 +121,7 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
     };
     let program = take_text(input, "version of the program")?;
     let (life, unix_us, now_us) = (number(input)?, number(input)?, number(input)?);
+    let connections = super::take_flag(input, "network")?;
     let first = take_configuration(input)?;
     let raft = raft::Options {
         id: number(input)?,
@@ -177,6 +184,7 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         life,
         unix_us,
         now_us,
+        connections,
         first,
         raft,
         restored: Restored { hard_state, log, applied },
@@ -185,5 +193,6 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         batch_requests_max: number(input)?,
         holding: super::take_flag(input, "damage")?,
         digest: input.u32("digest")?,
+        digest_every: number(input)?,
     })
 }

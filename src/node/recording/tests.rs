@@ -136,6 +136,7 @@ fn start() -> Start {
         life: 2,
         unix_us: 1_700_000_000_000_000,
         now_us: 12,
+        connections: true,
         first: configuration(),
         raft: raft::Options::new(1, 99),
         restored: Restored {
@@ -166,6 +167,7 @@ fn start() -> Start {
         batch_requests_max: 256,
         holding: false,
         digest: 0x1234_5678,
+        digest_every: 4096,
     }
 }
 
