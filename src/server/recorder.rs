@@ -32,18 +32,25 @@ pub(crate) struct Recorder {
     ended: AtomicBool,
 }
 
+/// Makes the directory of recordings, before anything else of the node is made.
+///
+/// # Errors
+/// The system's.
+pub(crate) fn prepare(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)
+}
+
 impl Recorder {
     /// Begins a recording in `dir` of the node's next life, with at most so many bytes, give or take a record.
     ///
     /// # Errors
-    /// The directory or the file cannot be made.
+    /// The file cannot be made.
     pub(crate) fn begin(
         dir: &Path,
         node: NodeId,
         bytes_max: u64,
         start: impl FnOnce(u64) -> Start,
     ) -> io::Result<Arc<Recorder>> {
-        fs::create_dir_all(dir)?;
         let (path, mut file, life) = next_file(dir, node)?;
         let recorder = Arc::new(Recorder {
             path,

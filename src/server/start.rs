@@ -6,7 +6,7 @@ use super::connections::{AcceptedConnections, BulkSenders};
 use super::inbox::raft_inbox;
 use super::listener::OpenConnections;
 use super::logging::{self, Level, Rate, info, log, warning};
-use super::recorder::Recorder;
+use super::recorder::{self, Recorder};
 use super::{Shared, applier, fatal, join, listener, log_writer, raft_loop, snapshots};
 use crate::api::NodeState;
 use crate::api::places::{Budget, Demand, RESERVE_DESCRIPTORS};
@@ -181,6 +181,9 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
 
     // The address first: a second node on the same port must not touch the first one's files.
     let listener = TcpListener::bind(&options.listen).map_err(listen)?;
+    if let Some((dir, _)) = &options.record {
+        recorder::prepare(dir).map_err(|e| cannot_record(dir, e))?;
+    }
     let is_new = is_new(&*disk, &options.data);
     let backup = backup(&*disk, &options, is_new)?;
     let lock = lock_directory(&*disk, &options.data)?;
@@ -429,6 +432,10 @@ fn identify(
     }
 }
 
+fn cannot_record(dir: &Path, source: io::Error) -> StartError {
+    StartError::Io { what: format!("cannot record in {}", dir.display()), source }
+}
+
 /// The system's clock, for a person who reads a recording: nothing goes by it.
 fn unix_us() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
@@ -496,9 +503,8 @@ fn run(
                 digest: machine.digest(),
                 digest_every: machine.digest_every(),
             };
-            let what = format!("cannot record in {}", dir.display());
             let begun = Recorder::begin(dir, identity.node, *bytes_max, start);
-            Some(begun.map_err(|source| StartError::Io { what, source })?)
+            Some(begun.map_err(|e| cannot_record(dir, e))?)
         }
     };
     let raft = Raft::new(raft_options, restored, now_us);

@@ -1,12 +1,14 @@
 //! A recorded run of real processes replays: what threads, disks and sockets did is something that the components do
 //! and that the checks of the simulator allow.
 
-use crate::support::cluster::{BINARY, Cluster, Setup, kontiki};
+use crate::support::cluster::{BINARY, Cluster, Setup, free_ports, kontiki};
 use crate::support::load::{Run, client};
 use crate::support::native::Native;
-use crate::support::say;
+use crate::support::{say, wait_for};
+use kontiki::kv::{Op, Outcome, Write};
 use kontiki::node::Input;
 use kontiki::node::recording::{Part, Record, RecordReader, RecordWriter, put_body, take_body};
+use kontiki::wire::client::{Answer, Call};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -137,4 +139,52 @@ fn a_run_with_three_leader_kills_replays() {
     let name = "nothing is told to be durable before it is written";
     assert!(named.ends_with(&format!(" files: FAILED {name}\n")), "{named}");
     say("recording", &text);
+}
+
+#[test]
+fn a_recording_has_a_limit() {
+    // A node alone is written to beyond the limit of its recording. Recording ends with a line in the log, and the node
+    // goes on; what was recorded until then replays.
+    let dir = tempfile::tempdir().expect("a directory");
+    let recordings = dir.path().join("recordings");
+    let mut flags = vec!["--record".to_owned(), recordings.display().to_string()];
+    flags.extend(["--record-limit", "1MiB"].map(str::to_owned));
+    let cluster = Cluster::with(1, Setup { flags, ..Setup::default() });
+    let mut node = Native::new(&cluster.nodes[0].address);
+    let mut put = |key: String| {
+        let op = Op::Put { key: key.into_bytes(), value: vec![7; 100_000] };
+        let write = Write { stamp: None, conditions: Vec::new(), ops: vec![op] };
+        let answer = node.call(Call::Write(write));
+        assert!(matches!(answer, Ok(Answer::Outcome(Outcome::Done { .. }))), "{answer:?}");
+    };
+    (0..12).for_each(|n| put(format!("before/{n}")));
+    wait_for("recording ends", || cluster.log(0).contains("recording ends: ").then_some(()));
+    (0..3).for_each(|n| put(format!("behind/{n}")));
+    let text = cluster.log(0);
+    assert!(text.contains("kontiki-1-0001.rec has reached --record-limit=1048576"), "{text}");
+    drop(cluster);
+    let bytes = fs::metadata(&files(&recordings)[0]).expect("a recording").len();
+    assert!((1 << 20..(1 << 20) + 200_000).contains(&bytes), "{bytes}");
+    let (code, text) = replay(&recordings);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("ends with its limit (--record-limit)\n"), "{text}");
+}
+
+#[test]
+fn a_directory_that_cannot_be_made_is_named() {
+    // A file is where the recordings are to go: the node does not start, and says which path it is.
+    let dir = tempfile::tempdir().expect("a directory");
+    let (place, data) = (dir.path().join("taken"), dir.path().join("data"));
+    fs::write(&place, "").expect("a file");
+    let output = kontiki(BINARY)
+        .args(["serve", "--listen", &format!("127.0.0.1:{}", free_ports(1)[0]), "--data"])
+        .arg(&data)
+        .arg("--record")
+        .arg(&place)
+        .output()
+        .expect("its end");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains(&format!("cannot record in {}: ", place.display())), "{text}");
+    assert!(!data.exists(), "nothing was made");
 }
