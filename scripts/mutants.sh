@@ -9,7 +9,8 @@ usage() {
 usage: scripts/mutants.sh [FLAGS] [NAME...]
 
 Applies each patch of scripts/mutants/ to a copy of the tree, builds it and runs seeds of the
-simulator until one fails. At the end the unchanged copy must pass 100 times as many seeds.
+simulator until one fails. What is planted in src/server/ runs on threads and on no seed: for that, real
+processes are recorded and replayed (tests/integration/recording.rs). At the end the unchanged copy must pass 100 times as many seeds.
 NAME is a mutant's name or number, as --list prints it; with names the unchanged copy is not run.
 
     --list        print number, name and bug of every mutant
@@ -122,6 +123,10 @@ build() {
     (cd "$tree" && CARGO_TARGET_DIR=$target cargo build --quiet --profile "$1" --bin kontiki) >"$log.build" 2>&1
 }
 
+build_tests() {
+    (cd "$tree" && CARGO_TARGET_DIR=$target cargo test --quiet --test integration --no-run) >"$log.build" 2>&1
+}
+
 # Runs seeds until one fails: sets `caught` (by what), `after` (seeds) and `took` (seconds of a core, which
 # other work on the machine does not lengthen). `stuck` when the seconds allowed are used up: nothing was
 # caught then, whatever runs in a circle.
@@ -158,6 +163,28 @@ simulate() {
     fi
 }
 
+# Whether all of a patch is in the code around threads and sockets.
+is_of_threads() { ! grep '^+++ ' "$1" | grep -qv '^+++ b/src/server/'; }
+
+# Records real processes and replays that: sets what `simulate` sets.
+replay() {
+    local status run
+    local TIMEFORMAT=%U
+    # shellcheck disable=SC2016
+    run='cd "$1" && CARGO_TARGET_DIR=$2 cargo test --quiet --test integration -- recording:: >"$3" 2>&1'
+    took=$({ time bash -c "$run" run "$tree" "$target" "$log"; } 2>&1)
+    status=$?
+    took=${took##*$'\n'}
+    took=${took%.*}
+    caught=
+    stuck=no
+    after=-
+    if [ $status -ne 0 ]; then
+        caught=$(sed -n 's/^[0-9]* files: FAILED //p' "$log" | head -n 1)
+        caught=${caught:-the test of recordings}
+    fi
+}
+
 row() {
     if [ $markdown = yes ]; then
         printf '| %s | %s | %s | %s | %s |\n' "$1" "$2" "$3" "$4" "$5"
@@ -174,11 +201,16 @@ if [ $mode = run ]; then
     for patch in "${chosen[@]}"; do
         label=$(label_of "$patch")
         apply "$tree" "$root/$patch" || fail "$patch does not apply any more"
-        if ! build mutant; then
-            cat "$log.build" >&2
-            fail "$patch does not build"
+        if is_of_threads "$patch"; then
+            build_tests || { cat "$log.build" >&2; fail "$patch does not build"; }
+            replay
+        else
+            if ! build mutant; then
+                cat "$log.build" >&2
+                fail "$patch does not build"
+            fi
+            simulate "$seeds" $patience_s
         fi
-        simulate "$seeds" $patience_s
         if [ $stuck = yes ]; then
             survived=$((survived + 1))
             caught='NO END'
