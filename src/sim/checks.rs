@@ -443,6 +443,13 @@ impl Cluster {
         {
             self.leads(raft.id(), term)?;
         }
+        // By some configuration that it has: one that leaves may not know yet that it has left.
+        let votes = || raft.configurations().iter().any(|(_, c)| c.is_voter(raft.id()));
+        if let Body::RequestPreVote { .. } | Body::RequestVote { .. } = &message.body
+            && !votes()
+        {
+            return violated("who stands for election has a vote", detail());
+        }
         match &message.body {
             Body::RequestPreVote { .. } | Body::PreVoteResponse { granted: true } => return Ok(()),
             Body::VoteResponse { granted: true }
