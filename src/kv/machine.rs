@@ -129,7 +129,11 @@ impl<S: Store> Machine<S> {
         Machine::open_bounded(store, SessionBounds::STANDARD)
     }
 
-    pub(super) fn open_bounded(store: S, bounds: SessionBounds) -> Result<Machine<S>, StoreError> {
+    /// The same, with other bounds of sessions than production has.
+    ///
+    /// # Errors
+    /// As [`Machine::open`].
+    pub fn open_bounded(store: S, bounds: SessionBounds) -> Result<Machine<S>, StoreError> {
         let reader = store.reader();
         let view = reader.view();
         let (loaded, failed) = match Loaded::from(&view, bounds) {
@@ -203,6 +207,11 @@ impl<S: Store> Machine<S> {
     /// A handle for reading, for any thread.
     pub fn reader(&self) -> S::Reader {
         self.reader.clone()
+    }
+
+    /// How much it remembers of sessions.
+    pub fn session_bounds(&self) -> SessionBounds {
+        self.sessions.bounds()
     }
 
     /// How many client sessions there are.

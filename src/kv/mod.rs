@@ -35,5 +35,6 @@ pub use lsm_store::{LsmReader, LsmStore, LsmView, split_stored_key};
 pub use machine::{Committed, Machine, Place, place, session_count};
 pub use memory::{MemoryReader, MemoryStore};
 pub use query::answer;
+pub use sessions::SessionBounds;
 pub use store::{Change, Reader, Row, Scan, Space, Store, StoreError, View, fingerprint};
 pub use types::*;

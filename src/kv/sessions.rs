@@ -18,22 +18,22 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, ControlFlow};
 
-/// How much is remembered. The same on every replica, whatever its flags: tests alone differ.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct SessionBounds {
+/// How much is remembered. The same on every replica, whatever its flags: tests and the simulator alone differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SessionBounds {
     /// Most sessions; one more and the least recently used one is forgotten.
-    pub(super) sessions: usize,
+    pub sessions: usize,
     /// Most results of one session; one more and the lowest sequence is forgotten.
-    pub(super) results: usize,
-    /// Most bytes of one session's results, each with [`RESULT_OVERHEAD_BYTES`].
-    pub(super) session_bytes: usize,
+    pub results: usize,
+    /// Most bytes of one session's results, each with 48 more.
+    pub session_bytes: usize,
     /// Longest outcome, in its byte form, that is remembered whole.
-    pub(super) outcome_bytes: usize,
+    pub outcome_bytes: usize,
 }
 
 impl SessionBounds {
     /// The bounds of version 1 of the replicated state.
-    pub(super) const STANDARD: SessionBounds = SessionBounds {
+    pub const STANDARD: SessionBounds = SessionBounds {
         // As many as connections that a node may have.
         sessions: 4096,
         // A client with more writes in flight waits for the first of them.

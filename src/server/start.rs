@@ -502,6 +502,7 @@ fn run(
                 holding: machine.is_spoiled(),
                 digest: machine.digest(),
                 digest_every: machine.digest_every(),
+                sessions: machine.session_bounds(),
             };
             let begun = Recorder::begin(dir, identity.node, *bytes_max, start);
             Some(begun.map_err(|e| cannot_record(dir, e))?)

@@ -6,8 +6,8 @@
 //! That index lies between what was committed when the client began to ask and what is committed when it
 //! is answered; so answers to calls on many keys are linearizable too.
 //!
-//! Left out: sessions. Whether a stamped write is a repetition is looked up by its stamp; that a session
-//! was forgotten is believed.
+//! Which sessions there are is counted here, too. Left out: what a session remembers. Whether a stamped write is a
+//! repetition is looked up by its stamp; that its sequence was forgotten is believed.
 
 use super::checks::{Violation, violated};
 use crate::kv::{
@@ -33,6 +33,11 @@ pub(super) struct Ledger {
     keys: BTreeMap<Vec<u8>, Vec<Version>>,
     /// Writes that were done, and their results.
     done: BTreeMap<Index, (Write, Vec<OpResult>)>,
+    /// Sessions, and the index of the entry that used each last; and how many there may be.
+    sessions: BTreeMap<u64, Index>,
+    sessions_max: usize,
+    /// Sessions whose place another one took, and what came for such ones: of a session, of a sequence.
+    pub(super) forgotten: [u64; 3],
     /// What became of stamped writes, by session and sequence.
     stamped: BTreeMap<(u64, u64), Outcome>,
     /// Writes without a stamp whose values are their own.
@@ -42,6 +47,11 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// Of a cluster that remembers so many sessions.
+    pub(super) fn new(sessions_max: usize) -> Ledger {
+        Ledger { sessions_max, ..Ledger::default() }
+    }
+
     /// Enters the next command, and compares what the state machine says became of it.
     pub(super) fn enter(
         &mut self,
@@ -50,9 +60,19 @@ impl Ledger {
         outcome: &Outcome,
     ) -> Result<(), Violation> {
         self.last = index;
-        let Ok(Command::Write(write)) = decode_command(command) else { return Ok(()) };
+        let write = match decode_command(command) {
+            Ok(Command::Write(write)) => write,
+            Ok(other) => {
+                self.sessions_change(index, &other);
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        };
+        if let Some(stamp) = &write.stamp {
+            self.uses(index, stamp.session, outcome)?;
+        }
         let own = match write.stamp.map(|stamp| (stamp.session, stamp.sequence)) {
-            // It is not known here which sessions are.
+            // Which sequences a session has forgotten is not known here.
             Some(_) if matches!(outcome, Outcome::SessionUnknown | Outcome::SequenceForgotten) => {
                 return Ok(());
             }
@@ -78,6 +98,32 @@ impl Ledger {
             let detail = format!("{index}: {write:?}: {outcome:?}, and not {own:?}");
             return violated("a write has the outcome of its place in the log", detail);
         }
+        Ok(())
+    }
+
+    /// Sessions are opened and closed.
+    fn sessions_change(&mut self, index: Index, command: &Command) {
+        match command {
+            Command::OpenSession => drop(self.sessions.insert(index, index)),
+            Command::CloseSession { session } => drop(self.sessions.remove(session)),
+            Command::Write(_) => {}
+        }
+        let oldest = self.sessions.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id);
+        if let Some(oldest) = oldest.filter(|_| self.sessions.len() > self.sessions_max) {
+            self.sessions.remove(&oldest);
+            self.forgotten[0] += 1;
+        }
+    }
+
+    /// A write names a session: that is known as long as no other one has needed its place.
+    fn uses(&mut self, index: Index, session: u64, outcome: &Outcome) -> Result<(), Violation> {
+        let known = self.sessions.get_mut(&session).map(|used| *used = index).is_some();
+        if known == (*outcome == Outcome::SessionUnknown) {
+            let detail = format!("{index}: session {session} is known: {known}; {outcome:?}");
+            return violated("a session lasts until others need its place", detail);
+        }
+        self.forgotten[1] += u64::from(!known);
+        self.forgotten[2] += u64::from(*outcome == Outcome::SequenceForgotten);
         Ok(())
     }
 

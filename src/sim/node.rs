@@ -11,7 +11,9 @@ use super::store::store_options;
 use super::world::Event;
 use crate::api::NodeState;
 use crate::env::Disk;
-use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
+use crate::kv::{
+    Limits, LsmReader, LsmStore, Machine, STORE_DIR, SessionBounds, Staged, StoreError, StoreWorker,
+};
 use crate::lsm;
 use crate::node::recording;
 use crate::node::{
@@ -280,6 +282,7 @@ impl SimNode {
         &mut self,
         identity: Result<Identity, BootError>,
         now_us: u64,
+        sessions: SessionBounds,
         promised: &mut Platter,
         committed: &[Term],
     ) -> Result<Start, Violation> {
@@ -308,7 +311,7 @@ impl SimNode {
             let plan = Plan { data, identity: &identity, segment_bytes, store, restore: None };
             let opened = open(&disk, plan, |_| {})?;
             let Opened { wal, recovered, store, worker, completed } = opened;
-            let mut machine = Machine::open(store)?;
+            let mut machine = Machine::open_bounded(store, sessions)?;
             machine.set_digest_every(DIGEST_EVERY);
             Ok((identity, wal, recovered, machine, worker, completed))
         });
@@ -396,6 +399,7 @@ impl SimNode {
             holding: machine.is_spoiled(),
             digest: machine.digest(),
             digest_every: machine.digest_every(),
+            sessions: machine.session_bounds(),
         }));
         let raft = Raft::new(core, restored, self.local_us(now_us));
         let replica = Replica::new(raft, options);

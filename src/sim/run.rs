@@ -116,6 +116,10 @@ fn report(world: &World) -> Report {
     let mut counters = world.counters.clone();
     counters.insert("elections", world.cluster.elections());
     counters.insert("entries committed", world.cluster.committed());
+    let [sessions, writes, sequences] = world.ledger.forgotten;
+    counters.insert("sessions forgotten for others", sessions);
+    counters.insert("writes of forgotten sessions", writes);
+    counters.insert("writes of forgotten sequences", sequences);
     for (&name, &times) in &world.network.counters {
         *counters.entry(name).or_default() += times;
     }

@@ -11,8 +11,8 @@ use super::node::ClientId;
 use super::world::{Event, World};
 use crate::api::StoreTrouble;
 use crate::kv::{
-    Committed, Machine, MemoryStore, Reader as _, Scan, Space, Store as _, StoreError, View,
-    fingerprint,
+    Committed, Machine, MemoryStore, Reader as _, Scan, SessionBounds, Space, Store as _,
+    StoreError, View, fingerprint,
 };
 use crate::lsm::{self, Step};
 use crate::node::recording::{DidNote, Record, TaskNote, put_body};
@@ -43,8 +43,9 @@ pub(super) fn store_options(dice: &mut Dice) -> lsm::Options {
 }
 
 /// The state machine over the map in memory, with nothing applied.
-pub(super) fn empty_model() -> Machine<MemoryStore> {
-    Machine::open(MemoryStore::default()).expect("the map in memory is empty and never fails")
+pub(super) fn empty_model(sessions: SessionBounds) -> Machine<MemoryStore> {
+    Machine::open_bounded(MemoryStore::default(), sessions)
+        .expect("the map in memory is empty and never fails")
 }
 
 /// What a store's contents are compared by: a full scan, and one key of `stride` of the users' asked

@@ -35,6 +35,10 @@ const MUST_HAPPEN: &[&str] = &[
     "growth refused",
     "full disk recovered",
     "slow disk",
+    // Sessions at their bounds.
+    "sessions forgotten for others",
+    "writes of forgotten sessions",
+    "writes of forgotten sequences",
     // Flags that differ from node to node and from life to life.
     "too large",
     "too large for the leader, not for who forwarded it",

@@ -23,7 +23,7 @@ use super::snapshots::TransferEvent;
 use super::store::empty_model;
 use super::trace::{Step, Trace};
 use super::traffic::ClientEvent;
-use crate::kv::{Machine, MemoryStore};
+use crate::kv::{Machine, MemoryStore, SessionBounds};
 use crate::node::{
     Answer, ApplyEffects, ApplyTask, ClusterView, Input, LogEvent, NodeEffects, Outgoing,
     PeerEvent, ReceiverEvent, Refusal, ReplyTo, Request, Verdict, cluster_of,
@@ -117,6 +117,8 @@ pub struct World {
     pub(super) model: Machine<MemoryStore>,
     /// Connections of clients so far: each has a number of its own.
     pub(super) connections: ClientId,
+    /// How much is remembered of sessions, the same at every node.
+    pub(super) sessions: SessionBounds,
     /// What the log says of every key at every index.
     pub(super) ledger: Ledger,
     /// A node that stopped for want of space, and where.
@@ -133,9 +135,21 @@ pub struct World {
     pub(super) fault_due: bool,
 }
 
+/// Production has room for thousands of sessions, and would never come to its bounds here.
+fn session_bounds(dice: &mut Dice) -> SessionBounds {
+    let standard = SessionBounds::STANDARD;
+    SessionBounds {
+        sessions: *dice.pick(&[1, 2, 3, 5, standard.sessions]),
+        results: *dice.pick(&[2, 4, standard.results]),
+        session_bytes: *dice.pick(&[150, standard.session_bytes, standard.session_bytes]),
+        ..standard
+    }
+}
+
 impl World {
     /// A cluster of that many nodes that were never started, and their clients.
     pub fn new(nodes: u64, clients: u64, keys: u64, print: bool, mut dice: Dice) -> World {
+        let sessions = session_bounds(&mut dice.split());
         let member = |id| Member { id, identity: 0, address: format!("node-{id}:1") };
         let members: Vec<Member> = (1..=nodes).map(member).collect();
         let node = |id, dice: &mut Dice| {
@@ -167,9 +181,10 @@ impl World {
             recordings: None,
             counters: BTreeMap::new(),
             fingerprints: BTreeMap::new(),
-            model: empty_model(),
+            model: empty_model(sessions),
             connections: 0,
-            ledger: Ledger::default(),
+            ledger: Ledger::new(sessions.sessions),
+            sessions,
             ended_by_full_disk: None,
             direct: DirectRequests::default(),
             think_us: 400_000,

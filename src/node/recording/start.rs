@@ -3,7 +3,7 @@
 use super::super::peers::PeersOptions;
 use super::super::replica::ReplicaOptions;
 use super::{put_bytes, put_numbers, put_option, take_option, take_text};
-use crate::kv::Limits;
+use crate::kv::{Limits, SessionBounds};
 use crate::raft::codec::{Input as Bytes, Malformed, put_configuration, take_configuration};
 use crate::raft::{self, Configuration, HardState, Index, Restored, RestoredLog};
 use std::sync::Arc;
@@ -40,6 +40,8 @@ pub struct Start {
     pub digest: u32,
     /// At every index that is a multiple of it the node tells the others its digest.
     pub digest_every: u64,
+    /// How much the state remembers of sessions.
+    pub sessions: SessionBounds,
 }
 
 /// Appends it.
@@ -102,6 +104,8 @@ pub fn put_start(out: &mut Vec<u8>, start: &Start) {
     out.push(u8::from(start.holding));
     out.extend_from_slice(&start.digest.to_le_bytes());
     put_numbers(out, &[start.digest_every]);
+    let SessionBounds { sessions, results, session_bytes, outcome_bytes } = start.sessions;
+    put_sizes(out, &[sessions, results, session_bytes, outcome_bytes]);
 }
 
 fn put_sizes(out: &mut Vec<u8>, sizes: &[usize]) {
@@ -194,5 +198,11 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         holding: super::take_flag(input, "damage")?,
         digest: input.u32("digest")?,
         digest_every: number(input)?,
+        sessions: SessionBounds {
+            sessions: size(input)?,
+            results: size(input)?,
+            session_bytes: size(input)?,
+            outcome_bytes: size(input)?,
+        },
     })
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::kv::bytes::Malformed as BadCommand;
-use crate::kv::{Limits, Outcome, TooLarge};
+use crate::kv::{Limits, Outcome, SessionBounds, TooLarge};
 use crate::node::{
     Admin, AdminForward, Change, ChangeRefused, Forward, PeerEvent, PeersOptions, Refusal,
     ReplicaOptions, Request, Verdict,
@@ -168,6 +168,7 @@ fn start() -> Start {
         holding: false,
         digest: 0x1234_5678,
         digest_every: 4096,
+        sessions: SessionBounds::STANDARD,
     }
 }
 

@@ -35,7 +35,7 @@ impl StateReplay {
                 "what it applies is not compared: of the entries up to index {index} some are in none of the files"
             ));
         };
-        let mut machine = match Machine::open(MemoryStore::default()) {
+        let mut machine = match Machine::open_bounded(MemoryStore::default(), start.sessions) {
             Ok(machine) => machine,
             Err(e) => return left_out(format!("what it applies is not compared: {e}")),
         };
