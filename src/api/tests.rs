@@ -53,6 +53,7 @@ pub(crate) fn node_of_two<C: Clone>(
         batch_bytes_max: 1 << 20,
         identity: 11,
         wal_limit_bytes: 1 << 30,
+        members_max: crate::node::MEMBERS_MAX,
         address: "host:1".to_string(),
     };
     let peers_options = PeersOptions {

@@ -1,6 +1,5 @@
 //! Changes of the members in words: what is asked for, and why it is refused.
 
-use super::membership::MEMBERS_MAX;
 use crate::raft::{Configuration, NodeId, NotProposed};
 use crate::wire::ADDRESS_BYTES_MAX;
 pub use crate::wire::client::Change;
@@ -112,7 +111,10 @@ pub enum ChangeRefused {
         id: NodeId,
     },
     /// There are as many members as there may be.
-    TooMany,
+    TooMany {
+        /// The bound.
+        members_max: usize,
+    },
     /// It leads: leadership is being handed over first.
     HandsOver {
         /// To whom.
@@ -209,7 +211,9 @@ impl fmt::Display for ChangeRefused {
                 "member {id} answers at that address: its disk is not lost; give the new node an \
                  address of its own"
             ),
-            ChangeRefused::TooMany => write!(f, "a cluster has {MEMBERS_MAX} members at most"),
+            ChangeRefused::TooMany { members_max } => {
+                write!(f, "a cluster has {members_max} members at most")
+            }
             ChangeRefused::HandsOver { to } => {
                 write!(f, "it leads, and hands leadership to node {to} first; ask again")
             }

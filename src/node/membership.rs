@@ -72,13 +72,21 @@ pub(super) struct Membership<C> {
     waiting: Vec<Waiting<C>>,
     /// Of each learner: what the log was when its present round began, and when that was.
     rounds: BTreeMap<NodeId, (Index, u64)>,
+    /// Most members: [`MEMBERS_MAX`] in production.
+    members_max: usize,
 }
 
 impl<C: Clone> Membership<C> {
     /// `id` is this node.
-    pub(super) fn new(id: NodeId, identity: u64, address: Option<String>) -> Membership<C> {
+    pub(super) fn new(
+        id: NodeId,
+        identity: u64,
+        address: Option<String>,
+        members_max: usize,
+    ) -> Membership<C> {
         let known = BTreeMap::from([(id, Known { identity, address })]);
-        Membership { known, asked: Vec::new(), waiting: Vec::new(), rounds: BTreeMap::new() }
+        let (asked, waiting) = (Vec::new(), Vec::new());
+        Membership { known, asked, waiting, rounds: BTreeMap::new(), members_max }
     }
 
     pub(super) fn is_waited_for(&self) -> bool {
@@ -108,7 +116,7 @@ impl<C: Clone> Membership<C> {
 
     fn begin(&mut self, raft: &mut Raft, now_us: u64, answers: &mut Vec<(ReplyTo<C>, Answer)>) {
         for asked in std::mem::take(&mut self.asked) {
-            match begin(raft, &asked.change, asked.at_us, now_us) {
+            match begin(raft, &asked.change, self.members_max, asked.at_us, now_us) {
                 Ok(None) => self.asked.push(asked),
                 Ok(Some((index, id))) => {
                     let Asked { reply_to, deadline_us, .. } = asked;
@@ -268,10 +276,11 @@ fn fate<C>(raft: &Raft, waiting: &mut Waiting<C>) -> Option<Result<(), ChangeRef
 fn begin(
     raft: &mut Raft,
     change: &Change,
+    members_max: usize,
     at_us: u64,
     now_us: u64,
 ) -> Result<Option<(Index, NodeId)>, ChangeRefused> {
-    match plan(raft, change, at_us, now_us)? {
+    match plan(raft, change, members_max, at_us, now_us)? {
         Plan::Wait => Ok(None),
         Plan::HandOver => {
             let to = raft.transfer(None, now_us)?;
@@ -284,7 +293,13 @@ fn begin(
 
 /// What a change comes to. Who is reachable is known of those that were heard since `at_us`, when it
 /// was asked for, and of all after an election timeout: who has just died is not counted on.
-fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, ChangeRefused> {
+fn plan(
+    raft: &Raft,
+    change: &Change,
+    members_max: usize,
+    at_us: u64,
+    now_us: u64,
+) -> Result<Plan, ChangeRefused> {
     // That something is refused for good is said before that it cannot be done now.
     raft.may_propose()?;
     let now = raft.configuration();
@@ -298,8 +313,13 @@ fn plan(raft: &Raft, change: &Change, at_us: u64, now_us: u64) -> Result<Plan, C
     let reaches =
         |id: NodeId| id == raft.id() || progress.iter().any(|p| p.id == id && p.heard_us > at_us);
     let known = now_us >= at_us + raft.options().election_timeout_us;
-    let room =
-        || if now.members.len() < MEMBERS_MAX { Ok(()) } else { Err(ChangeRefused::TooMany) };
+    let room = || {
+        if now.members.len() < members_max {
+            Ok(())
+        } else {
+            Err(ChangeRefused::TooMany { members_max })
+        }
+    };
     let plan = match change {
         Change::Join { address, identity } => {
             let same = |m: &&Member| *identity != 0 && m.identity == *identity;
@@ -429,7 +449,7 @@ mod tests {
     fn what_is_learned_of_strangers_is_bounded() {
         let member = |id| Member { id, identity: 0, address: format!("host:{id}") };
         let now = Configuration::of_voters(7, (1..=3).map(member).collect());
-        let mut membership: Membership<u64> = Membership::new(1, 11, None);
+        let mut membership: Membership<u64> = Membership::new(1, 11, None, MEMBERS_MAX);
         for id in (2..=500).rev() {
             membership.met(id, 10 + id, None);
             membership.forget_strangers(&now);

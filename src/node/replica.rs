@@ -42,6 +42,8 @@ pub struct ReplicaOptions {
     pub identity: u64,
     /// `HOST:PORT` under which the others reach this node.
     pub address: String,
+    /// Most members of the cluster: [`super::MEMBERS_MAX`] in production.
+    pub members_max: usize,
     /// Bytes of log beyond which its front goes (`--wal-limit`).
     pub wal_limit_bytes: u64,
 }
@@ -94,7 +96,7 @@ impl<C: Clone> Replica<C> {
     /// A replica around a core.
     pub fn new(raft: Raft, options: ReplicaOptions) -> Replica<C> {
         let address = Some(options.address);
-        let membership = Membership::new(raft.id(), options.identity, address);
+        let membership = Membership::new(raft.id(), options.identity, address, options.members_max);
         let first_forward = raft.seed();
         let bounds = Bounds {
             inflight_bytes_max: options.inflight_bytes_max,

@@ -17,9 +17,9 @@ use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::kv::{Backup, Limits, LsmError, Machine, News, StoreOptions};
 use crate::node::recording::Start;
 use crate::node::{
-    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, Input, LogWriter, Node, Opened,
-    Part, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup, StartupEffect,
-    StartupEvent, StartupOptions, first_configuration, open, restored,
+    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, Input, LogWriter, MEMBERS_MAX,
+    Node, Opened, Part, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup,
+    StartupEffect, StartupEvent, StartupOptions, first_configuration, open, restored,
 };
 use crate::raft::{self, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -463,6 +463,7 @@ fn run(
     };
     let replica_options = ReplicaOptions {
         inflight_bytes_max: options.inflight_bytes_max,
+        members_max: MEMBERS_MAX,
         limits: options.limits,
         batch_bytes_max: raft_options.append_bytes_max,
         identity: identity.identity,

@@ -53,6 +53,8 @@ pub struct Cluster {
     news: Vec<(&'static str, NodeId)>,
     /// Term of a leader, and how far it believes a follower to match, by the two.
     pub(super) believed: BTreeMap<(NodeId, NodeId), (Term, Index)>,
+    /// Most members that the cluster may have, where that is known.
+    pub(super) members_max: Option<usize>,
     /// Nodes of which nothing is seen now: they may hold whatever they are said to hold. None in the simulator.
     pub(super) unseen: BTreeSet<NodeId>,
     /// Of some nodes nothing was ever seen, so that what others conclude from them cannot be checked.
@@ -246,6 +248,9 @@ impl Cluster {
         let detail = || format!("index {index}: {now:?}, then {next:?}");
         if !next.is_valid() {
             return violated("a configuration is whole", detail());
+        }
+        if self.members_max.is_some_and(|max| next.members.len() > max) {
+            return violated("no more members than there may be", detail());
         }
         let known = |id| now.member(id).is_some();
         let again = |m: &Member| !known(m.id) && m.id <= now.last_id;

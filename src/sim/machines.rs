@@ -109,7 +109,7 @@ impl World {
         let Some(identity) = self.startup(node)? else { return Ok(()) };
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
-        match n.start(identity, now_us, self.sessions, platter, self.cluster.committed_terms())? {
+        match n.start(identity, now_us, self.bounds, platter, self.cluster.committed_terms())? {
             Start::Running => {
                 let (life, last) = (n.life, self.platters[&node].terms.len() as u64);
                 self.note(node, "started", [life, last, 0, 0]);
@@ -215,7 +215,7 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
         let started =
-            n.start(identity, now_us, self.sessions, platter, self.cluster.committed_terms())?;
+            n.start(identity, now_us, self.bounds, platter, self.cluster.committed_terms())?;
         let raft = n.up.as_ref().map(|up| up.node.replica().raft());
         let promise = raft.map(LogPosition::of);
         // Who was alone when the copy was made leads before anybody can say a word.

@@ -8,12 +8,11 @@ use super::moments::{FileKind, Moment};
 use super::serving::Served;
 use super::snapshots::Transfer;
 use super::store::store_options;
+use super::world::ClusterBounds;
 use super::world::Event;
 use crate::api::NodeState;
 use crate::env::Disk;
-use crate::kv::{
-    Limits, LsmReader, LsmStore, Machine, STORE_DIR, SessionBounds, Staged, StoreError, StoreWorker,
-};
+use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
 use crate::lsm;
 use crate::node::recording;
 use crate::node::{
@@ -282,7 +281,7 @@ impl SimNode {
         &mut self,
         identity: Result<Identity, BootError>,
         now_us: u64,
-        sessions: SessionBounds,
+        bounds: ClusterBounds,
         promised: &mut Platter,
         committed: &[Term],
     ) -> Result<Start, Violation> {
@@ -311,7 +310,7 @@ impl SimNode {
             let plan = Plan { data, identity: &identity, segment_bytes, store, restore: None };
             let opened = open(&disk, plan, |_| {})?;
             let Opened { wal, recovered, store, worker, completed } = opened;
-            let mut machine = Machine::open_bounded(store, sessions)?;
+            let mut machine = Machine::open_bounded(store, bounds.sessions)?;
             machine.set_digest_every(DIGEST_EVERY);
             Ok((identity, wal, recovered, machine, worker, completed))
         });
@@ -367,6 +366,7 @@ impl SimNode {
             batch_bytes_max: 8 << 10,
             identity: identity.identity,
             wal_limit_bytes: WAL_LIMIT_BYTES,
+            members_max: bounds.members,
             address: self.address.clone(),
         };
         let core = raft::Options {

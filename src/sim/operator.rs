@@ -573,7 +573,7 @@ fn name_of(why: &ChangeRefused) -> &'static str {
         ChangeRefused::Behind { .. } => "change refused: behind",
         ChangeRefused::BeingReplaced { .. } => "change refused: being replaced",
         ChangeRefused::Answers { .. } => "change refused: it answers",
-        ChangeRefused::TooMany => "change refused: too many",
+        ChangeRefused::TooMany { .. } => "change refused: too many",
         ChangeRefused::HandsOver { .. } => "change refused: hands over first",
         ChangeRefused::Overwritten => "change overwritten",
         ChangeRefused::Unknown => "change of unknown outcome",

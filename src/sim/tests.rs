@@ -35,7 +35,8 @@ const MUST_HAPPEN: &[&str] = &[
     "growth refused",
     "full disk recovered",
     "slow disk",
-    // Sessions at their bounds.
+    // Sessions and members at their bounds.
+    "change refused: too many",
     "sessions forgotten for others",
     "writes of forgotten sessions",
     "writes of forgotten sequences",

@@ -25,8 +25,8 @@ use super::trace::{Step, Trace};
 use super::traffic::ClientEvent;
 use crate::kv::{Machine, MemoryStore, SessionBounds};
 use crate::node::{
-    Answer, ApplyEffects, ApplyTask, ClusterView, Input, LogEvent, NodeEffects, Outgoing,
-    PeerEvent, ReceiverEvent, Refusal, ReplyTo, Request, Verdict, cluster_of,
+    Answer, ApplyEffects, ApplyTask, ClusterView, Input, LogEvent, MEMBERS_MAX, NodeEffects,
+    Outgoing, PeerEvent, ReceiverEvent, Refusal, ReplyTo, Request, Verdict, cluster_of,
 };
 use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
 use crate::wire::handshake::Lane;
@@ -117,8 +117,8 @@ pub struct World {
     pub(super) model: Machine<MemoryStore>,
     /// Connections of clients so far: each has a number of its own.
     pub(super) connections: ClientId,
-    /// How much is remembered of sessions, the same at every node.
-    pub(super) sessions: SessionBounds,
+    /// What the cluster has room for.
+    pub(super) bounds: ClusterBounds,
     /// What the log says of every key at every index.
     pub(super) ledger: Ledger,
     /// A node that stopped for want of space, and where.
@@ -135,21 +135,32 @@ pub struct World {
     pub(super) fault_due: bool,
 }
 
-/// Production has room for thousands of sessions, and would never come to its bounds here.
-fn session_bounds(dice: &mut Dice) -> SessionBounds {
-    let standard = SessionBounds::STANDARD;
-    SessionBounds {
-        sessions: *dice.pick(&[1, 2, 3, 5, standard.sessions]),
-        results: *dice.pick(&[2, 4, standard.results]),
-        session_bytes: *dice.pick(&[150, standard.session_bytes, standard.session_bytes]),
-        ..standard
+/// Bounds of the cluster, the same at every node. Production has room for thousands of sessions and for more members
+/// than run here, and would never come to its bounds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClusterBounds {
+    pub(super) sessions: SessionBounds,
+    pub(super) members: usize,
+}
+
+impl ClusterBounds {
+    fn new(nodes: u64, dice: &mut Dice) -> ClusterBounds {
+        let standard = SessionBounds::STANDARD;
+        let sessions = SessionBounds {
+            sessions: *dice.pick(&[1, 2, 3, 5, standard.sessions]),
+            results: *dice.pick(&[2, 4, standard.results]),
+            session_bytes: *dice.pick(&[150, standard.session_bytes, standard.session_bytes]),
+            ..standard
+        };
+        let more = *dice.pick(&[1, 2, 3, MEMBERS_MAX]);
+        ClusterBounds { sessions, members: nodes as usize + more }
     }
 }
 
 impl World {
     /// A cluster of that many nodes that were never started, and their clients.
     pub fn new(nodes: u64, clients: u64, keys: u64, print: bool, mut dice: Dice) -> World {
-        let sessions = session_bounds(&mut dice.split());
+        let bounds = ClusterBounds::new(nodes, &mut dice.split());
         let member = |id| Member { id, identity: 0, address: format!("node-{id}:1") };
         let members: Vec<Member> = (1..=nodes).map(member).collect();
         let node = |id, dice: &mut Dice| {
@@ -181,10 +192,10 @@ impl World {
             recordings: None,
             counters: BTreeMap::new(),
             fingerprints: BTreeMap::new(),
-            model: empty_model(sessions),
+            model: empty_model(bounds.sessions),
             connections: 0,
-            ledger: Ledger::new(sessions.sessions),
-            sessions,
+            ledger: Ledger::new(bounds.sessions.sessions),
+            bounds,
             ended_by_full_disk: None,
             direct: DirectRequests::default(),
             think_us: 400_000,
@@ -193,6 +204,7 @@ impl World {
             fault_due: false,
             dice,
         };
+        world.cluster.members_max = Some(world.bounds.members);
         for id in 1..=nodes {
             let delay = world.dice.below(300_000);
             world.schedule(delay, id, ANY_LIFE, Event::Start);

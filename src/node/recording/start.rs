@@ -81,8 +81,9 @@ pub fn put_start(out: &mut Vec<u8>, start: &Start) {
         identity,
         address,
         wal_limit_bytes,
+        members_max,
     } = &start.replica;
-    put_sizes(out, &[*inflight_bytes_max, *batch_bytes_max]);
+    put_sizes(out, &[*inflight_bytes_max, *batch_bytes_max, *members_max]);
     put_numbers(out, &[*identity, *wal_limit_bytes]);
     put_bytes(out, address.as_bytes());
     let sizes = [
@@ -158,6 +159,7 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         return Err(Malformed("what was on disk"));
     }
     let (inflight_bytes_max, batch_bytes_max) = (size(input)?, size(input)?);
+    let members_max = size(input)?;
     let (identity, wal_limit_bytes) = (number(input)?, number(input)?);
     let address = take_text(input, "address")?;
     let limits = Limits {
@@ -176,6 +178,7 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         identity,
         address,
         wal_limit_bytes,
+        members_max,
     };
     let (identity, address) = (number(input)?, take_text(input, "address")?);
     let count = number(input)?;

@@ -157,6 +157,7 @@ fn start() -> Start {
             identity: 10,
             address: "host:1".to_string(),
             wal_limit_bytes: 1 << 24,
+            members_max: 32,
         },
         peers: PeersOptions {
             identity: 10,

@@ -161,6 +161,7 @@ impl Cluster {
             limits: self.limits.get(&id).copied().unwrap_or_default(),
             batch_bytes_max: 4096,
             identity: identity_of(id),
+            members_max: MEMBERS_MAX,
         };
         let raft = Raft::new(options, restored, self.now_us);
         let machine = Machine::open(MemoryStore::default()).unwrap();
