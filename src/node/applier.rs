@@ -326,7 +326,6 @@ impl<S: Store, C> Applier<S, C> {
     ) -> ApplyEffects<C> {
         self.withheld = Some((index, effects));
         self.machine.store_mut().flush();
-        self.tasks.push_back(ApplyTask::Flushed);
         ApplyEffects { damage, ..ApplyEffects::default() }
     }
 

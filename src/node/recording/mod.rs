@@ -159,6 +159,8 @@ pub enum TaskNote {
     },
     /// To have the store flush.
     Flush,
+    /// That it has flushed something.
+    Flushed,
     /// To wait for a repair of the store.
     Hold,
     /// To put a snapshot in place of the state.
@@ -176,6 +178,7 @@ impl TaskNote {
                 TaskNote::Apply { first: committed.first, last: committed.last }
             }
             ApplyTask::Flush => TaskNote::Flush,
+            ApplyTask::Flushed => TaskNote::Flushed,
             ApplyTask::Hold => TaskNote::Hold,
             ApplyTask::Install { index, .. } => TaskNote::Install { index: *index },
         }
@@ -217,7 +220,7 @@ impl DidNote {
             told: effects.digest,
             installed: match &effects.installed {
                 Some(Installed::Done { mark, .. }) => Some((mark.index, mark.term)),
-                Some(Installed::TooLate) | None => None,
+                Some(Installed::TooLate | Installed::Unread) | None => None,
             },
             damaged: effects.damage.is_some(),
         }
@@ -310,6 +313,7 @@ pub fn put_body(out: &mut Vec<u8>, record: &Record) {
                 TaskNote::Flush => (2, [0; 2]),
                 TaskNote::Hold => (3, [0; 2]),
                 TaskNote::Install { index } => (4, [index, 0]),
+                TaskNote::Flushed => (5, [0; 2]),
             };
             out.extend_from_slice(&[kind::TASK, what]);
             put_numbers(out, &numbers);
@@ -378,6 +382,7 @@ pub fn take_body(body: &[u8]) -> Result<Record, Malformed> {
                 2 => TaskNote::Flush,
                 3 => TaskNote::Hold,
                 4 => TaskNote::Install { index: first },
+                5 => TaskNote::Flushed,
                 _ => return Err(Malformed("task")),
             })
         }

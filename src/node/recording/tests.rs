@@ -205,6 +205,7 @@ fn records() -> Vec<Record> {
         Record::LogStep(step),
         Record::LogStep(LogStep { written: None, cut: None, orders: false, ..step }),
         Record::Task(TaskNote::Apply { first: 4, last: 5 }),
+        Record::Task(TaskNote::Flushed),
         Record::Task(TaskNote::Flush),
         Record::Task(TaskNote::Hold),
         Record::Task(TaskNote::Install { index: 5 }),

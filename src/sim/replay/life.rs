@@ -23,6 +23,7 @@ use std::sync::Arc;
 enum Task {
     Apply(Apply<u64>),
     Flush,
+    Flushed,
     Hold,
     Install,
 }
@@ -51,6 +52,8 @@ pub(super) struct Life {
     installed: VecDeque<(Index, Term)>,
     /// The store is damaged: entries wait until a snapshot is installed.
     holding: bool,
+    /// A batch in which writes were left out, until that is durable.
+    withheld: Option<Apply<u64>>,
     state: StateReplay,
     /// The log writer is not replayed from here on.
     log_left_out: Option<String>,
@@ -97,6 +100,7 @@ impl Life {
             applied,
             installed: VecDeque::new(),
             holding: start.holding,
+            withheld: None,
             state,
             log_left_out: None,
         };
@@ -357,8 +361,14 @@ impl Life {
     // ---- the applier ----
 
     fn applier_told(&mut self, note: TaskNote) -> Result<(), Violation> {
-        if let TaskNote::Install { .. } = note {
-            self.tasks.push_back(Task::Install);
+        // These come from others than the raft loop.
+        let elsewhere = match note {
+            TaskNote::Install { .. } => Some(Task::Install),
+            TaskNote::Flushed => Some(Task::Flushed),
+            _ => None,
+        };
+        if let Some(task) = elsewhere {
+            self.tasks.push_back(task);
             return Ok(());
         }
         let front = self.to_apply.front();
@@ -383,16 +393,33 @@ impl Life {
 
     fn applier_did(&mut self, did: &DidNote, shared: &mut Shared) -> Result<(), Violation> {
         const WHY: &str = "what it applies is not compared from where its store was damaged";
-        let waits = |task: &Task| self.holding && matches!(task, Task::Apply(_));
+        if self.holding && did.answers.0 > 0 && did.applied.is_none() && did.installed.is_none() {
+            // Whoever waits for what is held back is told so.
+            return Ok(());
+        }
+        let withheld = self.withheld.is_some();
+        let waits = |task: &Task| match task {
+            Task::Apply(_) => self.holding || withheld,
+            Task::Flushed => false,
+            _ => withheld,
+        };
         let next = self.tasks.iter().position(|task| !waits(task));
         let Some(task) = next.and_then(|next| self.tasks.remove(next)) else {
             return violated("the applier does what it was told", format!("{did:?}"));
         };
         if did.damaged {
-            self.holding = true;
             self.state.leave_out(WHY.to_string());
         }
         match task {
+            Task::Apply(apply) if did.damaged && did.applied.is_none() => {
+                // The only member left writes out: what it did is told behind a flush.
+                self.withheld = Some(apply);
+                Ok(())
+            }
+            Task::Flushed => match self.withheld.take_if(|_| did.applied.is_some()) {
+                Some(apply) => self.applied(apply, did, shared),
+                None => Ok(()),
+            },
             Task::Flush => Ok(()),
             Task::Hold => {
                 self.holding = true;
@@ -465,6 +492,7 @@ impl Life {
         self.applied = applied;
         if did.damaged {
             // What is left of it waits, in front of what came since.
+            self.holding = true;
             apply.committed.entries.clear();
             apply.committed.first = applied + 1;
             apply.waiters.retain(|waiter| waiter.0 > applied);
