@@ -16,6 +16,7 @@ pub mod client;
 mod fields;
 pub mod frame;
 pub mod handshake;
+pub mod hmac;
 pub mod http;
 pub mod kv;
 pub mod peer;
