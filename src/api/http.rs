@@ -4,8 +4,8 @@ use super::metrics;
 use super::state::{DAMAGED, NodeState};
 use super::{Progress, Step, Wait};
 use crate::node::{Answer, Request};
-use crate::wire::handshake::tokens_equal;
 use crate::wire::http::{Head, host_name, is_address, parse, response};
+use crate::wire::proof::is_token;
 use std::sync::atomic::Ordering;
 
 /// Time in which the node must show that it can serve.
@@ -133,7 +133,7 @@ impl Http {
 /// beyond the cap than to say how the node is.
 fn refusal(head: &Head, state: &NodeState, full: Option<&str>) -> Option<(u16, String)> {
     let own = || head.host.as_deref().is_none_or(|host| is_own(host, &state.address));
-    let shown = || head.bearer.as_deref().is_some_and(|token| tokens_equal(token, &state.token));
+    let shown = || head.bearer.as_deref().is_some_and(|token| is_token(token, &state.token));
     let health = is_health(&head.path);
     if state.token.is_empty() && !health && !own() {
         let why =

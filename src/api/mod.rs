@@ -43,6 +43,7 @@ use crate::kv::StoreError;
 use crate::node::{Answer, Answerer, Request};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
 use crate::wire::handshake::{self, Hello, Local, Reject, Remembered, Welcome};
+use crate::wire::proof::{Listener, Nonce, Presented};
 use crate::wire::sniff::{Dialect, sniff};
 use crate::wire::text::reply::put_error;
 use http::Http;
@@ -98,14 +99,14 @@ pub enum Step {
         hello: Option<Box<Hello>>,
         /// The answer.
         reject: Reject,
+        /// Its frame.
+        frame: Vec<u8>,
     },
-    /// It is another node, and its token is right: the rest is the matter of the links between nodes.
+    /// It is another node, and knows the token: the rest is the matter of the links between nodes.
     Peer {
-        /// What it said.
-        hello: Box<Hello>,
-        /// The version that both speak.
-        version: u16,
-        /// Has read the Hello, and perhaps more.
+        /// What it said, and shows.
+        presented: Box<Presented>,
+        /// Has read that, and perhaps more.
         reader: FrameReader,
         /// When the handshake must be over.
         until_us: u64,
@@ -126,7 +127,7 @@ impl std::fmt::Debug for Step {
             Step::Look { address } => write!(f, "Look({address})"),
             Step::Unreadable(e) => write!(f, "Unreadable({e})"),
             Step::Refuse { reject, .. } => write!(f, "Refuse({reject:?})"),
-            Step::Peer { hello, .. } => write!(f, "Peer({hello:?})"),
+            Step::Peer { presented, .. } => write!(f, "Peer({presented:?})"),
             Step::Close { why } => write!(f, "Close({why:?})"),
         }
     }
@@ -137,10 +138,11 @@ impl std::fmt::Debug for Step {
 enum Phase {
     /// Not known yet: the bytes so far.
     First(Vec<u8>),
-    /// Frames, before the Hello.
+    /// Frames, before the Hello and between it and the proof.
     Hello {
         reader: FrameReader,
         preamble: bool,
+        listener: Option<Listener>,
     },
     Native(Box<Native>),
     Text(Box<Text>),
@@ -155,6 +157,8 @@ pub struct Connection {
     phase: Phase,
     /// It came when every place was taken: it is told so, unless it is a node.
     over_cap: bool,
+    /// The random number of its handshake, if it comes to one.
+    nonce: Nonce,
     /// When it must have said what it is.
     until_us: u64,
     patience: Patience,
@@ -167,15 +171,17 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// One that was accepted just now, when every place was taken (`over_cap`) or not.
+    /// One that was accepted just now, when every place was taken (`over_cap`) or not. The number is random and
+    /// new.
     #[must_use]
-    pub fn new(state: Arc<NodeState>, over_cap: bool, now_us: u64) -> Connection {
+    pub fn new(state: Arc<NodeState>, over_cap: bool, nonce: Nonce, now_us: u64) -> Connection {
         let timeout_us = if over_cap { OVER_CAP_TIMEOUT_US } else { FIRST_BYTES_TIMEOUT_US };
         Connection {
             patience: Patience::new(Arc::clone(&state)),
             state,
             phase: Phase::First(Vec::new()),
             over_cap,
+            nonce,
             until_us: now_us + timeout_us,
             buffer: Vec::new(),
             out: Vec::new(),
@@ -316,7 +322,7 @@ impl Connection {
                 reader.feed(&bytes);
                 self.until_us = now_us + HANDSHAKE_TIMEOUT_US;
                 self.buffer = Vec::new();
-                self.phase = Phase::Hello { reader, preamble: false };
+                self.phase = Phase::Hello { reader, preamble: false, listener: None };
             }
             (Dialect::Http, full) => {
                 let until_us = match full {
@@ -336,66 +342,87 @@ impl Connection {
         Progress::Goes
     }
 
-    /// Takes the Hello.
+    /// Takes the Hello, and then the proof.
     fn hello(&mut self) -> Progress {
-        let Phase::Hello { reader, preamble } = &mut self.phase else { return Progress::Goes };
+        let Phase::Hello { reader, preamble, listener } = &mut self.phase else {
+            return Progress::Goes;
+        };
         let wait = Progress::Wait(Wait::Until(self.until_us));
-        let malformed = |e: String| Step::Refuse { hello: None, reject: Reject::malformed(e) };
         if !*preamble {
             match reader.preamble() {
                 Ok(true) => *preamble = true,
                 Ok(false) => return wait,
-                Err(e) => return Progress::Do(malformed(e.to_string())),
+                Err(e) => return refuse(None, Reject::malformed(e.to_string())),
             }
         }
-        let hello = match reader.next_frame() {
-            Ok(Some(body)) => match handshake::take_hello(body) {
-                Ok(hello) => hello,
-                Err(e) => return Progress::Do(malformed(e.to_string())),
-            },
-            Ok(None) => return wait,
-            Err(e) => return Progress::Do(malformed(e.to_string())),
+        let body = match reader.next_frame() {
+            Ok(Some(body)) => body,
+            Ok(None) if self.out.is_empty() => return wait,
+            Ok(None) => return Progress::Flush,
+            Err(e) => return refuse(None, Reject::malformed(e.to_string())),
         };
-        let Phase::Hello { mut reader, .. } = std::mem::replace(&mut self.phase, Phase::Closed)
-        else {
+        let Some(heard) = listener.take() else {
+            match Listener::new(body, &self.nonce) {
+                Ok((heard, challenge)) => {
+                    *listener = Some(heard);
+                    self.out.extend_from_slice(&challenge);
+                    return Progress::Goes;
+                }
+                Err(reject) => return refuse(None, reject),
+            }
+        };
+        let hello = Box::new(heard.hello().clone());
+        let proof = heard.proof(body, &self.state.token);
+        let Phase::Hello { reader, .. } = std::mem::replace(&mut self.phase, Phase::Closed) else {
             return Progress::Goes;
         };
-        let state = &self.state;
-        let version = if hello.role.is_node() {
-            handshake::authenticate(&hello, &state.token)
-        } else {
-            let (cluster, node, identity) = (state.cluster, state.id, state.identity);
-            handshake::admit(&hello, &Local { cluster, node, identity, token: &state.token })
-        };
-        let hello = Box::new(hello);
-        match version {
-            Err(reject) => Progress::Do(Step::Refuse { hello: Some(hello), reject }),
-            Ok(version) if hello.role.is_node() => {
-                Progress::Do(Step::Peer { hello, version, reader, until_us: self.until_us })
+        match proof {
+            Err(reject) => refuse(Some(hello), reject),
+            Ok(presented) if hello.role.is_node() => {
+                let presented = Box::new(presented);
+                Progress::Do(Step::Peer { presented, reader, until_us: self.until_us })
             }
-            Ok(_) if self.over_cap && !hello.only_asks => {
-                handshake::put_reject(&mut self.out, &Reject::no_place(state.full()));
-                Progress::Close(None)
-            }
-            Ok(version) => {
-                let (leader, leader_address) = state.known_leader();
-                let welcome = Welcome {
-                    version,
-                    cluster: state.cluster,
-                    node: state.id,
-                    identity: state.identity,
-                    leader,
-                    leader_address,
-                    remembered: Remembered::default(),
-                };
-                handshake::put_welcome(&mut self.out, &welcome);
-                reader.set_limit(CLIENT_FRAME_MAX);
-                let full = self.over_cap.then(|| (state.full(), self.until_us));
-                self.phase = Phase::Native(Box::new(Native::new(reader, state, full)));
-                Progress::Goes
-            }
+            Ok(presented) => self.client(&presented, reader),
         }
     }
+
+    /// A client has shown the token.
+    fn client(&mut self, presented: &Presented, mut reader: FrameReader) -> Progress {
+        let (state, hello) = (&self.state, &presented.hello);
+        let (cluster, node, identity) = (state.cluster, state.id, state.identity);
+        if let Err(reject) = handshake::addressed(hello, &Local { cluster, node, identity }) {
+            let frame = presented.answer(&Err(reject.clone()), None);
+            return Progress::Do(Step::Refuse { hello: Some(hello.clone()), reject, frame });
+        }
+        if self.over_cap && !hello.only_asks {
+            let reject = Err(Reject::no_place(state.full()));
+            self.out.extend_from_slice(&presented.answer(&reject, None));
+            return Progress::Close(None);
+        }
+        let (leader, leader_address) = state.known_leader();
+        let welcome = Ok(Welcome {
+            version: presented.version,
+            cluster,
+            node,
+            identity,
+            leader,
+            leader_address,
+            remembered: Remembered::default(),
+        });
+        self.out.extend_from_slice(&presented.answer(&welcome, None));
+        reader.set_limit(CLIENT_FRAME_MAX);
+        let full = self.over_cap.then(|| (state.full(), self.until_us));
+        let native = Native::new(reader, state, presented.pad(), full);
+        self.phase = Phase::Native(Box::new(native));
+        Progress::Goes
+    }
+}
+
+/// Tells a dialer that has not shown the token why it is not let in.
+fn refuse(hello: Option<Box<Hello>>, reject: Reject) -> Progress {
+    let mut frame = Vec::new();
+    handshake::put_reject(&mut frame, &reject);
+    Progress::Do(Step::Refuse { hello, reject, frame })
 }
 
 /// What a dialect has come to.

@@ -6,8 +6,9 @@ use super::turn::{Next, Turn, answers_with_values};
 use super::{OUT_BYTES_MAX, Progress, Step, Wait};
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::node::{Answerer, SnapshotSender};
-use crate::wire::client::{self, Call, Class, NO_REQUEST, Request, Response};
+use crate::wire::client::{self, Answer, Call, Class, NO_REQUEST, Request, Response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader};
+use crate::wire::proof::{JoinedPad, Secret};
 use std::sync::Arc;
 
 /// Requests that are answered together.
@@ -20,6 +21,8 @@ const _: () = assert!(READING_WRITES_MAX * RESULT_BYTES_MAX <= CLIENT_FRAME_MAX)
 #[derive(Debug)]
 pub(super) struct Native {
     reader: FrameReader,
+    /// Masks what a node that joins is told.
+    pad: JoinedPad,
     /// Marked with the requests' ids.
     turn: Turn<u64>,
     /// The turn is being collected: writes in it that read.
@@ -42,10 +45,12 @@ impl Native {
     pub(super) fn new(
         reader: FrameReader,
         state: &Arc<NodeState>,
+        pad: JoinedPad,
         full: Option<(String, u64)>,
     ) -> Native {
         Native {
             reader,
+            pad,
             turn: Turn::new(SnapshotSender::new(state.reader.clone())),
             reading_writes: 0,
             collected: false,
@@ -96,7 +101,12 @@ impl Native {
                     return Progress::Do(Step::Submit { requests, direct: None });
                 }
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
-                Next::Reply(id, result) => {
+                Next::Reply(id, mut result) => {
+                    if let Ok(Answer::Joined(joined)) = &mut result
+                        && let Some(Secret { bytes, .. }) = &mut joined.secret
+                    {
+                        *bytes = self.pad.mask(bytes);
+                    }
                     client::put_response(out, &Response { id, result });
                 }
                 Next::Over => return self.over(out),

@@ -32,7 +32,7 @@ pub(super) fn reply_of(state: &NodeState, asked: &Asked, answer: Answer) -> Resu
             Asked::Members => Reply::Members(status.members()),
             _ => Reply::Status(state.status(&status)),
         }),
-        Answer::Changed(result) => changed(state, matches!(asked, Asked::Join), result),
+        Answer::Changed(result) => changed(state, asked, result),
         Answer::Transfer(Ok(_)) => Ok(Reply::Ok),
         Answer::Flushed(Ok(_)) => {
             // What was in memory is in tables now.
@@ -49,12 +49,23 @@ pub(super) fn reply_of(state: &NodeState, asked: &Asked, answer: Answer) -> Resu
 
 fn changed(
     state: &NodeState,
-    joins: bool,
+    asked: &Asked,
     result: Result<NodeId, ChangeRefused>,
 ) -> Result<Reply, Failure> {
     match result {
-        Ok(id) if joins => {
-            Ok(Reply::Joined(Joined { cluster: state.cluster, id, first: state.first.clone() }))
+        Ok(id) if matches!(asked, Asked::Join { .. }) => {
+            // Asking again is the same question, so a member's number would give everybody the secret. One that
+            // votes has it.
+            let view = state.view();
+            let itself = matches!(asked, Asked::Join { itself: true });
+            let gives = itself && !view.history.in_force().is_voter(id);
+            let secret = view.keys.secret.filter(|_| gives);
+            Ok(Reply::Joined(Joined {
+                cluster: state.cluster,
+                id,
+                first: state.first.clone(),
+                secret,
+            }))
         }
         Ok(id) => Ok(Reply::Changed { id }),
         Err(why) => {

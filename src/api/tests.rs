@@ -6,7 +6,7 @@ use crate::kv::{
     Reply as KvReply, StoreOptions, Write, decode_command, encode_command,
 };
 use crate::node::{
-    ClusterView, Node, PeersOptions, Refusal, Replica, ReplicaOptions, Status, Verdict,
+    ClusterView, Node, PeersOptions, Refusal, Replica, ReplicaOptions, Status, Verdict, to_keep,
 };
 use crate::raft::{self, Configuration, HardState, Member, Raft, Restored, RestoredLog, RoleName};
 use crate::wal::testdisk::TestDisk;
@@ -15,8 +15,12 @@ use crate::wire::client::{
     self as wire, Answer as Reply, Call, Change, Class, Consistency, Response, put_request,
     take_response,
 };
-use crate::wire::frame::PREAMBLE;
-use crate::wire::handshake::{Lane, RejectCode, Role, put_hello, take_answer};
+use crate::wire::frame::{FRAME_HEADER_BYTES, PREAMBLE};
+use crate::wire::handshake::{Lane, RejectCode, Role, take_answer};
+use crate::wire::proof::{Dialer, Dialing, Greeting, Listener, Secret};
+
+const NONCE: [u8; 32] = [3; 32];
+pub(crate) const SECRET: Secret = Secret { bytes: [5; 32], sealed: true };
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -60,6 +64,7 @@ pub(crate) fn node_of_two<C: Clone>(
         identity: 11,
         address: "host:1".to_string(),
         token: Vec::new(),
+        secret: SECRET,
         seeds: Vec::new(),
     };
     let core = Raft::new(raft::Options::new(1, 1), restored, now_us);
@@ -74,6 +79,7 @@ pub(crate) fn node_of_two<C: Clone>(
         denied: false,
         advertise: "host:1".to_string(),
         members,
+        secret: Some(to_keep(SECRET)),
     };
     let state = NodeState {
         address: "host:1".to_string(),
@@ -157,7 +163,7 @@ fn status(leads_and_knows: bool) -> Status {
 impl Driver {
     fn new(state: Arc<NodeState>, over_cap: bool) -> Driver {
         Driver {
-            connection: Connection::new(state, over_cap, 0),
+            connection: Connection::new(state, over_cap, NONCE, 0),
             out: Vec::new(),
             sets: Vec::new(),
             direct: 0,
@@ -169,12 +175,25 @@ impl Driver {
     /// One that has said hello.
     fn native(state: Arc<NodeState>) -> Driver {
         let mut driver = Driver::new(state, false);
-        driver.send(&hello(Role::Client, b""));
-        let mut reader = FrameReader::new(CLIENT_FRAME_MAX);
-        reader.feed(&std::mem::take(&mut driver.out));
-        let welcome = take_answer(reader.next_frame().unwrap().unwrap()).unwrap().unwrap();
+        driver.present(greeting(Role::Client, b""));
+        let welcome = take_answer(&driver.body()).unwrap().unwrap();
         assert_eq!((welcome.node, welcome.identity, welcome.cluster), (1, 11, 7));
         driver
+    }
+
+    /// Says Hello, and shows what there is to show.
+    fn present(&mut self, greeting: Greeting) -> Stopped {
+        let (mut dialer, hello) = Dialer::new(greeting, [4; 32]);
+        self.send(&[&PREAMBLE[..], &hello].concat());
+        let Ok(Dialing::Write(proof)) = dialer.heard(&self.body()) else { panic!("no challenge") };
+        self.send(&proof)
+    }
+
+    /// The body of the one frame that was written.
+    fn body(&mut self) -> Vec<u8> {
+        let mut reader = FrameReader::new(CLIENT_FRAME_MAX);
+        reader.feed(&std::mem::take(&mut self.out));
+        reader.next_frame().unwrap().unwrap().to_vec()
     }
 
     fn send(&mut self, mut bytes: &[u8]) -> Stopped {
@@ -232,12 +251,19 @@ impl Driver {
     }
 }
 
-fn hello(role: Role, token: &[u8]) -> Vec<u8> {
-    let mut out = PREAMBLE.to_vec();
+/// All that a client writes in a handshake: the nodes of these tests always give the same challenge.
+fn handshake(token: &[u8]) -> Vec<u8> {
+    let (mut dialer, hello) = Dialer::new(greeting(Role::Client, token), [4; 32]);
+    let challenge = Listener::new(&hello[FRAME_HEADER_BYTES..], &NONCE).unwrap().1;
+    let heard = dialer.heard(&challenge[FRAME_HEADER_BYTES..]);
+    let Ok(Dialing::Write(proof)) = heard else { panic!("{heard:?}") };
+    [&PREAMBLE[..], &hello, &proof].concat()
+}
+
+fn greeting(role: Role, token: &[u8]) -> Greeting {
     let from = if role.is_node() { 2 } else { 0 };
-    let hello = Hello { role, from, lane: Lane::Control, ..Hello::of_client(7, token) };
-    put_hello(&mut out, &hello);
-    out
+    let hello = Hello { role, from, lane: Lane::Control, ..Hello::of_client(7) };
+    Greeting::of_client(hello, token)
 }
 
 fn request(id: u64, call: Call) -> Vec<u8> {
@@ -298,7 +324,7 @@ fn the_answers_do_not_depend_on_how_the_bytes_arrive() {
         .zip(1..)
         .flat_map(|(call, id)| request(id, call))
         .collect();
-    let native = [hello(Role::Client, b""), native].concat();
+    let native = [handshake(b""), native].concat();
     let text =
         b"SET a 1\r\nset b 2\r\nGET none\r\nDEL gone\r\n*1\r\n$4\r\nPING\r\nNONSENSE\r\nGET x\r\n";
     let http =
@@ -437,17 +463,21 @@ fn the_first_words_decide() {
         let mut driver = Driver::new(Arc::clone(&state), over_cap);
         (driver.send(first), driver.out)
     };
-    assert_eq!(says(false, &hello(Role::Client, b"secret")).0, Stopped::Reads(None));
-    assert_eq!(says(false, &hello(Role::Client, b"")).0, Stopped::Refused(RejectCode::Token));
-    assert_eq!(says(false, &hello(Role::Peer, b"")).0, Stopped::Refused(RejectCode::Token));
-    for over_cap in [false, true] {
-        assert_eq!(says(over_cap, &hello(Role::Peer, b"secret")).0, Stopped::Peer);
-        assert_eq!(says(over_cap, &hello(Role::Snapshot, b"secret")).0, Stopped::Peer);
+    let presents = |over_cap, role, token: &[u8]| {
+        let mut driver = Driver::new(Arc::clone(&state), over_cap);
+        (driver.present(greeting(role, token)), driver)
+    };
+    assert_eq!(presents(false, Role::Client, b"secret").0, Stopped::Reads(None));
+    for (role, token) in [(Role::Client, &b""[..]), (Role::Peer, b""), (Role::Client, b"secreT")] {
+        let refused = Stopped::Refused(RejectCode::Token);
+        assert_eq!(presents(false, role, token).0, refused);
     }
-    let (stopped, told) = says(true, &hello(Role::Client, b"secret"));
-    let mut reader = FrameReader::new(HANDSHAKE_FRAME_MAX);
-    reader.feed(&told);
-    let reject = take_answer(reader.next_frame().unwrap().unwrap()).unwrap().unwrap_err();
+    for over_cap in [false, true] {
+        assert_eq!(presents(over_cap, Role::Peer, b"secret").0, Stopped::Peer);
+        assert_eq!(presents(over_cap, Role::Snapshot, b"secret").0, Stopped::Peer);
+    }
+    let (stopped, mut told) = presents(true, Role::Client, b"secret");
+    let reject = take_answer(&told.body()).unwrap().unwrap_err();
     assert_eq!((stopped, reject.code), (Stopped::Closed(None), RejectCode::TooManyConnections));
     let broken = [&PREAMBLE[..], b"\x05\0\0\0????12345"].concat();
     assert_eq!(says(false, &broken).0, Stopped::Refused(RejectCode::Malformed));
@@ -472,10 +502,9 @@ fn at_the_cap_who_asks_how_the_node_is_is_answered() {
     }
     assert_eq!(page("/kv/a"), "HTTP/1.1 503");
     let mut client = Driver::new(state(), true);
-    let mut out = PREAMBLE.to_vec();
-    put_hello(&mut out, &Hello { only_asks: true, ..Hello::of_client(7, b"") });
+    let hello = Hello { only_asks: true, ..Hello::of_client(7) };
     let until = Stopped::Reads(Some(5 + HANDSHAKE_TIMEOUT_US));
-    assert_eq!(client.send(&out), until);
+    assert_eq!(client.present(Greeting::of_client(hello, b"")), until);
     client.out.clear();
     let mut out = Vec::new();
     let query = Query::Get { key: BIG_KEY.to_vec() };
@@ -530,10 +559,10 @@ fn the_rank_of_a_connection_follows_what_it_shows() {
     assert_eq!(ranks(b"secret", &auth), [Silent, Unproven, Unproven, Authenticated]);
     let health: [&[u8]; 2] = [b"GET /health HT", b"TP/1.1\r\n\r\n"];
     assert_eq!(ranks(b"secret", &health), [Silent, Unproven, Served]);
-    let native = hello(Role::Client, b"secret");
+    let native = handshake(b"secret");
     let (preamble, rest) = native.split_at(PREAMBLE.len());
     assert_eq!(ranks(b"secret", &[preamble, rest]), [Silent, Unproven, Authenticated]);
-    assert_eq!(ranks(b"", &[&hello(Role::Client, b"")]), [Silent, Served]);
+    assert_eq!(ranks(b"", &[&handshake(b"")]), [Silent, Served]);
 }
 
 /// A health check asks the replica, step by step: a leader must still lead when a majority has
@@ -602,7 +631,21 @@ fn who_answers_at_a_new_members_address_is_looked_at() {
     assert_eq!(client.sets.concat().len(), 1);
     client.answerer = None;
     client.send(&join(4, "elsewhere:2"));
-    assert!(matches!(&client.responses()[0].result, Ok(Reply::Joined(joined)) if joined.id == 4));
+    let joined = |client: &mut Driver| match client.responses().remove(0).result {
+        Ok(Reply::Joined(joined)) => (joined.id, joined.secret),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(joined(&mut client), (4, None), "somebody else has asked for it");
+    client.send(&request(
+        5,
+        Call::Change(Change::Join { address: "elsewhere:2".into(), identity: 5 }),
+    ));
+    let (4, Some(masked)) = joined(&mut client) else { panic!("it has asked for itself") };
+    assert!(masked.bytes != SECRET.bytes && masked.sealed, "it is masked");
+    // Who votes has it already, whoever asks under its number.
+    client.answer = |_| Answer::Changed(Ok(2));
+    client.send(&request(6, Call::Change(Change::Join { address: "host:2".into(), identity: 5 })));
+    assert_eq!(joined(&mut client), (2, None));
 }
 
 /// A read whose round served a more patient one, and ended too late for it, is refused.

@@ -12,7 +12,7 @@ use crate::kv::limits::{OP_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES, op_bytes};
 use crate::kv::{Found, Limits, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::{Answer, SnapshotSender};
 use crate::wire::client::{Answer as Told, Call, Class, Consistency, Failure};
-use crate::wire::handshake::tokens_equal;
+use crate::wire::proof::is_token;
 use crate::wire::sniff::is_method;
 use crate::wire::text::reply::{put_array, put_bulk, put_error, put_integer, put_nil, put_simple};
 use crate::wire::text::{TextCommand, TextReader};
@@ -284,7 +284,7 @@ impl Text {
             put_error(out, "ERR this node asks for no token");
             return;
         }
-        self.authorised = tokens_equal(password, &state.token);
+        self.authorised = is_token(password, &state.token);
         if self.authorised {
             put_simple(out, "OK");
         } else {

@@ -11,7 +11,7 @@ use crate::kv::{Command, Op, Piece, Query, StoreError};
 use crate::node::{
     Answer, Request, SenderEffect, SnapshotRequest, SnapshotResponse, SnapshotSender,
 };
-use crate::wire::client::{Answer as Reply, Call, Class, Consistency, Failure};
+use crate::wire::client::{Answer as Reply, Call, Change, Class, Consistency, Failure};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -54,7 +54,10 @@ pub(super) enum Asked {
     Members,
     Transfer,
     Compact,
-    Join,
+    /// A node is taken in; it has asked for itself.
+    Join {
+        itself: bool,
+    },
     Change,
 }
 
@@ -152,7 +155,10 @@ impl<M> Turn<M> {
             Call::Members => ask(Request::Status, Asked::Members),
             Call::Transfer { to } => ask(Request::Transfer(to), Asked::Transfer),
             Call::Change(change) => {
-                let asked = if change.joins() { Asked::Join } else { Asked::Change };
+                let asked = match change {
+                    Change::Join { identity, .. } => Asked::Join { itself: identity != 0 },
+                    _ => Asked::Change,
+                };
                 ask(Request::Change(change), asked)
             }
             Call::Compact => ask(Request::Flush { cut: true }, Asked::Compact),

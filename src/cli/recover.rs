@@ -31,8 +31,9 @@ pub(super) fn recover(
         );
         return Err(Failed::Told(Exit::Usage, why));
     }
-    let cluster = RealRandom::default().next_u64().max(1);
-    let rescued = rescue(disk, data, cluster).map_err(|e| {
+    let mut random = RealRandom::default();
+    let new = (random.next_u64().max(1), random.secret());
+    let rescued = rescue(disk, data, new).map_err(|e| {
         let exit = match e {
             RecoverError::NoMember => Exit::Usage,
             RecoverError::Boot(_) => Exit::Unavailable,

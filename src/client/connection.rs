@@ -4,10 +4,12 @@
 
 use super::core::{Channel, Heard, Sent};
 use super::error::{Cause, Error};
-use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
+use crate::env::Random as _;
+use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, RealRandom, WRITE_AT_ONCE};
 use crate::env::resolve::{connect_one, first_that, resolve};
 use crate::wire::client::{Class, Request, Response};
 use crate::wire::handshake::{Hello, Remembered, Welcome};
+use crate::wire::proof::Greeting;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -52,13 +54,14 @@ impl Connection {
         cluster: u64,
         wait: Duration,
     ) -> Result<Connection, Error> {
-        Connection::dial_with(address, &Hello::of_client(cluster, token), wait)
+        let greeting = Greeting::of_client(Hello::of_client(cluster), token);
+        Connection::dial_with(address, &greeting, wait)
     }
 
-    /// The same with a Hello of one's own.
+    /// The same with a greeting of one's own.
     pub(super) fn dial_with(
         address: &str,
-        hello: &Hello,
+        greeting: &Greeting,
         wait: Duration,
     ) -> Result<Connection, Error> {
         let until = Instant::now() + wait;
@@ -66,7 +69,7 @@ impl Connection {
         let resolved = resolve(address, wait / 2).map_err(|e| failed("resolve", e))?;
         let dialed = first_that(&resolved, until, |at, until| {
             let stream = connect_one(at, until).map_err(|e| failed("connect", e))?;
-            Connection::begin(stream, address, hello, until)
+            Connection::begin(stream, address, greeting, until)
         });
         dialed.map_err(|errors| {
             let mut errors: Vec<Error> = errors.into_iter().map(|(_, error)| error).collect();
@@ -81,7 +84,7 @@ impl Connection {
     fn begin(
         stream: TcpStream,
         address: &str,
-        hello: &Hello,
+        greeting: &Greeting,
         until: Instant,
     ) -> Result<Connection, Error> {
         let failed = |doing, source| Error::io(Class::Unavailable, address, doing, source);
@@ -89,7 +92,7 @@ impl Connection {
         stream.set_nodelay(true).map_err(|e| failed("connect", e))?;
         let mut connection = Connection {
             stream,
-            channel: Channel::with(hello),
+            channel: Channel::with(greeting.clone(), RealRandom::default().bytes()),
             sent: Instant::now(),
             address: address.to_owned(),
             welcome: Welcome {
@@ -115,6 +118,7 @@ impl Connection {
                     self.welcome = welcome;
                     return Ok(());
                 }
+                Ok(_) if !self.channel.queued().is_empty() => self.flush(until)?,
                 Ok(_) => {}
                 Err(Cause::Rejected(reject)) => return Err(Error::rejected(&self.address, reject)),
                 Err(cause) => return Err(Error::new(Class::Unavailable, &self.address, cause)),

@@ -25,6 +25,7 @@ use crate::wire::client::{
     Answer, Call, Class, Consistency, Failure, NO_REQUEST, NodeStatus, Request, Response,
 };
 use crate::wire::handshake::Hello;
+use crate::wire::proof::Greeting;
 use connection::Arrival;
 use std::collections::VecDeque;
 use std::collections::hash_map::RandomState;
@@ -303,9 +304,9 @@ impl Client {
     fn ask_one(&self, address: &str, call: Call, wait: Duration) -> Result<Answer, Error> {
         let until = Instant::now() + wait;
         let only_asks = matches!(call, Call::Status);
-        let hello =
-            Hello { only_asks, ..Hello::of_client(self.core.cluster(), &self.options().token) };
-        let mut connection = Connection::dial_with(address, &hello, wait)?;
+        let hello = Hello { only_asks, ..Hello::of_client(self.core.cluster()) };
+        let greeting = Greeting::of_client(hello, &self.options().token);
+        let mut connection = Connection::dial_with(address, &greeting, wait)?;
         let mut request = Request { id: 0, deadline_ms: 0, call };
         match exchange(&mut connection, &mut request, until) {
             Ok(Ok(answer)) => Ok(answer),
@@ -366,9 +367,9 @@ impl Client {
                 match effect {
                     Effect::Connect { address, cluster, within } => {
                         let Options { token, only_asks, .. } = self.core.options();
-                        let hello =
-                            Hello { only_asks: *only_asks, ..Hello::of_client(cluster, token) };
-                        let event = match Connection::dial_with(&address, &hello, within) {
+                        let hello = Hello { only_asks: *only_asks, ..Hello::of_client(cluster) };
+                        let greeting = Greeting::of_client(hello, token);
+                        let event = match Connection::dial_with(&address, &greeting, within) {
                             Ok(connection) => {
                                 let welcome = connection.welcome().clone();
                                 self.connection = Some(connection);

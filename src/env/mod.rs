@@ -105,4 +105,10 @@ pub trait Clock: Send + Sync + fmt::Debug {
 pub trait Random: Send + fmt::Debug {
     /// The next number.
     fn next_u64(&mut self) -> u64;
+
+    /// So many bytes.
+    fn bytes(&mut self) -> [u8; 32] {
+        let numbers = std::array::from_fn::<u64, 4, _>(|_| self.next_u64());
+        std::array::from_fn(|i| numbers[i / 8].to_le_bytes()[i % 8])
+    }
 }

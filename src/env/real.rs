@@ -5,7 +5,7 @@ use super::{Clock, DirLock, Disk, DiskFile, Open, Random};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::io;
+use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -332,6 +332,20 @@ impl Random for RealRandom {
         let mut hasher = self.0.build_hasher();
         hasher.write_u64(self.1);
         hasher.finish()
+    }
+}
+
+impl RealRandom {
+    /// Bytes for a secret that is kept for long: what the system has for that, where it is a file, and the
+    /// numbers of the standard library, whose keys are random, too.
+    pub fn secret(&mut self) -> [u8; 32] {
+        let mut bytes = [0; 32];
+        let read = File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+        let numbers = self.bytes();
+        match read {
+            Ok(()) => std::array::from_fn(|i| bytes[i] ^ numbers[i]),
+            Err(_) => numbers,
+        }
     }
 }
 

@@ -81,7 +81,9 @@ pub use snapshot_transfer::{
     ReceiverEffect, ReceiverEvent, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
     SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, TransferProgress,
 };
-pub use startup::{Startup, StartupEffect, StartupEvent, StartupOptions, cluster_of};
+pub use startup::{
+    Startup, StartupEffect, StartupEvent, StartupOptions, cluster_of, to_keep, to_show,
+};
 pub use status::Status;
 pub use verify::{Report, Totals, check_identity, verify};
 pub use view::{ClusterView, OtherNode};

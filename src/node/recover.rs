@@ -13,7 +13,7 @@ use super::boot::{BootError, Plan, open, restored};
 use crate::env::Disk;
 use crate::kv::StoreOptions;
 use crate::raft::{Configuration, Entry, HardState, Index, Member, NodeId, Payload, Persist, Term};
-use crate::wal::{self, Identity, WalError};
+use crate::wal::{self, Identity, MembersSecret, WalError};
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -75,12 +75,16 @@ impl From<WalError> for RecoverError {
     }
 }
 
-/// Makes the node in `data`, which does not run, a cluster of one with the name `cluster`.
+/// Makes the node in `data`, which does not run, a cluster of one with that name and members' secret, both random.
 ///
 /// # Errors
 /// When it was no member, or its disk is damaged: nothing was changed then. An error of the disk may
 /// leave it half done; the same again completes it.
-pub fn recover(disk: &Arc<dyn Disk>, data: &Path, cluster: u64) -> Result<Rescued, RecoverError> {
+pub fn recover(
+    disk: &Arc<dyn Disk>,
+    data: &Path,
+    (cluster, secret): (u64, [u8; 32]),
+) -> Result<Rescued, RecoverError> {
     let identity = Identity::load(&**disk, data)?.ok_or(RecoverError::NoMember)?;
     if identity.node == 0 || !identity.created {
         return Err(RecoverError::NoMember);
@@ -99,7 +103,9 @@ pub fn recover(disk: &Arc<dyn Disk>, data: &Path, cluster: u64) -> Result<Rescue
     let last_term = found.log.runs.last().map_or(found.log.base_term, |run| run.1);
     let (last, node) = (found.log.last, identity.node);
     let own = Member { id: node, identity: identity.identity, address: identity.advertise.clone() };
-    let new = Identity { cluster, removed: false, denied: false, ..identity.clone() };
+    // Nobody of the cluster that is lost is a member of this one.
+    let secret = Some(MembersSecret { bytes: secret, sealed: true });
+    let new = Identity { cluster, removed: false, denied: false, secret, ..identity.clone() };
     new.store(&**disk, data)?;
     let mut alone = Configuration::of_voters(cluster, vec![own.clone()]);
     alone.last_id = before.last_id.max(node);

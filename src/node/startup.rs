@@ -13,9 +13,10 @@
 //! [`super::open`]'s.
 
 use crate::raft::{Member, NodeId};
-use crate::wal::Identity;
+use crate::wal::{Identity, MembersSecret};
 use crate::wire::client::{Class, Joined};
 use crate::wire::handshake::{Hello, Reject, RejectCode, Role};
+use crate::wire::proof::{Greeting, Keys, Secret};
 use std::collections::VecDeque;
 
 /// Pause between attempts to join, in microseconds: a person may have to do something first.
@@ -34,8 +35,10 @@ pub struct StartupOptions {
     pub join: Vec<String>,
     /// The number of the backup to begin from, if there is one.
     pub backup: Option<u64>,
-    /// The cluster's secret, empty for none.
+    /// The cluster's tokens, empty for none.
     pub token: Vec<u8>,
+    /// Random bytes: the members' secret of a new directory, until a leader offers its own.
+    pub secret: [u8; 32],
     /// A random number, the identity of a new directory.
     pub own: u64,
     /// A random number, the name of a new cluster of one.
@@ -48,7 +51,7 @@ pub enum StartupEvent {
     /// [`StartupEffect::Store`]: it is durable.
     Stored,
     /// [`StartupEffect::AskPeer`]: how it rejects this node; none when it lets it in, or said nothing
-    /// in time.
+    /// in time, or did not show that it knows the token.
     PeerAnswered(Option<Reject>),
     /// [`StartupEffect::AskCluster`]: an address and the cluster there; none when nobody said so in time.
     ClusterAnswered(Option<(String, u64)>),
@@ -75,7 +78,7 @@ pub enum StartupEffect {
         /// Where it is.
         address: String,
         /// What to say to it.
-        hello: Box<Hello>,
+        greeting: Box<Greeting>,
     },
     /// Which cluster answers at one of these addresses?
     AskCluster {
@@ -169,10 +172,19 @@ impl Startup {
             }
             (StartupEvent::Stored, Awaits::Stored(identity)) => self.stored(identity),
             (StartupEvent::Joined(joined), Awaits::Joining { identity, .. }) => {
-                let Joined { cluster, id, first } = joined;
+                let Joined { cluster, id, first, secret } = joined;
+                let Some(secret) = secret else {
+                    let why = format!(
+                        "node {id} votes already, and is not given the members' secret again: if its data directory \
+                         is lost, run: kontiki cli member replace {id} {}",
+                        identity.advertise
+                    );
+                    return self.refuse(why);
+                };
                 let text = format!("taken in as node={id} of cluster={cluster:016x}");
                 self.say(false, text);
-                self.store(Identity { cluster, node: id, members: first, ..identity });
+                let secret = Some(to_keep(secret));
+                self.store(Identity { cluster, node: id, members: first, secret, ..identity });
             }
             (StartupEvent::NotJoined { class, why }, Awaits::Joining { identity, said }) => {
                 // Asking again does not help.
@@ -283,11 +295,13 @@ impl Startup {
     }
 
     fn go_on(&mut self, identity: Identity) {
-        if identity.advertise == self.options.advertise {
+        if identity.advertise == self.options.advertise && identity.secret.is_some() {
             return self.stored(identity);
         }
-        // The leader hears of it when this node dials.
-        self.store(Identity { advertise: self.options.advertise.clone(), ..identity });
+        // The leader hears of the address when this node dials. A directory from before there was a secret
+        // has none.
+        let secret = identity.secret.or(Some(self.new_secret()));
+        self.store(Identity { advertise: self.options.advertise.clone(), secret, ..identity });
     }
 
     // ---- an empty directory ----
@@ -313,6 +327,7 @@ impl Startup {
             denied: false,
             advertise: options.advertise.clone(),
             members,
+            secret: Some(self.new_secret()),
         };
         let others = identity.members.iter().filter(|m| m.id != identity.node);
         let rest = others.map(|m| (m.id, m.address.clone())).collect();
@@ -329,15 +344,17 @@ impl Startup {
         known: Option<(String, Reject)>,
     ) {
         let Some((to, address)) = rest.pop_front() else { return self.form(identity, known) };
-        let hello = Box::new(Hello {
+        let hello = Hello {
             role: Role::Snapshot,
             from: identity.node,
             to,
             identity: identity.identity,
             address: identity.advertise.clone(),
-            ..Hello::of_client(identity.cluster, &self.options.token)
-        });
-        self.effects.push_back(StartupEffect::AskPeer { address: address.clone(), hello });
+            ..Hello::of_client(identity.cluster)
+        };
+        let keys = Keys { token: self.options.token.clone(), secret: identity.secret.map(to_show) };
+        let greeting = Box::new(Greeting { hello, keys, offers_in: None });
+        self.effects.push_back(StartupEffect::AskPeer { address: address.clone(), greeting });
         self.awaits = Awaits::Peers { identity, rest, asked: address, known };
     }
 
@@ -383,6 +400,10 @@ impl Startup {
         self.store(if joins { nobody } else { identity });
     }
 
+    fn new_secret(&self) -> MembersSecret {
+        MembersSecret { bytes: self.options.secret, sealed: false }
+    }
+
     // ---- the end ----
 
     /// The identity is durable.
@@ -405,6 +426,16 @@ impl Startup {
         self.effects.push_back(StartupEffect::Join { addresses, identity: identity.identity });
         self.awaits = Awaits::Joining { identity, said };
     }
+}
+
+/// The members' secret as the disk holds it.
+pub fn to_keep(secret: Secret) -> MembersSecret {
+    MembersSecret { bytes: secret.bytes, sealed: secret.sealed }
+}
+
+/// The members' secret as a handshake shows it.
+pub fn to_show(secret: MembersSecret) -> Secret {
+    Secret { bytes: secret.bytes, sealed: secret.sealed }
 }
 
 /// The members that a cluster begins with: those at `peers`, or the one at `advertise` alone. Identities

@@ -6,7 +6,8 @@
 
 use super::{ConfigurationHistory, Node, Peers};
 use crate::raft::NodeId;
-use crate::wire::handshake::{Hello, Lane, Role};
+use crate::wire::handshake::{Lane, Role};
+use crate::wire::proof::{Greeting, Keys};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub struct ClusterView {
     pub leader: NodeId,
     /// All members and newcomers beside this node.
     pub others: BTreeMap<NodeId, OtherNode>,
+    /// What this node shows of itself.
+    pub keys: Keys,
 }
 
 /// How another node is reached.
@@ -26,9 +29,9 @@ pub struct ClusterView {
 pub struct OtherNode {
     /// Where it may be: all of them may be out of date.
     pub addresses: Vec<String>,
-    /// The Hello of a connection that fetches a snapshot. What it says of rollbacks is as old as the
+    /// What is said on a connection that fetches a snapshot. What it says of rollbacks is as old as the
     /// view, which harms nobody.
-    pub hello: Hello,
+    pub greeting: Greeting,
 }
 
 impl ClusterView {
@@ -37,12 +40,13 @@ impl ClusterView {
         let peers: &Peers = node.peers();
         let other = |id| OtherNode {
             addresses: peers.addresses_of(id),
-            hello: peers.hello(Role::Snapshot, id, Lane::Control),
+            greeting: peers.greeting(Role::Snapshot, id, Lane::Control),
         };
         ClusterView {
             history: peers.history().clone(),
             leader: node.replica().raft().leader().unwrap_or(0),
             others: peers.others().into_iter().map(|id| (id, other(id))).collect(),
+            keys: peers.keys(),
         }
     }
 
@@ -52,6 +56,7 @@ impl ClusterView {
         self.leader == node.replica().raft().leader().unwrap_or(0)
             && Arc::ptr_eq(self.history.in_force(), history.in_force())
             && Arc::ptr_eq(self.history.committed(), history.committed())
+            && self.keys.secret == node.peers().keys().secret
     }
 
     /// Members and newcomers beside this node.

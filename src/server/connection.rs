@@ -4,7 +4,7 @@
 //! reads on while whoever brings the last of them writes them ([`super::mailbox`]). Reads it then serves
 //! itself, from the store, without another hop.
 
-use super::handshakes::{log_refused, send_reject};
+use super::handshakes::log_refused;
 use super::logging::{Level, info, log};
 use super::mailbox::{Encode, Mailbox};
 use super::sockets::{read, read_by, write_patiently};
@@ -12,7 +12,8 @@ use super::{ClientHandle, Shared, fatal, peer_in};
 use crate::api::places::{Place, Rank};
 use crate::api::{self, IDLE_TIMEOUT_US, Step, StoreTrouble};
 use crate::client::{Cause, Connection, Error};
-use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
+use crate::env::Random as _;
+use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, RealRandom};
 use crate::kv::StoreError;
 use crate::node::{Answer, Answerer, Input, Request, Verdict};
 use std::io;
@@ -33,7 +34,8 @@ pub(crate) fn serve(
     over_cap: bool,
 ) -> io::Result<()> {
     let now_us = || shared.clock.now_us();
-    let mut connection = api::Connection::new(Arc::clone(&shared.node), over_cap, now_us());
+    let nonce = RealRandom::default().bytes();
+    let mut connection = api::Connection::new(Arc::clone(&shared.node), over_cap, nonce, now_us());
     let mut session = Session::new(Arc::clone(shared));
     let mut patience = Patience::default();
     loop {
@@ -69,14 +71,14 @@ pub(crate) fn serve(
             }
             Step::Look { address } => connection.looked(look(shared, &address)),
             Step::Unreadable(e) => shared.store_unreadable(&e),
-            Step::Refuse { hello, reject } => {
+            Step::Refuse { hello, reject, frame } => {
                 log_refused(shared, stream, hello.as_deref(), &reject.message);
-                return send_reject(stream, &reject);
+                return write_patiently(stream, &frame);
             }
-            Step::Peer { hello, version, reader, until_us } => {
+            Step::Peer { presented, reader, until_us } => {
                 place.shows(Rank::Node);
                 let until = instant(until_us, now_us());
-                return peer_in::serve(stream, reader, (&hello, version), until, shared);
+                return peer_in::serve(stream, reader, presented, until, shared);
             }
             Step::Close { why } => {
                 if let Some(why) = why {

@@ -10,10 +10,11 @@ use super::peer_out::{self, Closing, Command};
 use super::{Shared, fatal, lock};
 use crate::client::Connection;
 use crate::env::descriptors::{RESERVE, Shortage};
-use crate::node::{ConnectionId, Input, Outgoing, PeerEffect, PeerEvent, PeerVerdict};
+use crate::node::{ConnectionId, Input, Outgoing, PeerEffect, PeerEvent, PeerVerdict, to_keep};
 use crate::raft::NodeId;
 use crate::wal::Identity;
-use crate::wire::handshake::{Lane, Reject, Welcome};
+use crate::wire::handshake::{Lane, Reject};
+use crate::wire::proof::Secret;
 use std::collections::BTreeMap;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,8 +50,8 @@ impl Connections {
     /// Does one thing that the peers want done.
     pub(crate) fn act(&mut self, effect: PeerEffect) {
         match effect {
-            PeerEffect::Dial { connection, peer, address, hello } => {
-                match peer_out::start(&self.shared, connection, peer, address, *hello) {
+            PeerEffect::Dial { connection, peer, address, greeting } => {
+                match peer_out::start(&self.shared, connection, peer, address, *greeting) {
                     Ok((inbox, closing)) => {
                         self.dialed.insert(connection, Dialed { peer, inbox, closing });
                     }
@@ -74,12 +75,13 @@ impl Connections {
                 }
             }
             PeerEffect::Hasten { connection } => self.send(connection, Command::Hasten),
-            PeerEffect::Welcome { connection, welcome } => {
-                self.shared.accepted.decide(connection, Ok(welcome));
+            PeerEffect::Welcome { connection, frame } => {
+                self.shared.accepted.decide(connection, Decision { rejected: None, frame });
             }
-            PeerEffect::Reject { connection, reject } => {
-                self.shared.accepted.decide(connection, Err(reject));
+            PeerEffect::Reject { connection, reject, frame } => {
+                self.shared.accepted.decide(connection, Decision { rejected: Some(reject), frame });
             }
+            PeerEffect::Keep { secret } => keep(&self.shared, secret),
             PeerEffect::Part { connection } => self.shared.accepted.close(connection),
             PeerEffect::Probe { address } => self.probe(address),
             PeerEffect::Say { warning: true, text } => warning!("{text}"),
@@ -155,12 +157,30 @@ fn stop(shared: &Shared, verdict: PeerVerdict, why: &str) -> ! {
     fatal(format_args!("{why}"))
 }
 
+/// Makes the members' secret durable. That is done twice in the life of a data directory.
+fn keep(shared: &Shared, secret: Secret) {
+    let stored = Identity::load(&*shared.disk, &shared.data).and_then(|identity| {
+        let Some(identity) = identity else { return Ok(()) };
+        let secret = Some(to_keep(secret));
+        Identity { secret, ..identity }.store(&*shared.disk, &shared.data)
+    });
+    if let Err(e) = stored {
+        fatal(format_args!("cannot keep the members' secret, the node stops: {e}"));
+    }
+}
+
 fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is decided about an accepted connection.
-pub(crate) type Decision = Result<Welcome, Reject>;
+#[derive(Debug)]
+pub(crate) struct Decision {
+    /// Why it is not let in, if it is not.
+    pub(crate) rejected: Option<Reject>,
+    /// The answer.
+    pub(crate) frame: Vec<u8>,
+}
 
 /// The connections that other nodes have made to this one.
 #[derive(Debug, Default)]

@@ -2,9 +2,12 @@
 
 use super::Shared;
 use super::logging::warning;
-use super::sockets::{read_by, write_patiently};
+use super::sockets::read_by;
+use crate::env::Random as _;
+use crate::env::real::RealRandom;
 use crate::wire::frame::{FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{self, Hello, Reject, Role, Welcome};
+use crate::wire::handshake::{Hello, Role};
+use crate::wire::proof::{Answered, Dialer, Dialing, Greeting};
 use std::io::{self, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -14,22 +17,28 @@ pub(crate) fn handshake_reader() -> FrameReader {
     FrameReader::new(HANDSHAKE_FRAME_MAX)
 }
 
-/// The dialing side of a handshake between nodes: says Hello and gives the answer, within so long. A later
-/// write may take as long.
+/// The dialing side of a handshake between nodes: gives the answer, within so long. A later write may take as
+/// long.
 pub(super) fn shake_hands(
     mut stream: &TcpStream,
     reader: &mut FrameReader,
-    hello: &Hello,
+    greeting: Greeting,
     within: Duration,
-) -> io::Result<Result<Welcome, Reject>> {
+) -> io::Result<Answered> {
     let until = Instant::now() + within;
     stream.set_nodelay(true)?;
     stream.set_write_timeout(Some(within))?;
+    let (mut dialer, hello) = Dialer::new(greeting, RealRandom::default().bytes());
     let mut out = PREAMBLE.to_vec();
-    handshake::put_hello(&mut out, hello);
-    stream.write_all(&out)?;
-    let answer = read_one_frame(stream, reader, until)?;
-    handshake::take_answer(&answer).map_err(|e| io::Error::other(e.to_string()))
+    out.extend_from_slice(&hello);
+    loop {
+        stream.write_all(&out)?;
+        let body = read_one_frame(stream, reader, until)?;
+        match dialer.heard(&body).map_err(|e| io::Error::other(e.to_string()))? {
+            Dialing::Write(frame) => out = frame,
+            Dialing::Over(answered) => return Ok(*answered),
+        }
+    }
 }
 
 /// Reads exactly one frame.
@@ -64,10 +73,4 @@ pub(super) fn log_refused(shared: &Shared, stream: &TcpStream, hello: Option<&He
         n => format!(" ({n} more refusals were not logged)"),
     };
     warning!("refused {who} address={address}: {why}{more}");
-}
-
-pub(super) fn send_reject(stream: &TcpStream, reject: &Reject) -> io::Result<()> {
-    let mut out = Vec::new();
-    handshake::put_reject(&mut out, reject);
-    write_patiently(stream, &out)
 }

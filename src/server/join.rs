@@ -4,7 +4,8 @@
 use super::handshakes::{handshake_reader, shake_hands};
 use crate::client::{Client, Options};
 use crate::env::resolve::connect;
-use crate::wire::handshake::{Hello, Reject};
+use crate::wire::handshake::Reject;
+use crate::wire::proof::Greeting;
 use std::io;
 use std::time::Duration;
 
@@ -30,11 +31,13 @@ pub(super) fn cluster_at(addresses: &[String], token: &[u8]) -> Option<(String, 
     (cluster != 0).then_some((address, cluster))
 }
 
-/// How the node at an address rejects that Hello; none when it lets the dialer in.
+/// How the node at an address rejects that greeting; none when it lets the dialer in, or has not shown that it knows
+/// the token.
 ///
 /// # Errors
 /// Those of the connection, and an answer that is none.
-pub(super) fn ask_peer(address: &str, hello: &Hello) -> io::Result<Option<Reject>> {
+pub(super) fn ask_peer(address: &str, greeting: Greeting) -> io::Result<Option<Reject>> {
     let stream = connect(address, LOOK_TIMEOUT)?;
-    Ok(shake_hands(&stream, &mut handshake_reader(), hello, LOOK_TIMEOUT)?.err())
+    let answered = shake_hands(&stream, &mut handshake_reader(), greeting, LOOK_TIMEOUT)?;
+    Ok(answered.answer.err().filter(|_| answered.proven.token))
 }

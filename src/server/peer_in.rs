@@ -3,14 +3,15 @@
 //! The raft loop decides who is let in. Until its decision is here nothing is read behind the Hello.
 
 use super::connections::Decision;
-use super::handshakes::{log_refused, send_reject};
+use super::handshakes::log_refused;
 use super::logging::{debug, warning};
 use super::sockets::{is_timeout, read, write_patiently};
 use super::{Shared, snapshots};
 use crate::node::{ConnectionId, Input, PING_EVERY_US, PeerEvent, SILENCE_MAX_US, input_of};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
-use crate::wire::handshake::{self, Hello, Lane, Role};
+use crate::wire::handshake::{Hello, Lane, Role};
 use crate::wire::peer::{PeerFrame, put_peer_frame, take_peer_frame};
+use crate::wire::proof::Presented;
 use std::io;
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -20,28 +21,25 @@ use std::time::{Duration, Instant};
 /// A connection on which nothing arrives for so long is dead.
 pub(super) const SILENCE_MAX: Duration = Duration::from_micros(SILENCE_MAX_US);
 
-/// Serves a node that has said `hello`; both speak `version`. The handshake is done at `until`.
+/// Serves a node that has presented itself so. The handshake is done at `until`.
 pub(super) fn serve(
     stream: &Arc<TcpStream>,
     reader: FrameReader,
-    (hello, version): (&Hello, u16),
+    presented: Box<Presented>,
     until: Instant,
     shared: &Arc<Shared>,
 ) -> io::Result<()> {
     let (accepted, decided) = Accepted::register(stream, shared);
     let connection = accepted.connection;
-    let event = PeerEvent::Accepted { connection, hello: Box::new(hello.clone()), version };
-    let _ = shared.raft.send(Input::Link(event));
-    match wait(&decided, until)? {
-        Ok(welcome) => {
-            let mut out = Vec::new();
-            handshake::put_welcome(&mut out, &welcome);
-            write_patiently(stream, &out)?;
-        }
-        Err(reject) => {
-            log_refused(shared, stream, Some(hello), &reject.message);
-            return send_reject(stream, &reject);
-        }
+    let hello = &*presented.hello.clone();
+    let _ = shared.raft.send(Input::Link(PeerEvent::Accepted { connection, presented }));
+    let Decision { rejected, frame } = wait(&decided, until)?;
+    if let Some(reject) = &rejected {
+        log_refused(shared, stream, Some(hello), &reject.message);
+    }
+    write_patiently(stream, &frame)?;
+    if rejected.is_some() {
+        return Ok(());
     }
     if hello.role == Role::Snapshot {
         return snapshots::serve(stream, reader, hello.from, shared);

@@ -11,7 +11,7 @@ use super::{Shared, lock};
 use crate::env::resolve::connect;
 use crate::node::{ConnectionId, Input, Outgoing, PeerEvent};
 use crate::raft::NodeId;
-use crate::wire::handshake::Hello;
+use crate::wire::proof::Greeting;
 use std::io;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,13 +81,13 @@ pub(crate) fn start(
     connection: ConnectionId,
     peer: NodeId,
     address: String,
-    hello: Hello,
+    greeting: Greeting,
 ) -> io::Result<(Sender<Command>, Arc<Closing>)> {
     let (sender, inbox) = channel();
     let closing = Arc::new(Closing::default());
     let shared = Arc::clone(shared);
     let dialed = Dialed { shared, connection, peer, address, inbox, closing: Arc::clone(&closing) };
-    thread::Builder::new().name(format!("to-peer-{peer}")).spawn(move || dialed.run(&hello))?;
+    thread::Builder::new().name(format!("to-peer-{peer}")).spawn(move || dialed.run(greeting))?;
     Ok((sender, closing))
 }
 
@@ -101,8 +101,8 @@ struct Dialed {
 }
 
 impl Dialed {
-    fn run(self, hello: &Hello) {
-        if let Err(e) = self.talk(hello) {
+    fn run(self, greeting: Greeting) {
+        if let Err(e) = self.talk(greeting) {
             self.tell(PeerEvent::Closed { connection: self.connection, why: e.to_string() });
         }
         // What is sent before the raft loop has heard of the end.
@@ -116,16 +116,16 @@ impl Dialed {
     }
 
     /// Fine when the raft loop has let go of the connection.
-    fn talk(&self, hello: &Hello) -> io::Result<()> {
+    fn talk(&self, greeting: Greeting) -> io::Result<()> {
         let stream = Arc::new(connect(&self.address, CONNECT_TIMEOUT)?);
         self.closing.watch(&stream);
         if self.closing.is_closed() {
             return Ok(());
         }
         let mut reader = handshake_reader();
-        let answer = shake_hands(&stream, &mut reader, hello, HANDSHAKE_TIMEOUT)?;
+        let answered = shake_hands(&stream, &mut reader, greeting, HANDSHAKE_TIMEOUT)?;
         let (connection, peer) = (self.connection, self.peer);
-        self.tell(PeerEvent::Answered { connection, answer });
+        self.tell(PeerEvent::Answered { connection, answered: Box::new(answered) });
         while let Ok(command) = self.inbox.recv() {
             if let Command::Open = command {
                 debug!("connected to peer={peer} address={}", self.address);

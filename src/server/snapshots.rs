@@ -155,8 +155,13 @@ impl Connection {
         });
         let Some(stream) = reached else { return Err(last) };
         let mut reader = handshake_reader();
-        let answer = shake_hands(&stream, &mut reader, &other.hello, HANDSHAKE_TIMEOUT)?;
-        answer.map_err(|reject| io::Error::other(reject.message))?;
+        let greeting = other.greeting.clone();
+        let answered = shake_hands(&stream, &mut reader, greeting, HANDSHAKE_TIMEOUT)?;
+        answered.answer.map_err(|reject| io::Error::other(reject.message))?;
+        if view.keys.secret.is_some_and(|secret| secret.sealed) && !answered.proven.member {
+            let why = "who answers at its address does not hold the members' secret";
+            return Err(io::Error::other(why));
+        }
         reader.set_limit(PEER_FRAME_MAX);
         Ok(Connection { stream, reader })
     }

@@ -19,7 +19,7 @@ use crate::node::recording::Start;
 use crate::node::{
     Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, Input, LogWriter, MEMBERS_MAX,
     Node, Opened, Part, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup,
-    StartupEffect, StartupEvent, StartupOptions, first_configuration, open, restored,
+    StartupEffect, StartupEvent, StartupOptions, first_configuration, open, restored, to_show,
 };
 use crate::raft::{self, Raft};
 use crate::wal::{self, Identity, WalError};
@@ -392,6 +392,7 @@ fn identify(
         join: options.join.clone(),
         backup: backup.map(Backup::fingerprint),
         token: options.token.clone(),
+        secret: random.secret(),
         own: random.next_u64(),
         cluster: random.next_u64(),
     };
@@ -403,8 +404,8 @@ fn identify(
                 identity.store(disk, &options.data)?;
                 StartupEvent::Stored
             }
-            StartupEffect::AskPeer { address, hello } => {
-                StartupEvent::PeerAnswered(join::ask_peer(&address, &hello).ok().flatten())
+            StartupEffect::AskPeer { address, greeting } => {
+                StartupEvent::PeerAnswered(join::ask_peer(&address, *greeting).ok().flatten())
             }
             StartupEffect::AskCluster { addresses } => {
                 StartupEvent::ClusterAnswered(join::cluster_at(&addresses, &options.token))
@@ -482,6 +483,8 @@ fn run(
         identity: identity.identity,
         address: options.advertise.clone(),
         token: options.token.clone(),
+        // A directory without one got one when this node found out who it is.
+        secret: identity.secret.map(to_show).unwrap_or_default(),
         seeds: options.join,
     };
     let first = first_configuration(identity);

@@ -108,7 +108,7 @@ impl SimClient {
             dial: None,
             dialed: None,
             connection: None,
-            channel: Channel::new(0, CLIENTS_TOKEN),
+            channel: Channel::new(0, CLIENTS_TOKEN, [0; 32]),
             served_us: None,
             timeout,
             keys,

@@ -46,6 +46,12 @@ impl Dice {
         &items[self.below(items.len() as u64) as usize]
     }
 
+    /// A random number of a handshake, or a secret.
+    pub fn bytes(&mut self) -> [u8; 32] {
+        let numbers = std::array::from_fn::<u64, 4, _>(|_| self.roll());
+        std::array::from_fn(|i| numbers[i / 8].to_le_bytes()[i % 8])
+    }
+
     /// A generator of its own, so that one user of chance does not disturb another.
     pub fn split(&mut self) -> Dice {
         Dice(self.roll())

@@ -1,19 +1,29 @@
 //! What must hold of handshakes, and the byte forms that frames take now and then.
 
 use super::checks::{Violation, violated};
-use super::node::{ClientId, Up};
+use super::impostor::IMPOSTOR;
+use super::network::{End, Packet};
+use super::node::{CLIENTS_TOKEN, ClientId, DATA, Up};
 use super::world::World;
-use crate::node::{Input, Outgoing, PeerVerdict, input_of, put_outgoing};
+use crate::node::{
+    ConnectionId, Input, Outgoing, PeerEvent, PeerVerdict, input_of, put_outgoing, to_keep,
+};
 use crate::raft::NodeId;
-use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
-use crate::wire::handshake::{self, Hello, RejectCode};
+use crate::wal::Identity;
+use crate::wire::frame::{FRAME_HEADER_BYTES, FrameReader, PEER_FRAME_MAX};
+use crate::wire::handshake::{Reject, RejectCode, put_reject};
 use crate::wire::peer::take_peer_frame;
+use crate::wire::proof::{Answered, Dialer, Dialing, Listener, Secret};
+use std::path::Path;
 
 impl World {
     /// A node lets another one in.
     pub(super) fn let_in(&mut self, to: NodeId, from: NodeId) -> Result<(), Violation> {
         let life = self.nodes.get(&from).map_or(0, |n| n.life);
         self.note(to, "let in", [from, life, 0, 0]);
+        if from == IMPOSTOR {
+            return violated("who is no member is not let in", format!("by node {to}"));
+        }
         let (Some(dialer), Some(other)) = (self.nodes.get(&from), self.nodes.get(&to)) else {
             return Ok(());
         };
@@ -122,6 +132,115 @@ impl World {
         }
     }
 
+    // ---- proofs ----
+
+    /// A frame of a handshake arrives at the one that was dialed.
+    pub(super) fn shakes_hands(
+        &mut self,
+        node: NodeId,
+        flow: u64,
+        frame: &[u8],
+    ) -> Result<(), Violation> {
+        let nonce = self.dice.bytes();
+        let body = body_of(frame)?;
+        self.overhear(node, flow, frame);
+        let Some(accepted) = self.accepted(node, flow) else { return Ok(()) };
+        let (from, welcome) = (accepted.from, accepted.welcome);
+        if welcome {
+            return violated("nodes keep to the protocol", "a second handshake".to_string());
+        }
+        let refused = match accepted.listener.take() {
+            None => match Listener::new(&body, &nonce) {
+                Ok((listener, challenge)) => {
+                    accepted.listener = Some(listener);
+                    self.put(flow, End::Acceptor, Packet::Handshake(challenge));
+                    return Ok(());
+                }
+                Err(reject) => reject,
+            },
+            Some(listener) => match listener.proof(&body, CLIENTS_TOKEN) {
+                Ok(presented) => {
+                    let presented = Box::new(presented);
+                    self.report(node, PeerEvent::Accepted { connection: flow, presented });
+                    return Ok(());
+                }
+                Err(reject) => reject,
+            },
+        };
+        if from != IMPOSTOR {
+            return violated("a node is authentic", refused.message);
+        }
+        self.refuse_stranger(node, flow, &refused);
+        Ok(())
+    }
+
+    fn refuse_stranger(&mut self, node: NodeId, flow: u64, reject: &Reject) {
+        self.count("impostors without a proof refused");
+        let mut frame = Vec::new();
+        put_reject(&mut frame, reject);
+        self.put(flow, End::Acceptor, Packet::Handshake(frame));
+        self.end_accepted(node, flow, false);
+    }
+
+    /// A frame of a handshake arrives at the one that has dialed.
+    pub(super) fn handshake_goes_on(
+        &mut self,
+        node: NodeId,
+        connection: ConnectionId,
+        flow: u64,
+        frame: &[u8],
+    ) -> Result<(), Violation> {
+        let Some(dialed) = self.dialed(node, connection) else { return Ok(()) };
+        let Some(dialer) = &mut dialed.dialer else {
+            return violated("nodes keep to the protocol", "an answer to no handshake".to_string());
+        };
+        match goes_on(dialer, frame) {
+            Ok(Dialing::Write(frame)) => self.put(flow, End::Dialer, Packet::Handshake(frame)),
+            Ok(Dialing::Over(answered)) => {
+                dialed.dialer = None;
+                self.trace.detail(self.now_us, node, || format!("{connection}: {answered:?}"));
+                if let Answered { answer: Err(reject), .. } = &*answered {
+                    self.note(node, "rejected", [reject.code.number().into(), 0, 0, 0]);
+                }
+                self.report(node, PeerEvent::Answered { connection, answered });
+            }
+            Err(why) if self.is_impostor_at(flow, End::Acceptor) => {
+                self.count("answers of impostors not believed");
+                self.dial_ended(node, connection, &why);
+            }
+            Err(why) => return violated("nodes keep to the protocol", why),
+        }
+        Ok(())
+    }
+
+    /// A node makes the members' secret durable; false when its disk fails.
+    pub(super) fn keep_secret(&mut self, node: NodeId, secret: Secret) -> Result<bool, Violation> {
+        let Some(n) = self.nodes.get(&node) else { return Ok(false) };
+        let (disk, data) = (n.disk.clone(), Path::new(DATA));
+        let counts = !(n.wiped || n.old_copy);
+        let kept = Identity::load(&disk, data).and_then(|identity| match identity {
+            Some(identity) => {
+                let secret = Some(to_keep(secret));
+                Identity { secret, ..identity }.store(&disk, data)
+            }
+            None => Ok(()),
+        });
+        if kept.is_err() {
+            self.disk_failed(node, "disk error in keeping the members' secret");
+            return Ok(false);
+        }
+        self.note(node, "secret kept", [u64::from(secret.sealed), 0, 0, 0]);
+        if !secret.sealed {
+            self.count("members' secrets taken from a leader");
+            return Ok(true);
+        }
+        self.count("members' secrets sealed");
+        if counts && *self.sealed.get_or_insert(secret.bytes) != secret.bytes {
+            return violated("members hold one secret", format!("node {node} seals another one"));
+        }
+        Ok(true)
+    }
+
     // ---- byte forms ----
 
     /// What a node is told by another one, in the frames of the wire.
@@ -137,18 +256,17 @@ impl World {
             input_of(frame, from, to)?.ok_or("no input".to_string())
         })
     }
+}
 
-    pub(super) fn hello_over_the_wire(&mut self, hello: Hello) -> Hello {
-        if !self.dice.chance(1, 4) {
-            return hello;
-        }
-        let mut bytes = Vec::new();
-        handshake::put_hello(&mut bytes, &hello);
-        let mut reader = FrameReader::new(bytes.len());
-        reader.feed(&bytes);
-        let taken = reader.next_frame().ok().flatten().map(handshake::take_hello);
-        taken.and_then(Result::ok).unwrap_or(hello)
-    }
+/// The body of a frame of a handshake.
+pub(super) fn body_of(frame: &[u8]) -> Result<Vec<u8>, Violation> {
+    take_frame(frame, |body| Ok(body.to_vec()))
+}
+
+/// What a dialer does next.
+pub(super) fn goes_on(dialer: &mut Dialer, frame: &[u8]) -> Result<Dialing, String> {
+    let body = frame.get(FRAME_HEADER_BYTES..).unwrap_or_default();
+    dialer.heard(body).map_err(|e| e.to_string())
 }
 
 /// What the other side takes from a frame.

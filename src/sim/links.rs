@@ -4,8 +4,9 @@
 //! carried: a dialed connection has a queue, from which one packet after the other is written when the
 //! flow has room, and an accepted one is read as it arrives.
 
-use super::checks::{Violation, violated};
-use super::network::{Arrival, End, Packet};
+use super::checks::Violation;
+use super::impostor::{IMPOSTOR, IMPOSTOR_PLACE};
+use super::network::{Arrival, End, Network, Packet};
 use super::world::{ANY_LIFE, Event, World};
 use crate::node::{
     Admin, ConfigurationHistory, ConnectionId, Due, Input, Keepalive, Outgoing, PeerEffect,
@@ -13,7 +14,7 @@ use crate::node::{
 };
 use crate::raft::{LogRead, Message, NodeId};
 use crate::wal::ReadError;
-use crate::wire::handshake::{self, Hello};
+use crate::wire::proof::{Dialer, Greeting, Listener};
 use std::collections::VecDeque;
 
 /// A dialed connection.
@@ -21,7 +22,9 @@ use std::collections::VecDeque;
 pub(super) struct Dialed {
     /// None until the other side's machine has answered.
     flow: Option<u64>,
-    hello: Option<Box<Hello>>,
+    greeting: Option<Box<Greeting>>,
+    /// While the handshake is under way.
+    pub(super) dialer: Option<Dialer>,
     /// It is in use.
     keepalive: Option<Keepalive>,
     queue: VecDeque<Job>,
@@ -29,6 +32,13 @@ pub(super) struct Dialed {
     pumped: bool,
     /// When its keepalive is looked at next.
     beats_at_us: u64,
+}
+
+impl Dialed {
+    /// Whose machine has answered.
+    pub(super) fn acceptor(&self, network: &Network) -> Option<NodeId> {
+        Some(network.flow(self.flow?)?.acceptor.0)
+    }
 }
 
 /// What is to be written.
@@ -42,6 +52,8 @@ enum Job {
 #[derive(Debug)]
 pub(super) struct Accepted {
     pub(super) from: NodeId,
+    /// Between Hello and proof.
+    pub(super) listener: Option<Listener>,
     /// It was let in.
     pub(super) welcome: bool,
     heard_us: u64,
@@ -87,11 +99,11 @@ impl World {
         configuration.members.iter().map(|m| m.id).filter(|&id| id != node).collect()
     }
 
-    fn dialed(&mut self, node: NodeId, connection: ConnectionId) -> Option<&mut Dialed> {
+    pub(super) fn dialed(&mut self, node: NodeId, connection: ConnectionId) -> Option<&mut Dialed> {
         self.nodes.get_mut(&node)?.up.as_mut()?.dialed.get_mut(&connection)
     }
 
-    fn accepted(&mut self, node: NodeId, flow: u64) -> Option<&mut Accepted> {
+    pub(super) fn accepted(&mut self, node: NodeId, flow: u64) -> Option<&mut Accepted> {
         self.nodes.get_mut(&node)?.up.as_mut()?.accepted.get_mut(&flow)
     }
 
@@ -101,7 +113,7 @@ impl World {
     }
 
     /// Tells a node's raft loop.
-    fn report(&mut self, node: NodeId, event: PeerEvent) {
+    pub(super) fn report(&mut self, node: NodeId, event: PeerEvent) {
         self.input(node, Input::Link(event));
     }
 
@@ -115,13 +127,15 @@ impl World {
     ) -> Result<(), Violation> {
         for effect in effects {
             match effect {
-                PeerEffect::Dial { connection, address, hello, .. } => {
-                    self.dial(node, connection, &address, hello);
+                PeerEffect::Dial { connection, address, greeting, .. } => {
+                    self.dial(node, connection, &address, greeting);
                 }
                 PeerEffect::Open { connection, .. } => {
                     let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
                     let Some(dialed) = self.dialed(node, connection) else { continue };
                     dialed.keepalive = Some(Keepalive::new(local_us));
+                    let flow = dialed.flow;
+                    self.check_opened(node, flow)?;
                     self.beat_in(node, connection, 1);
                     self.pump_in(node, connection, 1);
                 }
@@ -143,17 +157,22 @@ impl World {
                         self.beat_in(node, connection, 1);
                     }
                 }
-                PeerEffect::Welcome { connection: flow, welcome } => {
+                PeerEffect::Welcome { connection: flow, frame } => {
                     let Some(accepted) = self.accepted(node, flow) else { continue };
                     accepted.welcome = true;
                     let from = accepted.from;
                     self.let_in(node, from)?;
-                    self.put(flow, End::Acceptor, Packet::Answer(Box::new(Ok(welcome))));
+                    self.put(flow, End::Acceptor, Packet::Handshake(frame));
                 }
-                PeerEffect::Reject { connection: flow, reject } => {
+                PeerEffect::Reject { connection: flow, reject, frame } => {
                     self.check_reject(node, flow, reject.code)?;
-                    self.put(flow, End::Acceptor, Packet::Answer(Box::new(Err(reject))));
+                    self.put(flow, End::Acceptor, Packet::Handshake(frame));
                     self.end_accepted(node, flow, false);
+                }
+                PeerEffect::Keep { secret } => {
+                    if !self.keep_secret(node, secret)? {
+                        return Ok(());
+                    }
                 }
                 PeerEffect::Part { connection: flow } => {
                     if self.accepted(node, flow).is_some() {
@@ -176,14 +195,27 @@ impl World {
         there().find(|n| n.up.is_some()).or(there().next()).map(|n| n.id)
     }
 
-    fn dial(&mut self, node: NodeId, connection: ConnectionId, address: &str, hello: Box<Hello>) {
-        self.trace.detail(self.now_us, node, || format!("dials {address} {connection} {hello:?}"));
+    fn dial(
+        &mut self,
+        node: NodeId,
+        connection: ConnectionId,
+        address: &str,
+        greeting: Box<Greeting>,
+    ) {
+        let what = || format!("dials {address} {connection} {greeting:?}");
+        self.trace.detail(self.now_us, node, what);
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let life = n.life;
         let Some(up) = &mut n.up else { return };
-        let hello = Some(hello);
-        let (flow, keepalive, queue) = (None, None, VecDeque::new());
-        let dialed = Dialed { flow, hello, keepalive, queue, pumped: false, beats_at_us: 0 };
+        let dialed = Dialed {
+            flow: None,
+            greeting: Some(greeting),
+            dialer: None,
+            keepalive: None,
+            queue: VecDeque::new(),
+            pumped: false,
+            beats_at_us: 0,
+        };
         up.dialed.insert(connection, dialed);
         self.link(HANDSHAKE_US, node, LinkEvent::Timeout { connection });
         // Who is there now; a machine that is taken off by then answers nothing.
@@ -249,18 +281,27 @@ impl World {
             return;
         }
         let delay_us = self.network.delay_us(node, dialer.0);
-        if !up {
+        if !up && !self.impostor_binds(dialer.0, node) {
             return self.link(delay_us, dialer.0, LinkEvent::Refused { connection });
         }
+        let acceptor = if up { (node, life) } else { IMPOSTOR_PLACE };
+        let nonce = self.dice.bytes();
         let Some(dialed) = self.dialed(dialer.0, connection) else { return };
-        let hello = dialed.hello.take();
-        let flow = self.network.open(dialer, (node, life), connection);
+        let greeting = dialed.greeting.take();
+        let flow = self.network.open(dialer, acceptor, connection);
+        let mut hello = None;
         if let Some(dialed) = self.dialed(dialer.0, connection) {
             dialed.flow = Some(flow);
+            if let Some(greeting) = greeting {
+                let (dialer, frame) = Dialer::new(*greeting, nonce);
+                (dialed.dialer, hello) = (Some(dialer), Some(frame));
+            }
         }
-        self.accept(node, flow, dialer.0, SILENCE_MAX_US);
+        if up {
+            self.accept(node, flow, dialer.0, SILENCE_MAX_US);
+        }
         if let Some(hello) = hello {
-            self.put(flow, End::Dialer, Packet::Hello(hello));
+            self.put(flow, End::Dialer, Packet::Handshake(hello));
         }
     }
 
@@ -269,7 +310,8 @@ impl World {
         let now_us = self.now_us;
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
             let (heard_us, pong_us) = (now_us, now_us);
-            let accepted = Accepted { from, welcome: false, heard_us, pong_us, patience_us };
+            let (listener, welcome) = (None, false);
+            let accepted = Accepted { from, listener, welcome, heard_us, pong_us, patience_us };
             up.accepted.insert(flow, accepted);
         }
         self.link(patience_us, node, LinkEvent::Silence { flow });
@@ -294,6 +336,9 @@ impl World {
     }
 
     fn arrive(&mut self, node: NodeId, flow: u64, end: End) -> Result<(), Violation> {
+        if node == IMPOSTOR {
+            return self.arrived_at_impostor(flow, end);
+        }
         let Some(place) = self.network.flow(flow).map(|f| f.place(end)) else { return Ok(()) };
         let Some(n) = self.nodes.get(&node) else { return Ok(()) };
         let again = Event::Link(LinkEvent::Arrive { flow, end });
@@ -353,19 +398,11 @@ impl World {
         }
         // What a disk that is lost has promised is under way no longer: whoever takes its place could
         // not keep it.
-        let forgotten = self.nodes.get(&dialer).is_none_or(|n| dialer_life < n.speaks_since);
+        let forgotten = dialer != IMPOSTOR
+            && self.nodes.get(&dialer).is_none_or(|n| dialer_life < n.speaks_since);
         let input = match packet {
             _ if forgotten => return Ok(()),
-            Packet::Hello(hello) => {
-                let hello = self.hello_over_the_wire(*hello);
-                match handshake::authenticate(&hello, b"") {
-                    Ok(version) => {
-                        let hello = Box::new(hello);
-                        Input::Link(PeerEvent::Accepted { connection: flow, hello, version })
-                    }
-                    Err(reject) => return violated("a node is authentic", reject.message),
-                }
-            }
+            Packet::Handshake(frame) => return self.shakes_hands(node, flow, &frame),
             _ if !welcome => return Ok(()),
             // Most messages are spared the way through the codecs, for the sake of speed.
             Packet::Outgoing(Outgoing::Message(message)) if !self.dice.chance(1, 16) => {
@@ -386,7 +423,7 @@ impl World {
                 return Ok(());
             }
             Packet::SnapshotRequest(request) => return self.asked(node, flow, request),
-            Packet::SnapshotResponse(_) | Packet::Answer(_) | Packet::Pong { .. } => return Ok(()),
+            Packet::SnapshotResponse(_) | Packet::Pong { .. } => return Ok(()),
         };
         self.input(node, input);
         Ok(())
@@ -401,7 +438,7 @@ impl World {
     }
 
     /// An accepted connection is over at this end.
-    fn end_accepted(&mut self, node: NodeId, flow: u64, told: bool) {
+    pub(super) fn end_accepted(&mut self, node: NodeId, flow: u64, told: bool) {
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
         if up.accepted.remove(&flow).is_none() {
             return;
@@ -426,7 +463,12 @@ impl World {
 
     // ---- the dialing side ----
 
-    fn arrived_dialed(&mut self, node: NodeId, flow: u64, packet: Packet) -> Result<(), Violation> {
+    pub(super) fn arrived_dialed(
+        &mut self,
+        node: NodeId,
+        flow: u64,
+        packet: Packet,
+    ) -> Result<(), Violation> {
         let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
         if up.is_some_and(|up| up.transfer.flow == Some(flow)) {
             return self.arrived_for_receiver(node, packet);
@@ -438,13 +480,7 @@ impl World {
             keepalive.heard(matches!(packet, Packet::Pong { .. }), local_us);
         }
         match packet {
-            Packet::Answer(answer) => {
-                self.trace.detail(self.now_us, node, || format!("{connection}: {answer:?}"));
-                if let Err(reject) = &*answer {
-                    self.note(node, "rejected", [reject.code.number().into(), 0, 0, 0]);
-                }
-                self.report(node, PeerEvent::Answered { connection, answer: *answer });
-            }
+            Packet::Handshake(frame) => self.handshake_goes_on(node, connection, flow, &frame)?,
             Packet::Pong { leader, address } if leader != 0 => {
                 let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
                 let news = |h: &ConfigurationHistory| h.is_news(leader, &address);
@@ -460,7 +496,7 @@ impl World {
     }
 
     /// A dialed connection has ended, or was not made.
-    fn dial_ended(&mut self, node: NodeId, connection: ConnectionId, why: &str) {
+    pub(super) fn dial_ended(&mut self, node: NodeId, connection: ConnectionId, why: &str) {
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
         let Some(dialed) = up.dialed.remove(&connection) else { return };
         if let Some(flow) = dialed.flow {

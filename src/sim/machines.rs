@@ -270,7 +270,9 @@ impl World {
                     && (known.term > promise.term || known.index > promise.index)
                     && !up.inbox.iter().any(|i| match i {
                         Input::Peer(message) => message.from == node,
-                        Input::Link(PeerEvent::Accepted { hello, .. }) => hello.from == node,
+                        Input::Link(PeerEvent::Accepted { presented, .. }) => {
+                            presented.hello.from == node
+                        }
                         _ => false,
                     })
             })

@@ -21,6 +21,7 @@ mod endings;
 pub mod explore;
 pub mod faults;
 mod handshakes;
+mod impostor;
 mod late;
 mod ledger;
 pub mod linearizability;

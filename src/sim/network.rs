@@ -19,16 +19,13 @@
 use super::dice::Dice;
 use crate::node::{ConnectionId, Outgoing, SnapshotRequest, SnapshotResponse};
 use crate::raft::{Body, Entry, Message, NodeId};
-use crate::wire::handshake::{Hello, Reject, Welcome};
 use std::collections::{BTreeMap, VecDeque};
 
 /// What travels.
 #[derive(Clone, Debug)]
 pub enum Packet {
-    /// The first words of a dialer.
-    Hello(Box<Hello>),
-    /// The answer to them.
-    Answer(Box<Result<Welcome, Reject>>),
+    /// A frame of a handshake.
+    Handshake(Vec<u8>),
     /// What one raft loop has for another.
     Outgoing(Outgoing),
     /// A node fetches a snapshot.

@@ -18,7 +18,7 @@ use crate::node::recording;
 use crate::node::{
     Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, ConnectionId, Inbox, LogEvent,
     LogWriter, Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver,
-    SnapshotSender, first_configuration, open, restored, verify,
+    SnapshotSender, first_configuration, open, restored, to_show, verify,
 };
 use crate::raft::invariants::Watch;
 use crate::raft::{self, Configuration, Index, NodeId, Persist, Raft, Restored, Term};
@@ -381,7 +381,8 @@ impl SimNode {
         let peers = PeersOptions {
             identity: identity.identity,
             address: self.address.clone(),
-            token: Vec::new(),
+            token: CLIENTS_TOKEN.to_vec(),
+            secret: identity.secret.map(to_show).unwrap_or_default(),
             seeds: Vec::new(),
         };
         self.begun = Some(Box::new(recording::Start {

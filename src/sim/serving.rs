@@ -10,6 +10,7 @@ use crate::api::{self, Encode, Step};
 use crate::kv::{Reader as _, View as _};
 use crate::node::{Answer, Answerer, Input, Request};
 use crate::raft::{Index, NodeId};
+use crate::wire::proof::NONCE_BYTES;
 
 /// How late an answer may be behind its deadline: hops, and pauses of the process between them.
 const LATE_US_MAX: u64 = 2_000_000;
@@ -70,12 +71,16 @@ impl World {
         event: ServedEvent,
     ) -> Result<(), Violation> {
         let now_us = self.now_us;
+        let nonce = match event {
+            ServedEvent::Accepted { .. } => self.dice.bytes(),
+            _ => [0; NONCE_BYTES],
+        };
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let local_us = n.local_us(now_us);
         let Some(up) = &mut n.up else { return Ok(()) };
         if let ServedEvent::Accepted { over_cap } = event {
             let state = std::sync::Arc::clone(&up.state);
-            let made = api::Connection::new(state, over_cap, local_us);
+            let made = api::Connection::new(state, over_cap, nonce, local_us);
             let (arrived, waits) = (Vec::new(), None);
             let served = Served { connection: made, arrived, waits, next_request: 0, due_us: 0 };
             up.served.insert(connection, served);
@@ -173,9 +178,9 @@ impl World {
                 }
                 // The client hears of it as of any node that goes away.
                 Step::Unreadable(e) => self.store_failed(node, "disk error in a read", &e)?,
-                Step::Refuse { reject, .. } => {
+                Step::Refuse { frame, .. } => {
                     up.served.remove(&connection);
-                    self.refuse_client(node, connection, &reject);
+                    self.write_to_client(node, connection, frame);
                     return Ok(());
                 }
                 Step::Peer { .. } => {

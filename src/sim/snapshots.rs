@@ -5,7 +5,7 @@
 //! [`SnapshotSender`]. A connection is let in like any other between nodes, by [`crate::node::Peers`].
 
 use super::checks::{Violation, violated};
-use super::handshakes::take_frame;
+use super::handshakes::{goes_on, take_frame};
 use super::moments::Moment;
 use super::network::{End, Packet};
 use super::store::contents;
@@ -17,7 +17,8 @@ use crate::node::{
     SnapshotSender, request_frame, request_of, response_frame, response_of,
 };
 use crate::raft::{Index, NodeId};
-use crate::wire::handshake::{Hello, Lane, Role};
+use crate::wire::handshake::{Lane, Role};
+use crate::wire::proof::{Dialer, Dialing, Greeting};
 use crate::wire::snapshot::{SnapshotFrame, put_snapshot_frame};
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -37,13 +38,16 @@ pub(super) struct Transfer {
     /// Counts the connections it has dialed; whether the last one is being made.
     dials: u64,
     dialing: bool,
+    /// While the handshake is under way.
+    dialer: Option<Dialer>,
     /// When it goes on.
     wakes_at_us: Option<u64>,
 }
 
 impl Transfer {
     pub(super) fn new(receiver: SnapshotReceiver) -> Transfer {
-        Transfer { receiver, flow: None, dials: 0, dialing: false, wakes_at_us: None }
+        let (flow, dialer, wakes_at_us) = Default::default();
+        Transfer { receiver, flow, dials: 0, dialing: false, dialer, wakes_at_us }
     }
 }
 
@@ -53,7 +57,7 @@ pub(super) enum TransferEvent {
     /// The fetching thread goes on.
     Run,
     /// The first packet of a dialer reaches the machine at an address.
-    Knock { dialer: NodeId, life: u64, dial: u64, hello: Box<Hello> },
+    Knock { dialer: NodeId, life: u64, dial: u64, greeting: Box<Greeting> },
     /// The dialer hears that nobody is there, or nothing in time.
     NotMade { dial: u64, why: &'static str },
     /// The store of a sender has flushed, or not.
@@ -77,8 +81,8 @@ impl World {
     ) -> Result<(), Violation> {
         match event {
             TransferEvent::Run => self.fetch(node),
-            TransferEvent::Knock { dialer, life, dial, hello } => {
-                self.knocked_for_snapshot(node, (dialer, life), dial, hello);
+            TransferEvent::Knock { dialer, life, dial, greeting } => {
+                self.knocked_for_snapshot(node, (dialer, life), dial, *greeting);
                 Ok(())
             }
             TransferEvent::NotMade { dial, why } => {
@@ -222,7 +226,7 @@ impl World {
         let life = n.life;
         let Some(up) = &mut n.up else { return };
         let peers = up.node.peers();
-        let hello = Box::new(peers.hello(Role::Snapshot, sender, Lane::Control));
+        let greeting = Box::new(peers.greeting(Role::Snapshot, sender, Lane::Control));
         let addresses = peers.addresses_of(sender);
         let transfer = &mut up.transfer;
         transfer.dials += 1;
@@ -238,7 +242,7 @@ impl World {
             return;
         }
         let delay_us = self.network.delay_us(node, target);
-        let knock = TransferEvent::Knock { dialer: node, life, dial, hello };
+        let knock = TransferEvent::Knock { dialer: node, life, dial, greeting };
         self.schedule(delay_us, target, ANY_LIFE, Event::Transfer(knock));
     }
 
@@ -247,7 +251,7 @@ impl World {
         node: NodeId,
         dialer: (NodeId, u64),
         dial: u64,
-        hello: Box<Hello>,
+        greeting: Greeting,
     ) {
         let lives = self.nodes.get(&dialer.0).is_some_and(|n| n.life == dialer.1);
         let waits = |t: &mut Transfer| t.dialing && t.dials == dial;
@@ -265,11 +269,12 @@ impl World {
             return self.transfer_in(delay_us, dialer.0, event);
         }
         let flow = self.network.open_for_snapshot(dialer, (node, life));
+        let (handshake, hello) = Dialer::new(greeting, self.dice.bytes());
         if let Some(transfer) = self.transfer(dialer.0) {
-            transfer.flow = Some(flow);
+            (transfer.flow, transfer.dialer) = (Some(flow), Some(handshake));
         }
         self.accept(node, flow, dialer.0, SNAPSHOT_IDLE_US);
-        self.put(flow, End::Dialer, Packet::Hello(hello));
+        self.put(flow, End::Dialer, Packet::Handshake(hello));
     }
 
     /// Something arrived on the connection.
@@ -279,15 +284,24 @@ impl World {
         packet: Packet,
     ) -> Result<(), Violation> {
         match packet {
-            Packet::Answer(answer) => match *answer {
-                Ok(_) => {
-                    if let Some(transfer) = self.transfer(node) {
-                        transfer.dialing = false;
+            Packet::Handshake(frame) => {
+                let Some(transfer) = self.transfer(node) else { return Ok(()) };
+                let (Some(dialer), Some(flow)) = (&mut transfer.dialer, transfer.flow) else {
+                    return Ok(());
+                };
+                match goes_on(dialer, &frame) {
+                    Ok(Dialing::Write(frame)) => {
+                        self.put(flow, End::Dialer, Packet::Handshake(frame));
+                        Ok(())
                     }
-                    self.tell_receiver(node, ReceiverEvent::Connected)
+                    Ok(Dialing::Over(answered)) if answered.answer.is_ok() => {
+                        (transfer.dialing, transfer.dialer) = (false, None);
+                        self.tell_receiver(node, ReceiverEvent::Connected)
+                    }
+                    Ok(Dialing::Over(_)) => self.transfer_lost(node, "rejected"),
+                    Err(why) => violated("nodes keep to the protocol", why),
                 }
-                Err(_) => self.transfer_lost(node, "rejected"),
-            },
+            }
             Packet::SnapshotResponse(response) => {
                 let response = framed(&response_frame(response), response_of)?;
                 let gone = response == SnapshotResponse::Gone;

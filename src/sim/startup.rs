@@ -2,13 +2,14 @@
 //! nodes that run, or by nobody.
 
 use super::checks::{Violation, violated};
-use super::node::DATA;
+use super::node::{CLIENTS_TOKEN, DATA};
 use super::world::World;
 use crate::node::{BootError, Startup, StartupEffect, StartupEvent, StartupOptions, cluster_of};
 use crate::raft::NodeId;
 use crate::wal::Identity;
 use crate::wire::client::{Class, Joined};
 use crate::wire::handshake::{Hello, Reject, RejectCode};
+use crate::wire::proof::{Proven, Secret};
 use std::path::Path;
 
 impl World {
@@ -36,7 +37,8 @@ impl World {
             peers: if founds { addresses.clone() } else { Vec::new() },
             join: if founds { Vec::new() } else { addresses },
             backup: None,
-            token: Vec::new(),
+            token: CLIENTS_TOKEN.to_vec(),
+            secret: self.dice.bytes(),
             own,
             cluster: 0,
         };
@@ -57,8 +59,9 @@ impl World {
                         Err(e) => return Ok(Some(Err(e.into()))),
                     }
                 }
-                StartupEffect::AskPeer { address, hello } => {
-                    let said = if answers { self.peer_says(node, &address, &hello) } else { None };
+                StartupEffect::AskPeer { address, greeting } => {
+                    let hello = &greeting.hello;
+                    let said = if answers { self.peer_says(node, &address, hello) } else { None };
                     known |= said.as_ref().is_some_and(|r| r.code == RejectCode::WrongIdentity);
                     StartupEvent::PeerAnswered(said)
                 }
@@ -84,7 +87,8 @@ impl World {
                 }
                 StartupEffect::Join { .. } => {
                     let (cluster, first) = (cluster_of(&self.first, None), self.first.clone());
-                    StartupEvent::Joined(Joined { cluster, id: node, first })
+                    let secret = Some(self.secret_for(node));
+                    StartupEvent::Joined(Joined { cluster, id: node, first, secret })
                 }
                 StartupEffect::Wait(_) => StartupEvent::Waited,
                 StartupEffect::Say { .. } => continue,
@@ -110,13 +114,35 @@ impl World {
         }
     }
 
+    /// The members' secret that a member gives to a node that joins: any that runs, or the one that has answered
+    /// before it went down.
+    fn secret_for(&mut self, node: NodeId) -> Secret {
+        let before = match self.sealed {
+            Some(bytes) => Secret { bytes, sealed: true },
+            None => Secret { bytes: self.dice.bytes(), sealed: false },
+        };
+        if self.nodes[&node].wiped {
+            // It would be another member. Here it comes under its old id, and has nothing to show for that.
+            return Secret { bytes: self.dice.bytes(), sealed: false };
+        }
+        let Some(configuration) = self.cluster.configuration().cloned() else { return before };
+        let members = self.nodes.values().filter(|n| !n.wiped && !n.old_copy && n.id != node);
+        let members = members.filter(|n| configuration.is_voter(n.id));
+        let mut all: Vec<Secret> =
+            members.filter_map(|n| n.up.as_ref()?.node.peers().keys().secret).collect();
+        if all.is_empty() {
+            all.push(before);
+        }
+        *self.dice.pick(&all)
+    }
+
     /// How the node at an address rejects a Hello of that node; none when it lets it in, or nobody is there.
     fn peer_says(&mut self, node: NodeId, address: &str, hello: &Hello) -> Option<Reject> {
         let there = self.machine_at(address)?;
         if self.network.is_cut(node, there) {
             return None;
         }
-        self.nodes[&there].up.as_ref()?.node.peers().admits(hello).err()
+        self.nodes[&there].up.as_ref()?.node.peers().admits(hello, Proven::default()).err()
     }
 }
 

@@ -14,7 +14,6 @@ use crate::client::{Cause, Channel, Effect, Error, Event as CoreEvent, Heard};
 use crate::kv::{Outcome, Reply};
 use crate::raft::NodeId;
 use crate::wire::client::{self, Answer, Class};
-use crate::wire::handshake::{Reject, put_reject};
 use std::io;
 use std::time::Duration;
 
@@ -183,9 +182,11 @@ impl World {
         let connection = self.connections;
         let rejects = !self.quiet && self.dice.chance(1, 60);
         let bad_token = rejects && self.dice.chance(1, 2);
+        let nonce = self.dice.bytes();
         let c = &mut self.clients[client as usize];
         c.dial = Some(connection);
-        c.channel = Channel::new(cluster, if bad_token { b"another" } else { CLIENTS_TOKEN });
+        let token = if bad_token { b"another" } else { CLIENTS_TOKEN };
+        c.channel = Channel::new(cluster, token, nonce);
         let first = c.channel.queued().to_vec();
         c.channel.took(first.len());
         self.count("dials of clients");
@@ -266,6 +267,15 @@ impl World {
                 return Ok(());
             }
             let event = match c.channel.heard() {
+                Ok(None) if dials && !c.channel.queued().is_empty() => {
+                    let proof = c.channel.queued().to_vec();
+                    c.channel.took(proof.len());
+                    if let Some(dialed) = c.dialed {
+                        let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
+                        self.served_in(delay_us, &dialed, ServedEvent::Bytes(proof));
+                    }
+                    continue;
+                }
                 Ok(None) => return Ok(()),
                 Ok(Some(Heard::Answer(response))) => CoreEvent::Answered { response },
                 Ok(Some(Heard::Welcome(welcome))) => {
@@ -317,13 +327,6 @@ impl World {
         let delay_us = self.dice.log_between(DELAY_US.0, DELAY_US.1);
         let delay_us = self.due_at_client(node, connection, delay_us);
         self.client_in(delay_us, client, ClientEvent::Hears { connection, bytes });
-    }
-
-    /// A node tells a client why it is not let in.
-    pub(super) fn refuse_client(&mut self, node: NodeId, connection: ClientId, reject: &Reject) {
-        let mut bytes = Vec::new();
-        put_reject(&mut bytes, reject);
-        self.write_to_client(node, connection, bytes);
     }
 
     /// A node has closed a connection, behind what it wrote.

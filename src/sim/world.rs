@@ -10,6 +10,7 @@ use super::dice::Dice;
 use super::direct::{DIRECT, DirectRequests};
 use super::disk::Trouble;
 use super::faults::Fault;
+use super::impostor::{IMPOSTOR, Impostor};
 use super::late::mistakable;
 use super::ledger::Ledger;
 use super::lines::{LineClient, LineEvent};
@@ -55,6 +56,7 @@ pub(super) enum Event {
     Start,
     Resume,
     Fault,
+    Impostor,
 }
 
 /// When, at which node (0: the world) and in which of its lives; equal times in order of arrival.
@@ -133,6 +135,10 @@ pub struct World {
     pub(super) quiet: bool,
     /// An event of the fault plan is due.
     pub(super) fault_due: bool,
+    /// The members' secret, once a member has sealed it.
+    pub(super) sealed: Option<[u8; 32]>,
+    /// Who is no member and says that it is one.
+    pub(super) impostor: Impostor,
 }
 
 /// Bounds of the cluster, the same at every node. Production has room for thousands of sessions and for more members
@@ -202,6 +208,8 @@ impl World {
             rush_until_us: 0,
             quiet: false,
             fault_due: false,
+            sealed: None,
+            impostor: Impostor::new(&mut dice),
             dice,
         };
         world.cluster.members_max = Some(world.bounds.members);
@@ -212,6 +220,7 @@ impl World {
         for client in 0..world.lines.len() {
             world.line_in(1_000_000, client, LineEvent::Acts);
         }
+        world.schedule(1_000_000, 0, ANY_LIFE, Event::Impostor);
         world.keep_one_away();
         for client in 0..clients {
             let event = ClientEvent::Acts { turn: 0 };
@@ -373,6 +382,7 @@ impl World {
             Event::Line { client, event } => self.on_line(client, event),
             Event::Served { connection, event } => self.on_served(node, connection, event),
             Event::Start => self.start(node),
+            Event::Impostor => self.impostor_acts(),
             Event::Resume => {
                 self.resume(node);
                 Ok(())
@@ -432,8 +442,10 @@ impl World {
         // Who has welcomed this process just now.
         let mut welcomed_by: Vec<NodeId> = Vec::new();
         for input in inputs {
-            if let Input::Link(PeerEvent::Answered { connection, answer: Ok(welcome) }) = &input
-                && up.dialed.contains_key(connection)
+            if let Input::Link(PeerEvent::Answered { connection, answered }) = &input
+                && let Ok(welcome) = &answered.answer
+                && let Some(dialed) = up.dialed.get(connection)
+                && dialed.acceptor(&self.network) != Some(IMPOSTOR)
             {
                 welcomed_by.push(welcome.node);
             }

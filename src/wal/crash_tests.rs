@@ -180,6 +180,7 @@ fn an_identity_survives_a_crash_at_every_operation() {
             denied: false,
             advertise: format!("host:{i}"),
             members: configuration(i).members.clone(),
+            secret: (i > 2).then_some(MembersSecret { bytes: [i as u8; 32], sealed: i > 3 }),
         };
         identity.store(&disk, dir).unwrap();
         stored.push((disk.ops(), Some(identity)));

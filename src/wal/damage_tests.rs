@@ -368,6 +368,7 @@ fn a_lost_identity_is_refused() {
         denied: false,
         advertise: "host:1".into(),
         members: Vec::new(),
+        secret: None,
     };
     identity.store(&disk, dir).unwrap();
     let paths = disk.paths();
@@ -385,3 +386,29 @@ fn a_lost_identity_is_refused() {
     misdirected.edit(&paths[1], |b| *b = bytes);
     assert!(is_damage(&Identity::load(&misdirected, dir)));
 }
+
+/// A directory that was made before there was a members' secret is read, and has none; what is stored then is of
+/// today's version.
+#[test]
+fn an_identity_of_version_1_is_read() {
+    let dir = Path::new("/data");
+    let disk = TestDisk::default();
+    for (name, crc) in [("identity-a", "28abeafc"), ("identity-b", "579ced1f")] {
+        let hex = IDENTITY_1_HEX.replace(char::is_whitespace, "").replace("CRC", crc);
+        let byte = |i| u8::from_str_radix(&hex[i..i + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        let file = disk.open(&dir.join(name), Open::CreateNew).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+    }
+    let identity = Identity::load(&disk, dir).unwrap().expect("it is there");
+    assert_eq!((identity.cluster, identity.node, identity.identity), (5, 1, 0x77));
+    assert_eq!(identity.secret, None);
+    identity.store(&disk, dir).unwrap();
+    assert_eq!(disk.bytes(&dir.join("identity-a"))[8..12], [2, 0, 0, 0]);
+    assert_eq!(Identity::load(&disk, dir).unwrap(), Some(identity));
+}
+
+const IDENTITY_1_HEX: &str = "
+    6b6f6e746e6f6465 01000000 CRC 5d000000 0100000000000000 0500000000000000 0100000000000000
+    7700000000000000 01 06000000 686f73743a31 01000000 0100000000000000 7700000000000000
+    06000000 686f73743a31";

@@ -13,6 +13,7 @@ use super::spare::slot_of;
 use crate::env::{Disk, Open, is_unreadable};
 use crate::raft::codec::{Input, Malformed};
 use crate::raft::{Member, NodeId};
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +21,9 @@ use std::path::{Path, PathBuf};
 const FILES: [&str; 2] = ["identity-a", "identity-b"];
 
 const MAGIC: [u8; 8] = *b"kontnode";
-const VERSION: u32 = 1;
+/// Version 1 has no secret.
+const VERSION: u32 = 2;
+const SECRET_SINCE: u32 = 2;
 
 /// Bits of the flags.
 const CREATED: u8 = 1;
@@ -33,6 +36,22 @@ const PREFIX_BYTES: usize = 8 + 4 + 4 + 4;
 
 /// No record is larger; a bound for what a spoiled length may ask for.
 const BYTES_MAX: u64 = 1 << 20;
+
+/// The secret that members show one another, and no client has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct MembersSecret {
+    /// The secret.
+    pub bytes: [u8; 32],
+    /// All members hold it: it is the cluster's for good.
+    pub sealed: bool,
+}
+
+/// The secret never reaches a log.
+impl fmt::Debug for MembersSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MembersSecret").field("sealed", &self.sealed).finish_non_exhaustive()
+    }
+}
 
 /// Who a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +76,8 @@ pub struct Identity {
     pub advertise: String,
     /// The members the cluster was, or is to be, formed of; empty for a node that joins.
     pub members: Vec<Member>,
+    /// The members' secret; none in a directory of an earlier version.
+    pub secret: Option<MembersSecret>,
 }
 
 /// A copy as it was found.
@@ -161,6 +182,8 @@ impl Identity {
             out.extend_from_slice(&member.identity.to_le_bytes());
             put_text(&mut out, &member.address);
         }
+        out.push(self.secret.map_or(0, |secret| 1 + u8::from(secret.sealed)));
+        out.extend(self.secret.iter().flat_map(|secret| secret.bytes));
         let len = len32(out.len());
         out[16..20].copy_from_slice(&len);
         let sum = crc(&out, copy).to_le_bytes();
@@ -180,7 +203,7 @@ impl Identity {
         if len < PREFIX_BYTES || sum != crc(record, copy) {
             return Err(Malformed("checksum"));
         }
-        if version != VERSION {
+        if version == 0 || version > VERSION {
             return Err(Malformed("version"));
         }
         let mut input = Input(&record[PREFIX_BYTES..]);
@@ -199,6 +222,10 @@ impl Identity {
             let identity = input.u64("member identity")?;
             members.push(Member { id, identity, address: take_text(&mut input)? });
         }
+        let secret = match version >= SECRET_SINCE {
+            true => take_secret(&mut input)?,
+            false => None,
+        };
         input.end("length")?;
         let is = |bit| flags & bit != 0;
         let known = Identity {
@@ -211,6 +238,7 @@ impl Identity {
             denied: is(DENIED),
             advertise,
             members,
+            secret,
         };
         Ok((seq, known))
     }
@@ -230,6 +258,17 @@ fn take_text(input: &mut Input<'_>) -> Result<String, Malformed> {
     let bytes = input.blob("address")?;
     let text = std::str::from_utf8(bytes).map_err(|_| Malformed("address"))?;
     Ok(text.to_string())
+}
+
+fn take_secret(input: &mut Input<'_>) -> Result<Option<MembersSecret>, Malformed> {
+    let sealed = match input.u8("secret")? {
+        0 => return Ok(None),
+        1 => false,
+        2 => true,
+        _ => return Err(Malformed("secret")),
+    };
+    let bytes = input.bytes(32, "secret")?.try_into().map_err(|_| Malformed("secret"))?;
+    Ok(Some(MembersSecret { bytes, sealed }))
 }
 
 /// Over all but the checksum itself; the copy's number keeps one from passing for the other.

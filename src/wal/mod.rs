@@ -52,7 +52,7 @@ pub(crate) mod testdisk;
 mod tests;
 
 pub use error::{ReadError, WAY_OUT, WalError};
-pub use identity::{Identity, IdentityCopy, holds_log};
+pub use identity::{Identity, IdentityCopy, MembersSecret, holds_log};
 pub use reader::LogReader;
 pub use recovered::{Cut, Recovered};
 pub use spare::{Preparer, Spare, files_max};

@@ -541,6 +541,7 @@ fn the_identity_format_is_frozen() {
         denied: false,
         advertise: "host:1".into(),
         members: vec![member],
+        secret: Some(MembersSecret { bytes: [0xa5; 32], sealed: true }),
     };
     let disk = TestDisk::default();
     identity.store(&disk, Path::new("/data")).unwrap();
@@ -548,14 +549,14 @@ fn the_identity_format_is_frozen() {
         disk.bytes(&Path::new("/data").join(name)).iter().map(|b| format!("{b:02x}")).collect()
     };
     let record = IDENTITY_HEX.replace(char::is_whitespace, "");
-    assert_eq!(hex("identity-a"), record.replace("CRC", "28abeafc"));
-    assert_eq!(hex("identity-b"), record.replace("CRC", "579ced1f"));
+    assert_eq!(hex("identity-a"), record.replace("CRC", "872e5089"));
+    assert_eq!(hex("identity-b"), record.replace("CRC", "0421783e"));
 }
 
 const IDENTITY_HEX: &str = "
-    6b6f6e746e6f6465 01000000 CRC 5d000000 0100000000000000 0500000000000000 0100000000000000
+    6b6f6e746e6f6465 02000000 CRC 7e000000 0100000000000000 0500000000000000 0100000000000000
     7700000000000000 01 06000000 686f73743a31 01000000 0100000000000000 7700000000000000
-    06000000 686f73743a31";
+    06000000 686f73743a31 02 a5a5a5a5a5a5a5a5 a5a5a5a5a5a5a5a5 a5a5a5a5a5a5a5a5 a5a5a5a5a5a5a5a5";
 
 /// The bytes are frozen: docs/formats.md, "Configuration", shows this very one.
 #[test]

@@ -17,10 +17,10 @@ pub use super::status::{
 use super::kv::{
     put_outcome, put_query, put_reply, put_write, take_outcome, take_query, take_reply, take_write,
 };
-use super::status::{put_status, take_status};
+use super::status::{put_joined, put_status, take_joined, take_status};
 use crate::kv::{Outcome, Query, Reply, Write};
+use crate::raft::NodeId;
 use crate::raft::codec::{Input, Malformed};
-use crate::raft::{Member, NodeId};
 use std::fmt;
 
 /// The id of an answer that belongs to no request but to the connection: it is about to close.
@@ -507,14 +507,7 @@ fn put_response_body(out: &mut Vec<u8>, response: &Response) {
         }
         Ok(Answer::Joined(joined)) => {
             out.push(9);
-            out.extend_from_slice(&joined.cluster.to_le_bytes());
-            out.extend_from_slice(&joined.id.to_le_bytes());
-            put_count(out, joined.first.len());
-            for member in &joined.first {
-                out.extend_from_slice(&member.id.to_le_bytes());
-                out.extend_from_slice(&member.identity.to_le_bytes());
-                put_text(out, &member.address, ADDRESS_BYTES_MAX);
-            }
+            put_joined(out, joined);
         }
         Ok(Answer::Changed { id }) => {
             out.push(10);
@@ -568,17 +561,7 @@ pub fn take_response(body: &[u8]) -> Result<Response, Malformed> {
         6 => Ok(Answer::Ok),
         7 => Ok(Answer::Backup { manifest: input.blob("manifest")?.to_vec() }),
         8 => Ok(Answer::Bytes(input.blob("bytes")?.to_vec())),
-        9 => {
-            let (cluster, id) = (input.u64("cluster")?, input.u64("member id")?);
-            let first = take_list(&mut input, 8 + 8 + 4, usize::MAX, "member count", |input| {
-                Ok(Member {
-                    id: input.u64("member id")?,
-                    identity: input.u64("member identity")?,
-                    address: take_text(input, ADDRESS_BYTES_MAX, "member address")?,
-                })
-            })?;
-            Ok(Answer::Joined(Joined { cluster, id, first }))
-        }
+        9 => Ok(Answer::Joined(take_joined(&mut input)?)),
         10 => Ok(Answer::Changed { id: input.u64("member id")? }),
         11 => {
             let left = match take_flag(&mut input, "compaction under way")? {

@@ -59,6 +59,10 @@ pub mod kind {
     pub const WELCOME: u8 = 0x02;
     /// [`crate::wire::handshake::Reject`].
     pub const REJECT: u8 = 0x03;
+    /// The listener's random number ([`crate::wire::proof`]).
+    pub const CHALLENGE: u8 = 0x04;
+    /// What the dialer shows ([`crate::wire::proof`]).
+    pub const PROOF: u8 = 0x05;
     /// A [`crate::raft::Message`].
     pub const MESSAGE: u8 = 0x10;
     /// [`crate::wire::peer::Forward`].

@@ -1,7 +1,7 @@
 //! Bytes on the network: frames and codecs for peers, clients, the text dialect and HTTP.
 //!
 //! One port speaks three dialects; [`sniff`] tells them apart by the first bytes. The native one is
-//! made of frames ([`frame`]) that open with a handshake ([`handshake`]) and then carry peer
+//! made of frames ([`frame`]) that open with a handshake ([`handshake`], [`proof`]) and then carry peer
 //! messages ([`peer`]), a [`snapshot`] or client calls ([`client`], with the words of the store in [`kv`]).
 //! [`text`] is RESP2 and typed lines, [`http`] a read-only page for people and load balancers.
 //! docs/protocol.md is the specification; its worked examples are test fixtures here.
@@ -20,6 +20,7 @@ pub mod hmac;
 pub mod http;
 pub mod kv;
 pub mod peer;
+pub mod proof;
 pub mod snapshot;
 pub mod sniff;
 mod status;

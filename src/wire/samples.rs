@@ -2,6 +2,7 @@
 
 use super::client::Change;
 use super::client::*;
+use super::frame::put_frame;
 use super::handshake::*;
 use super::peer::*;
 use crate::kv::*;
@@ -30,18 +31,14 @@ fn position() -> impl Strategy<Value = u64> {
 
 pub(super) fn hello() -> impl Strategy<Value = Hello> {
     let numbers = [number(), number(), number(), number(), number()];
-    let versions = (1u16..=PROTOCOL_VERSIONS.1, 1u16..=PROTOCOL_VERSIONS.1);
-    let rest = (text(), bytes(), any::<bool>(), remembered());
-    (versions, any::<bool>(), numbers, rest).prop_map(
-        |((one, other), peer, numbers, (address, token, bulk, remembered))| {
+    let rest = (text(), any::<[u8; 32]>(), any::<bool>(), remembered());
+    (1u16..=PROTOCOL_VERSIONS.1, any::<bool>(), numbers, rest).prop_map(
+        |(version_min, peer, numbers, (address, nonce, bulk, remembered))| {
             let [cluster, from, to, identity, to_identity] = numbers;
-            let version_max = one.max(other);
-            // Version 1 says nothing of these.
-            let bulk = bulk && version_max > 1;
             let (only_asks, bulk) = (bulk && !peer, bulk && peer);
             Hello {
-                version_min: one.min(other),
-                version_max,
+                version_min,
+                version_max: PROTOCOL_VERSIONS.1,
                 role: if peer { Role::Peer } else { Role::Client },
                 cluster,
                 from,
@@ -49,10 +46,10 @@ pub(super) fn hello() -> impl Strategy<Value = Hello> {
                 identity,
                 to_identity,
                 address,
-                token,
                 lane: if bulk { Lane::Bulk } else { Lane::Control },
-                remembered: if version_max > 1 { remembered } else { Remembered::default() },
+                remembered,
                 only_asks,
+                nonce,
             }
         },
     )
@@ -70,7 +67,6 @@ pub(super) fn handshake_answer() -> impl Strategy<Value = Result<Welcome, Reject
     let numbers = [number(), number(), number(), number()];
     let welcome = (any::<u16>(), numbers, text(), remembered()).prop_map(
         |(version, [cluster, node, identity, leader], leader_address, remembered)| {
-            let remembered = if version > 1 { remembered } else { Remembered::default() };
             Ok(Welcome { version, cluster, node, identity, leader, leader_address, remembered })
         },
     );
@@ -84,6 +80,7 @@ pub(super) fn handshake_answer() -> impl Strategy<Value = Result<Welcome, Reject
         Just(RejectCode::NotFormed),
         Just(RejectCode::Malformed),
         Just(RejectCode::Removed),
+        Just(RejectCode::Unproven),
         (64u8..).prop_map(RejectCode::Other),
     ];
     let reject = (code, text()).prop_map(|(code, message)| Err(Reject { code, message }));
@@ -387,6 +384,11 @@ pub(super) fn peer_frame() -> impl Strategy<Value = PeerFrame> {
     ]
 }
 
+/// An answer without a proof.
+pub(super) fn put_answer(out: &mut Vec<u8>, answer: &Result<Welcome, Reject>) {
+    put_frame(out, |out| put_answer_fields(out, answer));
+}
+
 /// Any frame of any dialect of frames, encoded.
 pub(super) fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     let encode = |put: &dyn Fn(&mut Vec<u8>)| {
@@ -396,10 +398,7 @@ pub(super) fn any_frame() -> impl Strategy<Value = Vec<u8>> {
     };
     prop_oneof![
         hello().prop_map(move |h| encode(&|out| put_hello(out, &h))),
-        handshake_answer().prop_map(move |a| encode(&|out| match &a {
-            Ok(welcome) => put_welcome(out, welcome),
-            Err(reject) => put_reject(out, reject),
-        })),
+        handshake_answer().prop_map(move |a| encode(&|out| put_answer(out, &a))),
         request().prop_map(move |r| encode(&|out| {
             put_request(out, &r);
         })),

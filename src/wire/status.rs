@@ -6,6 +6,7 @@ use super::fields::{
     ADDRESS_BYTES_MAX, put_count, put_option, put_text, take_flag, take_list, take_option,
     take_text,
 };
+use super::proof::{SECRET_BYTES, Secret};
 use crate::raft::codec::{Input, Malformed};
 use crate::raft::{Index, Member, NodeId, Term};
 use std::fmt;
@@ -142,6 +143,45 @@ pub struct Joined {
     pub id: NodeId,
     /// The members that the cluster was formed of: the configuration in front of the log.
     pub first: Vec<Member>,
+    /// The members' secret. On the wire it is masked ([`JoinedPad`](super::proof::JoinedPad)). None for a member
+    /// that must have it already.
+    pub secret: Option<Secret>,
+}
+
+pub(super) fn put_joined(out: &mut Vec<u8>, joined: &Joined) {
+    out.extend_from_slice(&joined.cluster.to_le_bytes());
+    out.extend_from_slice(&joined.id.to_le_bytes());
+    put_count(out, joined.first.len());
+    for member in &joined.first {
+        out.extend_from_slice(&member.id.to_le_bytes());
+        out.extend_from_slice(&member.identity.to_le_bytes());
+        put_text(out, &member.address, ADDRESS_BYTES_MAX);
+    }
+    out.push(joined.secret.map_or(0, |secret| 1 + u8::from(secret.sealed)));
+    out.extend(joined.secret.iter().flat_map(|secret| secret.bytes));
+}
+
+pub(super) fn take_joined(input: &mut Input<'_>) -> Result<Joined, Malformed> {
+    let (cluster, id) = (input.u64("cluster")?, input.u64("member id")?);
+    let first = take_list(input, 8 + 8 + 4, usize::MAX, "member count", |input| {
+        Ok(Member {
+            id: input.u64("member id")?,
+            identity: input.u64("member identity")?,
+            address: take_text(input, ADDRESS_BYTES_MAX, "member address")?,
+        })
+    })?;
+    let secret = |input: &mut Input<'_>, sealed| {
+        let bytes = input.bytes(SECRET_BYTES, "members' secret")?;
+        let bytes = bytes.try_into().map_err(|_| Malformed("members' secret"))?;
+        Ok(Some(Secret { bytes, sealed }))
+    };
+    let secret = match input.u8("members' secret")? {
+        0 => None,
+        1 => secret(input, false)?,
+        2 => secret(input, true)?,
+        _ => return Err(Malformed("members' secret")),
+    };
+    Ok(Joined { cluster, id, first, secret })
 }
 
 pub(super) fn put_status(out: &mut Vec<u8>, status: &NodeStatus) {

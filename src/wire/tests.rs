@@ -4,10 +4,11 @@ use super::client::*;
 use super::frame::*;
 use super::handshake::*;
 use super::peer::*;
+use super::proof::{Dialer, Dialing, Greeting, Listener};
 use super::samples;
 use crate::kv::{Condition, Test};
 use crate::kv::{Found, Op, OpResult, Outcome, Query, Reply, SessionStamp, Write};
-use crate::raft::codec::{Malformed, put_entry};
+use crate::raft::codec::{Input, Malformed, put_entry};
 use crate::raft::{Body, Entry, Message, Payload};
 use proptest::prelude::*;
 use std::sync::Arc;
@@ -29,10 +30,12 @@ fn recode(body: &[u8]) -> Result<Vec<u8>, Malformed> {
     let mut out = Vec::new();
     match body.first() {
         Some(&kind::HELLO) => put_hello(&mut out, &take_hello(body)?),
-        Some(&(kind::WELCOME | kind::REJECT)) => match take_answer(body)? {
-            Ok(welcome) => put_welcome(&mut out, &welcome),
-            Err(reject) => put_reject(&mut out, &reject),
-        },
+        Some(&(kind::WELCOME | kind::REJECT)) => {
+            let mut input = Input(body);
+            let answer = take_answer_fields(&mut input)?;
+            input.end("handshake answer length")?;
+            samples::put_answer(&mut out, &answer);
+        }
         Some(kind::MESSAGE..=kind::ADMIN_ANSWER) => {
             put_peer_frame(&mut out, &take_peer_frame(body)?);
         }
@@ -55,10 +58,7 @@ proptest! {
         put_hello(&mut out, &hello);
         prop_assert_eq!(take_hello(&body_of(&out)).unwrap(), hello);
         out.clear();
-        match &answer {
-            Ok(welcome) => put_welcome(&mut out, welcome),
-            Err(reject) => put_reject(&mut out, reject),
-        }
+        samples::put_answer(&mut out, &answer);
         prop_assert_eq!(take_answer(&body_of(&out)).unwrap(), answer);
     }
 
@@ -375,18 +375,29 @@ fn examples() -> Vec<(&'static str, Vec<u8>)> {
         put(&mut out);
         list.push((name, out));
     };
-    let hello = Hello { version_max: 1, ..Hello::of_client(0, b"raft") };
-    add("hello", &|out| put_hello(out, &hello));
-    let welcome = Welcome {
-        version: 1,
+    // A whole handshake: the client's random number counts up from 0, the node's from 32.
+    let greeting = Greeting::of_client(Hello::of_client(0), b"raft");
+    let (mut dialer, hello) = Dialer::new(greeting, std::array::from_fn(|i| i as u8));
+    let nonce = std::array::from_fn(|i| 32 + i as u8);
+    let (listener, challenge) = Listener::new(&hello[FRAME_HEADER_BYTES..], &nonce).unwrap();
+    let heard = dialer.heard(&challenge[FRAME_HEADER_BYTES..]);
+    let Ok(Dialing::Write(proof)) = heard else { panic!("{heard:?}") };
+    let presented = listener.proof(&proof[FRAME_HEADER_BYTES..], b"raft").unwrap();
+    let welcome = Ok(Welcome {
+        version: 3,
         cluster: 0x0123_4567_89AB_CDEF,
         node: 2,
         identity: 0x1122,
         leader: 1,
         leader_address: "127.0.0.1:7101".into(),
         remembered: Remembered::default(),
-    };
-    add("welcome", &|out| put_welcome(out, &welcome));
+    });
+    let welcome = presented.answer(&welcome, None);
+    for (name, frame) in
+        [("hello", hello), ("challenge", challenge), ("proof", proof), ("welcome", welcome)]
+    {
+        add(name, &|out| out.extend_from_slice(&frame));
+    }
     let reject = Reject { code: RejectCode::Token, message: "the token is wrong".into() };
     add("reject", &|out| put_reject(out, &reject));
     let put = Op::Put { key: b"city".to_vec(), value: b"Oslo".to_vec() };

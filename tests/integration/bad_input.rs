@@ -7,8 +7,11 @@ use crate::support::{Dice, contents, http, say, wait_for};
 use kontiki::client::Connection;
 use kontiki::kv::{Op, Write as KvWrite};
 use kontiki::wire::client::{Answer, Call, Class, NO_REQUEST, Request, put_request, take_response};
-use kontiki::wire::frame::{FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE, put_frame};
-use kontiki::wire::handshake::{Hello, RejectCode, put_hello, take_answer};
+use kontiki::wire::frame::{
+    FRAME_HEADER_BYTES, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE, put_frame,
+};
+use kontiki::wire::handshake::{Hello, RejectCode, take_answer};
+use kontiki::wire::proof::{Dialer, Dialing, Greeting};
 use std::collections::BTreeMap;
 use std::fs;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -139,15 +142,32 @@ fn resident(pid: u32) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
-fn hello() -> Vec<u8> {
-    let mut bytes = PREAMBLE.to_vec();
-    put_hello(&mut bytes, &Hello::of_client(0, b""));
-    bytes
+/// A client's side of a handshake: what it writes behind the challenge is still to be written.
+fn handshake(stream: &mut TcpStream) -> Vec<u8> {
+    let greeting = Greeting::of_client(Hello::of_client(0), b"");
+    let (mut dialer, hello) = Dialer::new(greeting, [1; 32]);
+    stream.write_all(&[&PREAMBLE[..], &hello].concat()).expect("a hello");
+    let mut challenge = vec![0; FRAME_HEADER_BYTES + 1 + 2 + 32];
+    stream.read_exact(&mut challenge).expect("a challenge");
+    match dialer.heard(&challenge[FRAME_HEADER_BYTES..]) {
+        Ok(Dialing::Write(proof)) => proof,
+        other => panic!("a challenge, not {other:?}"),
+    }
+}
+
+/// Sends bytes behind a handshake and gives all that comes back until the end.
+fn answer_behind(address: &str, bytes: &[u8], close: bool) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    let proof = handshake(&mut stream);
+    answer_on(stream, &[&proof, bytes].concat(), close)
 }
 
 /// Sends bytes on a connection of their own and gives all that comes back until the end.
 fn answer_to(address: &str, bytes: &[u8], close: bool) -> Vec<u8> {
-    let mut stream = TcpStream::connect(address).expect("a connection");
+    answer_on(TcpStream::connect(address).expect("a connection"), bytes, close)
+}
+
+fn answer_on(mut stream: TcpStream, bytes: &[u8], close: bool) -> Vec<u8> {
     stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
     // The other side may close before it has taken everything.
     let _ = stream.write_all(bytes);
@@ -228,26 +248,33 @@ fn all_bad_inputs(address: &str, dice: &mut Dice) -> Vec<String> {
     let mut huge = PREAMBLE.to_vec();
     huge.extend_from_slice(&[0xff; 8]);
     said.push(format!("4 GiB as the first frame: {}", rejected(&answer_to(address, &huge, false))));
-    let mut huge = hello();
+    let mut huge = Vec::new();
     huge.extend_from_slice(&[0xff; 8]);
-    said.push(format!("4 GiB after the handshake: {}", failed(&answer_to(address, &huge, false))));
+    said.push(format!(
+        "4 GiB after the handshake: {}",
+        failed(&answer_behind(address, &huge, false))
+    ));
 
     // A frame with a wrong checksum, one of no kind, and one that ends too early.
-    let mut wrong = hello();
+    let mut wrong = Vec::new();
     let at = wrong.len();
     let call = Call::Ping;
     put_request(&mut wrong, &Request { id: 7, deadline_ms: 0, call });
     wrong[at + 4] ^= 1;
-    said.push(format!("a wrong checksum: {}", failed(&answer_to(address, &wrong, false))));
-    let mut odd = hello();
+    said.push(format!("a wrong checksum: {}", failed(&answer_behind(address, &wrong, false))));
+    let mut odd = Vec::new();
     put_frame(&mut odd, |body| body.extend_from_slice(&[0x77, 1, 2, 3]));
-    said.push(format!("a frame of no kind: {}", failed(&answer_to(address, &odd, false))));
-    let mut torn = hello();
+    said.push(format!("a frame of no kind: {}", failed(&answer_behind(address, &odd, false))));
+    let mut torn = Vec::new();
     let put = Op::Put { key: b"torn".to_vec(), value: vec![b'x'; 1000] };
     let call = Call::Write(KvWrite { ops: vec![put], ..KvWrite::default() });
     put_request(&mut torn, &Request { id: 7, deadline_ms: 0, call });
     torn.truncate(torn.len() - 500);
-    assert_eq!(frames(&answer_to(address, &torn, true)).len(), 1, "the welcome and nothing else");
+    assert_eq!(
+        frames(&answer_behind(address, &torn, true)).len(),
+        1,
+        "the welcome and nothing else"
+    );
 
     // A value above the limit, in both dialects. The native connection goes on.
     let value = vec![b'x'; TOO_LARGE];

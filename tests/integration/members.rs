@@ -632,7 +632,7 @@ fn versions_without_a_protocol_in_common_say_so() {
         .expect("kontiki serve");
     let _ends = Ends(node);
     thread::spawn(move || {
-        let words = "this node speaks protocol versions 8 to 9, the dialer version 2: the dialer is too old";
+        let words = "this node speaks protocol versions 8 to 9, the dialer version 3: the dialer is too old";
         let reject = Reject { code: RejectCode::Version, message: words.to_owned() };
         let mut out = Vec::new();
         put_reject(&mut out, &reject);
@@ -652,7 +652,7 @@ fn versions_without_a_protocol_in_common_say_so() {
         to: 1,
         identity: 5,
         address: theirs,
-        ..Hello::of_client(1, b"")
+        ..Hello::of_client(1)
     };
     let mut out = PREAMBLE.to_vec();
     put_hello(&mut out, &hello);
@@ -662,12 +662,12 @@ fn versions_without_a_protocol_in_common_say_so() {
     let Ok(Err(reject)) = take_answer(&answer[FRAME_HEADER_BYTES..]) else { panic!("let in") };
     assert_eq!(reject.code, RejectCode::Version);
     let words =
-        "this node speaks protocol version 2, the dialer versions 8 to 9: this node is too old";
+        "this node speaks protocol version 3, the dialer versions 8 to 9: this node is too old";
     assert!(reject.message.contains(words), "{}", reject.message);
     let said = || fs::read_to_string(&log).unwrap_or_default();
     wait_for("what the peer said", || {
         said()
-            .contains("versions 8 to 9, the dialer version 2: the dialer is too old")
+            .contains("versions 8 to 9, the dialer version 3: the dialer is too old")
             .then_some(())
     });
     assert!(said().contains(words), "and what it refused itself: {}", said());

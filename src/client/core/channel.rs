@@ -4,9 +4,10 @@
 //! applied, any other is in doubt when the connection ends.
 
 use super::super::error::Cause;
-use crate::wire::client::{Request, Response, put_request, take_response};
+use crate::wire::client::{Answer, Request, Response, put_request, take_response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX, PREAMBLE};
-use crate::wire::handshake::{Hello, Welcome, put_hello, take_answer};
+use crate::wire::handshake::{Hello, Welcome};
+use crate::wire::proof::{Dialer, Dialing, Greeting, JoinedPad, Nonce, Secret};
 use std::collections::VecDeque;
 
 /// Bytes of the output buffer that are kept between flushes.
@@ -34,7 +35,10 @@ pub enum Heard {
 #[derive(Debug)]
 pub struct Channel {
     reader: FrameReader,
-    welcomed: bool,
+    /// While the handshake is under way.
+    dialer: Option<Dialer>,
+    /// Unmasks what a node that joins is told.
+    pad: Option<JoinedPad>,
     out: Vec<u8>,
     /// How much of `out` the network has taken.
     at: usize,
@@ -47,20 +51,23 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// One whose first words are to be written. `cluster` is the cluster meant, 0 for any.
+    /// One whose first words are to be written. `cluster` is the cluster meant, 0 for any. The number is random
+    /// and new.
     #[must_use]
-    pub fn new(cluster: u64, token: &[u8]) -> Channel {
-        Channel::with(&Hello::of_client(cluster, token))
+    pub fn new(cluster: u64, token: &[u8], nonce: Nonce) -> Channel {
+        Channel::with(Greeting::of_client(Hello::of_client(cluster), token), nonce)
     }
 
-    /// The same with a Hello of one's own.
+    /// The same with a greeting of one's own.
     #[must_use]
-    pub fn with(hello: &Hello) -> Channel {
+    pub fn with(greeting: Greeting, nonce: Nonce) -> Channel {
+        let (dialer, hello) = Dialer::new(greeting, nonce);
         let mut out = PREAMBLE.to_vec();
-        put_hello(&mut out, hello);
+        out.extend_from_slice(&hello);
         Channel {
             reader: FrameReader::new(HANDSHAKE_FRAME_MAX),
-            welcomed: false,
+            dialer: Some(dialer),
+            pad: None,
             out,
             at: 0,
             handed: 0,
@@ -84,21 +91,33 @@ impl Channel {
         self.reader.feed(bytes);
     }
 
-    /// What the node has said next, if that is here.
+    /// What the node has said next, if that is here. During the handshake it may leave more to be written.
     ///
     /// # Errors
     /// It does not let the client in, or says what makes no sense: the connection is of no further use.
     pub fn heard(&mut self) -> Result<Option<Heard>, Cause> {
         let Some(body) = self.reader.next_frame().map_err(Cause::Frame)? else { return Ok(None) };
-        if self.welcomed {
-            let response = take_response(body).map_err(Cause::Malformed)?;
+        let Some(dialer) = &mut self.dialer else {
+            let mut response = take_response(body).map_err(Cause::Malformed)?;
+            if let (Ok(Answer::Joined(joined)), Some(pad)) = (&mut response.result, &self.pad)
+                && let Some(Secret { bytes, .. }) = &mut joined.secret
+            {
+                *bytes = pad.mask(bytes);
+            }
             return Ok(Some(Heard::Answer(response)));
+        };
+        match dialer.heard(body).map_err(Cause::Malformed)? {
+            Dialing::Write(frame) => {
+                self.out.extend_from_slice(&frame);
+                Ok(None)
+            }
+            Dialing::Over(answered) => {
+                let welcome = answered.answer.map_err(Cause::Rejected)?;
+                self.reader.set_limit(CLIENT_FRAME_MAX);
+                (self.dialer, self.pad, self.handed) = (None, Some(answered.pad), 0);
+                Ok(Some(Heard::Welcome(welcome)))
+            }
         }
-        let answer = take_answer(body).map_err(Cause::Malformed)?;
-        let welcome = answer.map_err(Cause::Rejected)?;
-        self.reader.set_limit(CLIENT_FRAME_MAX);
-        (self.welcomed, self.handed) = (true, 0);
-        Ok(Some(Heard::Welcome(welcome)))
     }
 
     /// Queues a request under its own id, which is larger than those before.

@@ -10,9 +10,8 @@ use crate::wire::client::{
     Request, Response, put_response, take_request,
 };
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader, HANDSHAKE_FRAME_MAX};
-use crate::wire::handshake::{
-    Local, Remembered, Welcome, admit, put_reject, put_welcome, take_hello,
-};
+use crate::wire::handshake::{Local, Remembered, Welcome, addressed, put_reject};
+use crate::wire::proof::Listener;
 use std::collections::VecDeque;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -108,7 +107,7 @@ impl Store {
             Call::Backup => Answer::Backup { manifest: Vec::new() },
             Call::Piece { .. } => Answer::Bytes(Vec::new()),
             Call::Change(Change::Join { .. }) => {
-                Answer::Joined(Joined { cluster: CLUSTER, id: 4, first: Vec::new() })
+                Answer::Joined(Joined { cluster: CLUSTER, id: 4, first: Vec::new(), secret: None })
             }
             &Call::Change(Change::Promote { id, .. } | Change::Remove { id, .. }) => {
                 Answer::Changed { id }
@@ -280,6 +279,7 @@ impl Shared {
     fn serve_until_end(&self, stream: &mut TcpStream) -> std::io::Result<()> {
         let mut reader = FrameReader::new(HANDSHAKE_FRAME_MAX);
         let mut greeted = false;
+        let mut listener: Option<Listener> = None;
         let mut preamble = false;
         loop {
             if !preamble {
@@ -290,7 +290,13 @@ impl Shared {
             while preamble && !close {
                 let Some(body) = reader.next_frame().map_err(std::io::Error::other)? else { break };
                 if !greeted {
-                    greeted = self.greet(body, &mut out);
+                    let Some(heard) = listener.take() else {
+                        let (heard, challenge) = Listener::new(body, &[9; 32]).expect("a hello");
+                        out.extend_from_slice(&challenge);
+                        listener = Some(heard);
+                        continue;
+                    };
+                    greeted = self.greet(heard, body, &mut out);
                     close = !greeted;
                     reader.set_limit(CLIENT_FRAME_MAX);
                     continue;
@@ -310,24 +316,26 @@ impl Shared {
         }
     }
 
-    fn greet(&self, body: &[u8], out: &mut Vec<u8>) -> bool {
-        let hello = take_hello(body).expect("the client's hello decodes");
-        let local =
-            Local { cluster: CLUSTER, node: self.id, identity: self.id, token: &self.token };
-        let version = match admit(&hello, &local) {
-            Ok(version) => version,
+    fn greet(&self, listener: Listener, body: &[u8], out: &mut Vec<u8>) -> bool {
+        let local = Local { cluster: CLUSTER, node: self.id, identity: self.id };
+        let admitted = listener
+            .proof(body, &self.token)
+            .and_then(|presented| addressed(&presented.hello, &local).map(|()| presented));
+        let presented = match admitted {
+            Ok(presented) => presented,
             Err(reject) => {
                 put_reject(out, &reject);
                 return false;
             }
         };
+        let version = presented.version;
         let (leader, leader_address) = lock(&self.leader).clone().unwrap_or_default();
         let (cluster, node) = (CLUSTER, self.id);
         let identity = self.id;
         let remembered = Remembered::default();
         let welcome =
             Welcome { version, cluster, node, identity, leader, leader_address, remembered };
-        put_welcome(out, &welcome);
+        out.extend_from_slice(&presented.answer(&Ok(welcome), None));
         true
     }
 

@@ -15,12 +15,14 @@ pub(super) struct Connected<'a> {
     pub(super) address: &'a str,
 }
 
-/// Whether a node that dials is let in. `connected` are those that are.
+/// Whether a node that dials is let in. `is_member`: it has proven that, or cannot be asked to yet. `connected` are
+/// those that are.
 pub(super) fn admit<'a>(
     hello: &Hello,
-    local: &Local<'_>,
+    local: &Local,
     own_address: &str,
     history: &ConfigurationHistory,
+    is_member: bool,
     connected: impl Iterator<Item = Connected<'a>>,
 ) -> Result<(), Reject> {
     let reject = |code, message: String| Err(Reject { code, message });
@@ -44,6 +46,15 @@ pub(super) fn admit<'a>(
             return Err(reject);
         }
         Err(reject) => return Err(reject),
+    }
+    // An empty disk in the place of another one is told so: it has nothing to show yet.
+    if !is_member {
+        let message = format!(
+            "the dialer says that it is node {}, and does not hold the members' secret: it is a client, or a data \
+             directory of another cluster or of a time before",
+            hello.from
+        );
+        return reject(RejectCode::Unproven, message);
     }
     for other in connected {
         let same_disk = other.identity == hello.identity;

@@ -2,7 +2,8 @@
 
 use crate::raft::NodeId;
 use crate::wal::Identity;
-use crate::wire::handshake::{Hello, Lane, Reject, Welcome};
+use crate::wire::handshake::{Lane, Reject};
+use crate::wire::proof::{Answered, Greeting, Presented, Secret};
 
 /// This node's number for a connection, of its own life: [`super::Peers`] number those that they dial,
 /// the owner those that it accepts.
@@ -11,15 +12,13 @@ pub type ConnectionId = u64;
 /// Something happened on a connection with another node.
 #[derive(Clone, Debug)]
 pub enum PeerEvent {
-    /// A node dialed, and knows the token ([`crate::wire::handshake::authenticate`]). It is answered by
+    /// A node dialed, and knows the token ([`crate::wire::proof`]). It is answered by
     /// [`PeerEffect::Welcome`] or [`PeerEffect::Reject`].
     Accepted {
         /// The owner's number, never used again.
         connection: ConnectionId,
-        /// What it says.
-        hello: Box<Hello>,
-        /// The version to speak.
-        version: u16,
+        /// What it says, and shows.
+        presented: Box<Presented>,
     },
     /// An accepted connection has ended.
     AcceptedClosed {
@@ -30,8 +29,8 @@ pub enum PeerEvent {
     Answered {
         /// Which.
         connection: ConnectionId,
-        /// Its answer.
-        answer: Result<Welcome, Reject>,
+        /// Its answer, and what it shows.
+        answered: Box<Answered>,
     },
     /// A dialed connection was not made, or has ended.
     Closed {
@@ -72,8 +71,8 @@ pub enum PeerEffect {
         peer: NodeId,
         /// Where: all addresses of that name in turn.
         address: String,
-        /// What to say.
-        hello: Box<Hello>,
+        /// What to say, and to show.
+        greeting: Box<Greeting>,
     },
     /// A dialed connection is in use from now on.
     Open {
@@ -98,8 +97,8 @@ pub enum PeerEffect {
     Welcome {
         /// Which.
         connection: ConnectionId,
-        /// The answer.
-        welcome: Welcome,
+        /// The answer's frame.
+        frame: Vec<u8>,
     },
     /// The dialer is not let in.
     Reject {
@@ -107,6 +106,13 @@ pub enum PeerEffect {
         connection: ConnectionId,
         /// The answer.
         reject: Reject,
+        /// Its frame.
+        frame: Vec<u8>,
+    },
+    /// The members' secret has changed: durable in the data directory before any later effect is done.
+    Keep {
+        /// It.
+        secret: Secret,
     },
     /// An accepted connection is to be closed.
     Part {

@@ -9,8 +9,9 @@
 //! find the new one made.
 
 use super::events::{ConnectionId, PeerEffect};
-use crate::raft::{NodeId, Raft, RoleName};
-use crate::wire::handshake::{Hello, Lane};
+use crate::raft::{NodeId, Raft, RoleName, Term};
+use crate::wire::handshake::Lane;
+use crate::wire::proof::{Greeting, SECRET_BYTES, Secret};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Pauses between two attempts, in microseconds; they double.
@@ -28,11 +29,22 @@ const PROBE_PAUSE_US: (u64, u64) = (500_000, 5_000_000);
 struct Dialing {
     connection: ConnectionId,
     address: String,
+    /// What the greeting shows, and in which term it offers that.
+    secret: Option<Secret>,
+    offers_in: Option<Term>,
+}
+
+impl Dialing {
+    fn says_sealed(&self) -> bool {
+        self.secret.is_some_and(|secret| secret.sealed)
+    }
 }
 
 #[derive(Debug)]
 struct Link {
     open: Option<ConnectionId>,
+    /// The greeting of the open connection said that the members' secret is sealed.
+    told_sealed: bool,
     dialing: Option<Dialing>,
     /// The open connection is in doubt: another one is to take its place.
     doubted: bool,
@@ -49,6 +61,7 @@ impl Link {
     fn new(now_us: u64) -> Link {
         Link {
             open: None,
+            told_sealed: false,
             dialing: None,
             doubted: false,
             next_dial_us: now_us,
@@ -132,6 +145,25 @@ impl Links {
         (dialing.connection == connection).then(|| (node, lane, dialing.address.clone()))
     }
 
+    /// The secret that the greeting of a connection that is being made shows, and the term in which it offers it.
+    pub(super) fn greeted(
+        &self,
+        connection: ConnectionId,
+    ) -> Option<([u8; SECRET_BYTES], Option<Term>)> {
+        let dialing = self.links.get(self.by_connection.get(&connection)?)?.dialing.as_ref()?;
+        let secret = dialing.secret.filter(|_| dialing.connection == connection)?;
+        Some((secret.bytes, dialing.offers_in))
+    }
+
+    /// Dials anew who was dialed before the members' secret was sealed, to say so.
+    pub(super) fn tell_sealed(&mut self, now_us: u64) {
+        let untold = |link: &&Link| !link.told_sealed && !link.doubted;
+        let control = self.links.iter().filter(|((_, lane), _)| *lane == Lane::Control);
+        let open: Vec<ConnectionId> =
+            control.map(|(_, link)| link).filter(untold).filter_map(|link| link.open).collect();
+        open.into_iter().for_each(|connection| self.replace(connection, now_us));
+    }
+
     /// Makes the set of peers that are dialed that one. Gives those whose bulk connection was closed.
     pub(super) fn follow(
         &mut self,
@@ -205,7 +237,7 @@ impl Links {
         peer: NodeId,
         lane: Lane,
         addresses: &[String],
-        hello: Hello,
+        greeting: Greeting,
         now_us: u64,
         effects: &mut Vec<PeerEffect>,
     ) {
@@ -217,10 +249,11 @@ impl Links {
         link.attempts = link.attempts.wrapping_add(1);
         let connection = self.next_connection;
         self.next_connection += 1;
-        link.dialing = Some(Dialing { connection, address: address.clone() });
+        let (secret, offers_in) = (greeting.keys.secret, greeting.offers_in);
+        link.dialing = Some(Dialing { connection, address: address.clone(), secret, offers_in });
         self.by_connection.insert(connection, (peer, lane));
-        let hello = Box::new(hello);
-        effects.push(PeerEffect::Dial { connection, peer, address, hello });
+        let greeting = Box::new(greeting);
+        effects.push(PeerEffect::Dial { connection, peer, address, greeting });
     }
 
     /// A node that was probed; one that answered is not asked again.
@@ -241,7 +274,7 @@ impl Links {
     ) {
         let Some(&(peer, lane)) = self.by_connection.get(&connection) else { return };
         let Some(link) = self.links.get_mut(&(peer, lane)) else { return };
-        link.dialing = None;
+        link.told_sealed = link.dialing.take().is_some_and(|dialing| dialing.says_sealed());
         if let Some(old) = link.open.replace(connection) {
             self.by_connection.remove(&old);
             effects.push(PeerEffect::Close { connection: old });

@@ -14,12 +14,17 @@
 //!   this node's own Hello, or what a peer remembers of this very data directory. One peer's word is
 //!   not enough for a removal where another can be asked.
 //!
+//! Ids and identities are no secret: every client can read them. So both sides of a handshake prove that they
+//! are members ([`crate::wire::proof`]). Who does not is not let in, changes nothing about the connections of
+//! the member that it names, and is not believed: no verdict rests on what it says.
+//!
 //! | file | idea |
 //! |---|---|
 //! | `status` | what a peer is, by the configurations in the log |
 //! | `admission` | who is let in, and what a rejection means |
 //! | `rollback` | a disk that was put back to an earlier state |
 //! | `keepalive` | signs of life on one connection |
+//! | `sealing` | how the members' secret, with which they prove themselves, comes about |
 //! | `links` | dial targets, pauses, and replacing a connection in doubt |
 //!
 //! Left out: sockets, name resolution and bytes, which are the owner's; and the messages themselves.
@@ -29,6 +34,7 @@ mod events;
 mod keepalive;
 mod links;
 mod rollback;
+mod sealing;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -42,11 +48,13 @@ pub use rollback::LogPosition;
 pub use status::{ConfigurationHistory, PeerStatus};
 
 use super::MEMBERS_MAX;
-use crate::raft::{Configuration, Message, NodeId, Raft};
-use crate::wire::handshake::{Hello, Lane, Local, Reject, Remembered, Role, Welcome};
+use crate::raft::{Configuration, Message, NodeId, Raft, Term};
+use crate::wire::handshake::{Hello, Lane, Local, Reject, RejectCode, Remembered, Role, Welcome};
+use crate::wire::proof::{Answered, Greeting, Keys, Presented, Proven, Secret};
 use admission::{Connected, Dialed, Meaning};
 use links::Links;
 use rollback::{Memory, Witness};
+use sealing::Sealing;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -57,8 +65,10 @@ pub struct PeersOptions {
     pub identity: u64,
     /// `HOST:PORT` under which the others reach this node.
     pub address: String,
-    /// The shared secret; empty when there is none.
+    /// The tokens that dialers must know ([`crate::wire::proof::tokens`]); empty when there is none.
     pub token: Vec<u8>,
+    /// The members' secret that the data directory holds.
+    pub secret: Secret,
     /// Addresses where nodes run, for a node whose members may all have moved (`--join`).
     pub seeds: Vec<String>,
 }
@@ -91,6 +101,9 @@ pub struct Peers {
     history: ConfigurationHistory,
     memory: Memory,
     witness: Witness,
+    /// What is kept, or is about to be ([`PeerEffect::Keep`]).
+    secret: Secret,
+    sealing: Sealing,
     links: Links,
     accepted: BTreeMap<ConnectionId, Accepted>,
     /// Where nodes say that they are reached, or others say so.
@@ -115,6 +128,8 @@ impl Peers {
             witness: Witness::new(options.identity, LogPosition::of(raft)),
             links: Links::new(core.heartbeat_us, core.election_timeout_us, seeds, now_us),
             history,
+            secret: options.secret,
+            sealing: Sealing::default(),
             memory: Memory::default(),
             accepted: BTreeMap::new(),
             said: BTreeMap::new(),
@@ -165,10 +180,14 @@ impl Peers {
         self.links.open(node, lane)
     }
 
-    /// How this node dials another one.
-    pub fn hello(&self, role: Role, to: NodeId, lane: Lane) -> Hello {
-        let cluster = self.cluster;
-        Hello {
+    /// What this node shows of itself.
+    pub fn keys(&self) -> Keys {
+        Keys { token: self.options.token.clone(), secret: Some(self.secret) }
+    }
+
+    /// How this node dials another one, and offers nothing.
+    pub fn greeting(&self, role: Role, to: NodeId, lane: Lane) -> Greeting {
+        let hello = Hello {
             role,
             from: self.id,
             to,
@@ -177,8 +196,9 @@ impl Peers {
             address: self.options.address.clone(),
             lane,
             remembered: self.memory.of(to),
-            ..Hello::of_client(cluster, &self.options.token)
-        }
+            ..Hello::of_client(self.cluster)
+        };
+        Greeting { hello, keys: self.keys(), offers_in: None }
     }
 
     // ---- events ----
@@ -190,15 +210,16 @@ impl Peers {
             return;
         }
         match event {
-            PeerEvent::Accepted { connection, hello, version } => {
-                self.on_accepted(connection, &hello, version, raft);
+            PeerEvent::Accepted { connection, presented } => {
+                self.on_accepted(connection, &presented, raft);
             }
             PeerEvent::AcceptedClosed { connection } => self.on_accepted_closed(connection),
-            PeerEvent::Answered { connection, answer: Ok(welcome) } => {
-                self.on_welcome(connection, &welcome, raft);
-            }
-            PeerEvent::Answered { connection, answer: Err(reject) } => {
-                self.on_reject(connection, &reject);
+            PeerEvent::Answered { connection, answered } => {
+                let Answered { answer, proven, .. } = *answered;
+                match answer {
+                    Ok(welcome) => self.on_welcome(connection, &welcome, proven, raft),
+                    Err(reject) => self.on_reject(connection, &reject, proven),
+                }
             }
             PeerEvent::Closed { connection, why } => {
                 let closed = self.links.closed(connection, &why, now_us, &mut self.effects);
@@ -250,17 +271,22 @@ impl Peers {
         if self.stopped {
             return;
         }
+        self.go_on_sealing(raft);
         let due = self.links.due(raft, now_us, &mut self.effects);
         for (peer, lane) in due {
             let addresses = self.addresses_of(peer);
-            let hello = self.hello(Role::Peer, peer, lane);
-            self.links.dial(peer, lane, &addresses, hello, now_us, &mut self.effects);
+            let offers_in = self.offers_in(raft).filter(|_| lane == Lane::Control);
+            let greeting = Greeting { offers_in, ..self.greeting(Role::Peer, peer, lane) };
+            self.links.dial(peer, lane, &addresses, greeting, now_us, &mut self.effects);
         }
     }
 
     /// When [`Peers::tick`] must be called next.
     pub fn next_tick_us(&self, raft: &Raft) -> u64 {
-        if self.stopped { u64::MAX } else { self.links.next_us(raft) }
+        match self.stopped {
+            true => u64::MAX,
+            false => self.links.next_us(raft).min(self.seals_at_us(raft)),
+        }
     }
 
     /// What is to be done.
@@ -275,9 +301,15 @@ impl Peers {
 
     // ---- accepted connections ----
 
-    fn on_accepted(&mut self, connection: ConnectionId, hello: &Hello, version: u16, raft: &Raft) {
-        if let Err(reject) = self.admits(hello) {
-            self.effects.push(PeerEffect::Reject { connection, reject });
+    fn on_accepted(&mut self, connection: ConnectionId, presented: &Presented, raft: &Raft) {
+        let (hello, version) = (&*presented.hello, presented.version);
+        let proven = presented.proven(&self.secret);
+        if let Err(reject) = self.admits(hello, proven) {
+            let answer = Err(reject);
+            let frame = presented.answer(&answer, Some(&self.secret));
+            if let Err(reject) = answer {
+                self.effects.push(PeerEffect::Reject { connection, reject, frame });
+            }
             return;
         }
         if self.stops_as_rolled_back(hello.from, &hello.address, &hello.remembered, raft) {
@@ -285,8 +317,10 @@ impl Peers {
         }
         let Hello { from, identity, role, lane, .. } = *hello;
         self.memory.met(from, identity);
-        let welcome = self.welcome(from, version, raft);
-        self.effects.push(PeerEffect::Welcome { connection, welcome });
+        self.take_offer(presented, proven, raft);
+        let welcome = Ok(self.welcome(from, version, raft));
+        let frame = presented.answer(&welcome, Some(&self.secret));
+        self.effects.push(PeerEffect::Welcome { connection, frame });
         let address = hello.address.clone();
         let accepted = Accepted { node: from, identity, role, lane, address };
         let again = self.accepted.values().any(|a| (a.node, a.role, a.lane) == (from, role, lane));
@@ -307,23 +341,27 @@ impl Peers {
         self.links.has_dialed(from, self.now_us, &mut self.effects);
     }
 
-    /// Whether a node that dials with that Hello is let in.
+    /// Whether a node that dials with that Hello, and knows the token, is let in.
     ///
     /// # Errors
     /// What it is told when it is not.
-    pub fn admits(&self, hello: &Hello) -> Result<(), Reject> {
-        let local = Local {
-            cluster: self.cluster,
-            node: self.id,
-            identity: self.options.identity,
-            token: &self.options.token,
-        };
+    pub fn admits(&self, hello: &Hello, proven: Proven) -> Result<(), Reject> {
+        let (cluster, node, identity) = (self.cluster, self.id, self.options.identity);
+        let local = Local { cluster, node, identity };
         let connected = self
             .accepted
             .values()
             .filter(|a| a.role == Role::Peer)
             .map(|a| Connected { node: a.node, identity: a.identity, address: &a.address });
-        admission::admit(hello, &local, &self.options.address, &self.history, connected)?;
+        let is_member = proven.member || !self.secret.sealed;
+        admission::admit(
+            hello,
+            &local,
+            &self.options.address,
+            &self.history,
+            is_member,
+            connected,
+        )?;
         let same = |a: &&Accepted| (a.node, a.role, a.lane) == (hello.from, hello.role, hello.lane);
         let newcomer = !self.history.is_member(hello.from) && !self.said.contains_key(&hello.from);
         let newcomers = self.said.keys().filter(|id| !self.history.is_member(**id)).count();
@@ -389,11 +427,23 @@ impl Peers {
 
     // ---- dialed connections ----
 
-    fn on_welcome(&mut self, connection: ConnectionId, welcome: &Welcome, raft: &Raft) {
+    fn on_welcome(
+        &mut self,
+        connection: ConnectionId,
+        welcome: &Welcome,
+        proven: Proven,
+        raft: &Raft,
+    ) {
         let Some((peer, lane, address)) = self.links.dialing(connection) else {
             self.effects.push(PeerEffect::Close { connection });
             return;
         };
+        let (proven, offered) = self.shown_to(connection, proven);
+        if self.secret.sealed && !proven.member {
+            let why = "who answers at its address does not hold the members' secret";
+            self.links.refused(connection, why, true, self.now_us, &mut self.effects);
+            return;
+        }
         if (welcome.cluster, welcome.node) != (self.cluster, peer) {
             let why = "another node answers at its address";
             self.links.refused(connection, why, false, self.now_us, &mut self.effects);
@@ -405,12 +455,36 @@ impl Peers {
         self.memory.met(peer, welcome.identity);
         self.witness.welcomed(peer);
         self.removed_by.remove(&peer);
+        if proven.sealed {
+            self.seal("another member says so");
+        }
+        if let Some(term) = offered.filter(|_| proven.member) {
+            self.has_shown(peer, welcome.identity, term, raft);
+        }
         self.links.welcomed(connection, self.now_us, &mut self.effects);
         self.told.push(Told::Connected { node: peer, identity: welcome.identity, lane });
     }
 
-    fn on_reject(&mut self, connection: ConnectionId, reject: &Reject) {
+    /// What was shown to the greeting of that connection: it counts for the secret that this node holds now.
+    fn shown_to(&self, connection: ConnectionId, proven: Proven) -> (Proven, Option<Term>) {
+        match self.links.greeted(connection) {
+            Some((bytes, offered)) if bytes == self.secret.bytes => (proven, offered),
+            _ => (Proven { token: proven.token, ..Proven::default() }, None),
+        }
+    }
+
+    fn on_reject(&mut self, connection: ConnectionId, reject: &Reject, proven: Proven) {
         let Some((peer, _, address)) = self.links.dialing(connection) else { return };
+        let (proven, _) = self.shown_to(connection, proven);
+        let believed = if self.secret.sealed { proven.member } else { proven.token };
+        if !believed && matches!(reject.code, RejectCode::Removed | RejectCode::WrongIdentity) {
+            let text = format!(
+                "who answers at {address} says: {}. It has not shown that it is a member, and is not believed",
+                reject.message
+            );
+            self.links.refused(connection, &text, true, self.now_us, &mut self.effects);
+            return;
+        }
         let dialed = Dialed {
             own: self.id,
             own_identity: self.options.identity,

@@ -2,10 +2,15 @@
 
 use super::*;
 use crate::raft::{HardState, Member, Options, Restored, RestoredLog};
-use crate::wire::handshake::RejectCode;
+use crate::wire::frame::FRAME_HEADER_BYTES;
+use crate::wire::proof::{Dialer, Dialing, Listener};
 
 const OWN: u64 = 11;
 const SECOND: u64 = 1_000_000;
+const TOKEN: &[u8] = b"token";
+const OURS: Secret = Secret { bytes: [7; 32], sealed: true };
+/// What a member shows.
+const MEMBER: Proven = Proven { token: true, member: true, sealed: true };
 
 fn identity(id: NodeId) -> u64 {
     10 + id
@@ -45,7 +50,8 @@ struct Fixture {
 impl Fixture {
     fn of(raft: Raft) -> Fixture {
         let address = "host:1".to_string();
-        let options = PeersOptions { identity: OWN, address, token: Vec::new(), seeds: Vec::new() };
+        let (token, seeds) = (TOKEN.to_vec(), Vec::new());
+        let options = PeersOptions { identity: OWN, address, token, secret: OURS, seeds };
         let mut peers = Peers::new(&raft, options, 0);
         peers.begin();
         Fixture { raft, peers, now_us: 0 }
@@ -66,23 +72,31 @@ impl Fixture {
         self.peers.take_effects()
     }
 
-    /// A Hello of a peer, accepted under that number.
+    /// A Hello of a peer that shows what a member shows, accepted under that number.
     fn accept(&mut self, connection: ConnectionId, hello: Hello) -> Result<Welcome, Reject> {
-        let hello = Box::new(hello);
-        let effects = self.event(PeerEvent::Accepted { connection, hello, version: 2 });
-        let answer = |effect| match effect {
-            PeerEffect::Welcome { welcome, .. } => Some(Ok(welcome)),
-            PeerEffect::Reject { reject, .. } => Some(Err(reject)),
+        let answered = self.shake(connection, member_says(hello)).0;
+        answered.answer
+    }
+
+    /// A whole handshake in which this node is dialed: the answer, and all effects.
+    fn shake(&mut self, connection: ConnectionId, says: Greeting) -> (Answered, Vec<PeerEffect>) {
+        let (presented, mut dialer) = presented(says);
+        let presented = Box::new(presented);
+        let effects = self.event(PeerEvent::Accepted { connection, presented });
+        let frame = effects.iter().find_map(|effect| match effect {
+            PeerEffect::Welcome { frame, .. } | PeerEffect::Reject { frame, .. } => Some(frame),
             _ => None,
-        };
-        effects.into_iter().find_map(answer).expect("an answer")
+        });
+        let heard = dialer.heard(&frame.expect("an answer")[FRAME_HEADER_BYTES..]);
+        let Ok(Dialing::Over(answered)) = heard else { panic!("{heard:?}") };
+        (*answered, effects)
     }
 
     /// Dials what is due; gives the connections with whom they are to reach and where.
     fn dial(&mut self, now_us: u64) -> Vec<(ConnectionId, NodeId, Lane, String)> {
         let dial = |effect| match effect {
-            PeerEffect::Dial { connection, peer, address, hello } => {
-                Some((connection, peer, hello.lane, address))
+            PeerEffect::Dial { connection, peer, address, greeting } => {
+                Some((connection, peer, greeting.hello.lane, address))
             }
             _ => None,
         };
@@ -91,18 +105,50 @@ impl Fixture {
 
     fn welcomed(&mut self, connection: ConnectionId, by: NodeId) -> Vec<PeerEffect> {
         let answer = Ok(welcome(by, Remembered::default()));
-        self.event(PeerEvent::Answered { connection, answer })
+        self.answered(connection, answer, MEMBER)
     }
 
     fn rejected(&mut self, connection: ConnectionId, code: RejectCode) -> Vec<PeerEffect> {
-        let reject = Reject { code, message: "no".to_string() };
-        self.event(PeerEvent::Answered { connection, answer: Err(reject) })
+        self.answered(connection, rejection(code), MEMBER)
     }
+
+    /// The dialed node answers, and shows that.
+    fn answered(
+        &mut self,
+        connection: ConnectionId,
+        answer: Result<Welcome, Reject>,
+        proven: Proven,
+    ) -> Vec<PeerEffect> {
+        let pad = presented(member_says(hello(2))).0.pad();
+        let answered = Box::new(Answered { answer, proven, pad });
+        self.event(PeerEvent::Answered { connection, answered })
+    }
+}
+
+fn rejection(code: RejectCode) -> Result<Welcome, Reject> {
+    Err(Reject { code, message: "no".to_string() })
+}
+
+/// What a member says with that Hello.
+fn member_says(hello: Hello) -> Greeting {
+    let keys = Keys { token: TOKEN.to_vec(), secret: Some(OURS) };
+    Greeting { hello, keys, offers_in: None }
+}
+
+/// Both ends of a handshake up to the proof.
+fn presented(says: Greeting) -> (Presented, Dialer) {
+    let (mut dialer, hello) = Dialer::new(says, [1; 32]);
+    let heard = Listener::new(&hello[FRAME_HEADER_BYTES..], &[2; 32]);
+    let (listener, challenge) = heard.expect("a hello");
+    let proof = dialer.heard(&challenge[FRAME_HEADER_BYTES..]);
+    let Ok(Dialing::Write(proof)) = proof else { panic!("{proof:?}") };
+    let presented = listener.proof(&proof[FRAME_HEADER_BYTES..], TOKEN).expect("the token");
+    (presented, dialer)
 }
 
 fn welcome(by: NodeId, remembered: Remembered) -> Welcome {
     Welcome {
-        version: 2,
+        version: 3,
         cluster: 7,
         node: by,
         identity: identity(by),
@@ -119,7 +165,7 @@ fn hello(from: NodeId) -> Hello {
         to: 1,
         identity: identity(from),
         address: format!("host:{from}"),
-        ..Hello::of_client(7, b"")
+        ..Hello::of_client(7)
     }
 }
 
@@ -163,16 +209,16 @@ fn an_old_copy_stops_itself() {
     let remembered = Remembered { identity: OWN, term: 4, index: 0 };
     let mut f = Fixture::new(3);
     let (connection, by, ..) = f.dial(0)[0].clone();
-    let answer = Ok(welcome(by, remembered));
-    let effects = f.event(PeerEvent::Answered { connection, answer });
+    let effects = f.answered(connection, Ok(welcome(by, remembered)), MEMBER);
     assert_eq!(stop_of(&effects), Some(Verdict::RolledBack));
     assert_eq!(effects.len(), 1, "nothing else leaves");
     assert!(f.peers.take_told().is_empty());
     assert!(f.welcomed(connection, by).is_empty() && f.tick(SECOND).is_empty());
 
     let mut f = Fixture::new(3);
-    let hello = Box::new(Hello { remembered, ..hello(2) });
-    let effects = f.event(PeerEvent::Accepted { connection: 1, hello, version: 2 });
+    let (presented, _) = presented(member_says(Hello { remembered, ..hello(2) }));
+    let presented = Box::new(presented);
+    let effects = f.event(PeerEvent::Accepted { connection: 1, presented });
     assert_eq!(stop_of(&effects), Some(Verdict::RolledBack));
     // One that it does not take for a member condemns nobody.
     let mut f = Fixture::new(3);

@@ -215,7 +215,7 @@ fn a_recovery_that_is_cut_off_anywhere_is_completed() {
     let disk = node.disk();
     drop(node);
     let before = disk.ops();
-    let rescued = recover(&disk.shared(), data, 77).unwrap();
+    let rescued = recover(&disk.shared(), data, (77, [7; 32])).unwrap();
     assert_eq!((rescued.before, rescued.cluster, rescued.node), (5, 77, 1));
     assert_eq!((rescued.applied, rescued.last), (21, (21, 1)));
     let left_out: Vec<NodeId> = rescued.left_out.iter().map(|m| m.id).collect();
@@ -231,7 +231,7 @@ fn a_recovery_that_is_cut_off_anywhere_is_completed() {
             };
             if !complete {
                 again += 1;
-                recover(&crashed.shared(), data, 78).unwrap();
+                recover(&crashed.shared(), data, (78, [8; 32])).unwrap();
             }
             let own = Identity::load(&crashed, data).unwrap().unwrap();
             let opened = open(&crashed.shared(), super::verify::plan(data, &own), |_| {}).unwrap();

@@ -1,9 +1,10 @@
 //! Who a node is: every combination of a directory, flags and answers that ends differently.
 
 use super::*;
-use crate::wal::Identity;
+use crate::wal::{Identity, MembersSecret};
 use crate::wire::client::{Class, Joined};
 use crate::wire::handshake::{Reject, RejectCode};
+use crate::wire::proof::Secret;
 
 const OWN: u64 = 77;
 
@@ -16,6 +17,7 @@ fn options(advertise: &str, peers: &[&str], join: &[&str]) -> StartupOptions {
         join: owned(join),
         backup: None,
         token: Vec::new(),
+        secret: [6; 32],
         own: OWN,
         cluster: 9,
     }
@@ -199,11 +201,13 @@ fn a_node_that_joins_asks_until_it_is_taken_in() {
     let mut again = Startup::new(StartupOptions { own: 5, ..options() }, Some(stored[0].clone()));
     assert_eq!(run(&mut again, |_| None).0, join, "the same question after a crash");
 
-    let joined = Joined { cluster: 8, id: 4, first: member().members };
+    let secret = Some(Secret { bytes: [8; 32], sealed: true });
+    let joined = Joined { cluster: 8, id: 4, first: member().members, secret };
     startup.handle(StartupEvent::Joined(joined));
     let (end, stored) = run(&mut startup, |_| None);
     let StartupEffect::Run(identity) = end else { panic!("{end:?}") };
     assert_eq!((identity.cluster, identity.node, identity.identity), (8, 4, OWN));
+    assert_eq!(identity.secret, Some(MembersSecret { bytes: [8; 32], sealed: true }));
     assert_eq!(stored, [identity]);
 
     again.handle(refused(Class::Unauthorised));

@@ -46,6 +46,7 @@ pub(super) fn identity() -> Identity {
         denied: false,
         advertise: "host:1".into(),
         members: vec![member(1), member(2), member(3)],
+        secret: None,
     }
 }
 

@@ -14,6 +14,7 @@ use crate::wire::frame::{FrameReader, PEER_FRAME_MAX, PREAMBLE};
 use crate::wire::handshake::{
     self, Hello, Lane, PROTOCOL_VERSIONS, RejectCode, Remembered, Role, Welcome,
 };
+use crate::wire::proof::{Dialer, Dialing, Greeting, Keys};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -45,9 +46,19 @@ fn welcome_of(node: u64, identity: u64) -> Welcome {
     }
 }
 
-/// What a dialer sends first.
-fn hello(role: Role, lane: Lane) -> Vec<u8> {
-    let client = Hello::of_client(0, b"");
+/// Dials: says Hello, and shows what there is to show; the answer is still to come.
+fn present(mut stream: &TcpStream, role: Role, lane: Lane) -> FrameReader {
+    let (mut dialer, hello) = Dialer::new(greeting(role, lane), [1; 32]);
+    stream.write_all(&[&PREAMBLE[..], &hello].concat()).unwrap();
+    let mut reader = FrameReader::new(PEER_FRAME_MAX);
+    let challenge = next_frame(stream, &mut reader).unwrap();
+    let Ok(Dialing::Write(proof)) = dialer.heard(&challenge) else { panic!("no challenge") };
+    stream.write_all(&proof).unwrap();
+    reader
+}
+
+fn greeting(role: Role, lane: Lane) -> Greeting {
+    let client = Hello::of_client(0);
     let hello = match role {
         Role::Client => client,
         _ => {
@@ -55,18 +66,15 @@ fn hello(role: Role, lane: Lane) -> Vec<u8> {
             Hello { role, cluster: 7, from: PEER, identity: 22, address, lane, ..client }
         }
     };
-    let mut out = PREAMBLE.to_vec();
-    handshake::put_hello(&mut out, &hello);
-    out
+    Greeting { hello, keys: Keys::default(), offers_in: None }
 }
 
 /// A connection that node 1 serves, with the handshake done, and its far end.
 fn dial_as_client(shared: &Arc<Shared>) -> (TcpStream, FrameReader) {
     let (ours, theirs) = socket_pair();
     let shared = Arc::clone(shared);
-    (&theirs).write_all(&hello(Role::Client, Lane::Control)).unwrap();
     thread::spawn(move || serve(ours, &shared));
-    let mut reader = FrameReader::new(PEER_FRAME_MAX);
+    let mut reader = present(&theirs, Role::Client, Lane::Control);
     let answer = next_frame(&theirs, &mut reader).unwrap();
     assert_eq!(handshake::take_answer(&answer).unwrap().unwrap().node, 1);
     (theirs, reader)
@@ -92,12 +100,17 @@ fn over_the_cap_clients_are_told_and_peers_are_served() {
         stream.read_to_string(&mut text).unwrap();
         text
     };
-    let welcomed = |stream: &TcpStream| {
-        let body = next_frame(stream, &mut FrameReader::new(PEER_FRAME_MAX)).unwrap();
+    let welcomed = |stream: &TcpStream, reader: &mut FrameReader| {
+        let body = next_frame(stream, reader).unwrap();
         handshake::take_answer(&body).unwrap().map(|welcome| welcome.node)
     };
-    let first = dial(&hello(Role::Client, Lane::Control));
-    assert_eq!(welcomed(&first).unwrap(), 1);
+    let present = |role| {
+        let stream = dial(b"");
+        let reader = present(&stream, role, Lane::Control);
+        (stream, reader)
+    };
+    let (first, mut reader) = present(Role::Client);
+    assert_eq!(welcomed(&first, &mut reader).unwrap(), 1);
     let why = "busy: 1 connections are the limit (--max-connections)";
     assert_eq!(all(dial(b"PING\r\n")), format!("-ERR {why}\r\n"));
     let page = all(dial(b"GET / HTTP/1.1\r\n\r\n"));
@@ -107,12 +120,13 @@ fn over_the_cap_clients_are_told_and_peers_are_served() {
         page.starts_with("HTTP/1.1 200 ") && page.contains("kontiki_connections_max 1\n"),
         "{page}"
     );
-    let reject = welcomed(&dial(&hello(Role::Client, Lane::Control))).unwrap_err();
+    let (refused, mut reader) = present(Role::Client);
+    let reject = welcomed(&refused, &mut reader).unwrap_err();
     assert_eq!((reject.code, reject.message.as_str()), (RejectCode::TooManyConnections, why));
-    let peer = dial(&hello(Role::Peer, Lane::Control));
-    let (connection, _): (ConnectionId, _) = accepted(&shared, &mut events);
-    decide(&shared, connection, Ok(welcome_of(1, 11)));
-    assert_eq!(welcomed(&peer).unwrap(), 1);
+    let (peer, mut reader) = present(Role::Peer);
+    let (connection, presented): (ConnectionId, _) = accepted(&shared, &mut events);
+    decide(&shared, connection, &presented, Ok(welcome_of(1, 11)));
+    assert_eq!(welcomed(&peer, &mut reader).unwrap(), 1);
     drop(peer);
     wait_for_end(&shared, &mut events, connection);
     drop(first);

@@ -11,7 +11,8 @@ use crate::env::{Clock, DirLock, real::RealClock};
 use crate::node::{ConnectionId, Input, Node, PeerEffect, PeerEvent, WakeInterest};
 use crate::raft::NodeId;
 use crate::wal::testdisk::TestDisk;
-use crate::wire::handshake::{Hello, Reject, Welcome};
+use crate::wire::handshake::{Reject, Welcome};
+use crate::wire::proof::Presented;
 use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -107,9 +108,11 @@ pub(crate) fn wait_for_link<T>(
 }
 
 /// A node has dialed: what it said.
-pub(crate) fn accepted(shared: &Shared, events: &mut RaftEvents) -> (ConnectionId, Hello) {
+pub(crate) fn accepted(shared: &Shared, events: &mut RaftEvents) -> (ConnectionId, Presented) {
     wait_for_link(shared, events, |event| match event {
-        PeerEvent::Accepted { connection, hello, .. } => Some((*connection, Hello::clone(hello))),
+        PeerEvent::Accepted { connection, presented } => {
+            Some((*connection, Presented::clone(presented)))
+        }
         _ => None,
     })
 }
@@ -125,11 +128,13 @@ pub(crate) fn wait_for_end(shared: &Shared, events: &mut RaftEvents, of: Connect
 pub(crate) fn decide(
     shared: &Arc<Shared>,
     connection: ConnectionId,
+    presented: &Presented,
     decision: Result<Welcome, Reject>,
 ) {
+    let frame = presented.answer(&decision, None);
     Connections::new(Arc::clone(shared)).act(match decision {
-        Ok(welcome) => PeerEffect::Welcome { connection, welcome },
-        Err(reject) => PeerEffect::Reject { connection, reject },
+        Ok(_) => PeerEffect::Welcome { connection, frame },
+        Err(reject) => PeerEffect::Reject { connection, reject, frame },
     });
 }
 

@@ -8,12 +8,14 @@ use super::parts::{
     PEER, accepted, decide, node_one, running_node_one, serve, socket_pair, wait_for, wait_for_end,
     wait_for_link,
 };
-use super::{Shared, hello, next_frame, welcome_of};
+use super::{Shared, next_frame, present, welcome_of};
+use crate::api::tests::SECRET;
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::node::{ConnectionId, Forward, Input, Outgoing, PeerEffect, PeerEvent};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
-use crate::wire::handshake::{self, Hello, Lane, Reject, RejectCode, Role};
+use crate::wire::handshake::{self, Hello, Lane, Reject, RejectCode, Role, Welcome};
 use crate::wire::peer::{self, PeerFrame, put_peer_frame, take_peer_frame};
+use crate::wire::proof::{Greeting, Listener, Presented};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
@@ -31,21 +33,28 @@ fn listener() -> (TcpListener, String) {
 }
 
 /// The peer's side of a handshake that node 1 dials.
-fn read_hello(mut stream: &TcpStream) -> (FrameReader, Hello) {
+fn read_hello(mut stream: &TcpStream) -> (FrameReader, Presented) {
     let mut reader = FrameReader::new(PEER_FRAME_MAX);
     while !reader.preamble().unwrap() {
         let n = stream.read(reader.space()).unwrap();
         reader.filled(n);
     }
-    let hello = handshake::take_hello(&next_frame(stream, &mut reader).unwrap()).unwrap();
+    let hello = next_frame(stream, &mut reader).unwrap();
+    let (listener, challenge) = Listener::new(&hello, &[2; 32]).unwrap();
+    stream.write_all(&challenge).unwrap();
+    let proof = next_frame(stream, &mut reader).unwrap();
+    let presented = listener.proof(&proof, b"").unwrap();
+    let hello = &presented.hello;
     assert_eq!((hello.from, hello.to, hello.role), (1, PEER, Role::Peer));
-    (reader, hello)
+    (reader, presented)
 }
 
-fn welcome(mut stream: &TcpStream) {
-    let mut out = Vec::new();
-    handshake::put_welcome(&mut out, &welcome_of(PEER, 22));
-    stream.write_all(&out).unwrap();
+fn welcome(stream: &TcpStream, presented: &Presented) {
+    answer(stream, presented, Ok(welcome_of(PEER, 22)));
+}
+
+fn answer(mut stream: &TcpStream, presented: &Presented, answer: Result<Welcome, Reject>) {
+    stream.write_all(&presented.answer(&answer, Some(&SECRET))).unwrap();
 }
 
 fn send(mut stream: &TcpStream, frame: &PeerFrame) {
@@ -72,13 +81,15 @@ fn forward(id: u64, bytes: usize) -> Command {
 fn dialed() -> (Arc<Shared>, RaftEvents, Sender<Command>, TcpStream, FrameReader) {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
-    let hello = Hello { role: Role::Peer, ..shared.node.view().others[&PEER].hello.clone() };
-    let (sender, _) = peer_out::start(&shared, CONNECTION, PEER, address, hello).unwrap();
+    let greeting = shared.node.view().others[&PEER].greeting.clone();
+    let hello = Hello { role: Role::Peer, ..greeting.hello };
+    let greeting = Greeting { hello, ..greeting };
+    let (sender, _) = peer_out::start(&shared, CONNECTION, PEER, address, greeting).unwrap();
     let (stream, _) = listener.accept().unwrap();
-    let (reader, _) = read_hello(&stream);
-    welcome(&stream);
+    let (reader, presented) = read_hello(&stream);
+    welcome(&stream, &presented);
     let answer = wait_for_link(&shared, &mut events, |event| match event {
-        PeerEvent::Answered { connection: CONNECTION, answer } => Some(answer.clone()),
+        PeerEvent::Answered { connection: CONNECTION, answered } => Some(answered.answer.clone()),
         _ => None,
     });
     assert_eq!(answer, Ok(welcome_of(PEER, 22)));
@@ -143,10 +154,10 @@ fn a_pong_names_the_leader() {
 fn a_connection_that_is_not_made_is_told() {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
-    let hello = shared.node.view().others[&PEER].hello.clone();
+    let greeting = shared.node.view().others[&PEER].greeting.clone();
     let start = |address: &str| {
-        let (hello, address) = (hello.clone(), address.to_string());
-        peer_out::start(&shared, CONNECTION, PEER, address, hello).unwrap()
+        let (greeting, address) = (greeting.clone(), address.to_string());
+        peer_out::start(&shared, CONNECTION, PEER, address, greeting).unwrap()
     };
     let _first = start("no port");
     end(&shared, &mut events);
@@ -163,19 +174,20 @@ fn a_connection_that_is_not_made_is_told() {
 fn a_rejection_is_told() {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
-    let hello = Hello { role: Role::Peer, ..shared.node.view().others[&PEER].hello.clone() };
-    let (_sender, _) = peer_out::start(&shared, CONNECTION, PEER, address, hello).unwrap();
+    let greeting = shared.node.view().others[&PEER].greeting.clone();
+    let hello = Hello { role: Role::Peer, ..greeting.hello };
+    let greeting = Greeting { hello, ..greeting };
+    let (_sender, _) = peer_out::start(&shared, CONNECTION, PEER, address, greeting).unwrap();
     let (stream, _) = listener.accept().unwrap();
-    read_hello(&stream);
+    let (_, presented) = read_hello(&stream);
     let reject = Reject { code: RejectCode::Removed, message: "gone".to_string() };
-    let mut out = Vec::new();
-    handshake::put_reject(&mut out, &reject);
-    (&stream).write_all(&out).unwrap();
-    let answer = wait_for_link(&shared, &mut events, |event| match event {
-        PeerEvent::Answered { connection: CONNECTION, answer } => Some(answer.clone()),
+    answer(&stream, &presented, Err(reject.clone()));
+    let answered = wait_for_link(&shared, &mut events, |event| match event {
+        PeerEvent::Answered { connection: CONNECTION, answered } => Some(answered.clone()),
         _ => None,
     });
-    assert_eq!(answer, Err(reject));
+    assert_eq!(answered.answer, Err(reject));
+    assert!(answered.proven.token && answered.proven.member);
 }
 
 /// A write blocks because the peer is gone with its buffers full: noticed as soon as ever. Of the
@@ -250,12 +262,14 @@ fn a_connection_is_closed_in_the_middle_of_a_write() {
     let (listener, address) = listener();
     let (shared, mut events) = node_one(&address, 10);
     let mut connections = Connections::new(Arc::clone(&shared));
-    let hello = Hello { role: Role::Peer, ..shared.node.view().others[&PEER].hello.clone() };
+    let greeting = shared.node.view().others[&PEER].greeting.clone();
+    let hello = Hello { role: Role::Peer, ..greeting.hello };
+    let greeting = Greeting { hello, ..greeting };
     let (connection, peer) = (CONNECTION, PEER);
-    connections.act(PeerEffect::Dial { connection, peer, address, hello: Box::new(hello) });
+    connections.act(PeerEffect::Dial { connection, peer, address, greeting: Box::new(greeting) });
     let (stream, _) = listener.accept().unwrap();
-    read_hello(&stream);
-    welcome(&stream);
+    let (_, presented) = read_hello(&stream);
+    welcome(&stream, &presented);
     wait_for_link(&shared, &mut events, |event| {
         matches!(event, PeerEvent::Answered { connection: CONNECTION, .. }).then_some(())
     });
@@ -283,23 +297,23 @@ fn a_silent_connection_is_replaced_when_another_one_is_welcomed() {
     let next = |lane| {
         loop {
             let (stream, _) = listener.accept().unwrap();
-            let (reader, hello) = read_hello(&stream);
-            if hello.lane == lane {
-                return (stream, reader);
+            let (reader, presented) = read_hello(&stream);
+            if presented.hello.lane == lane {
+                return (stream, reader, presented);
             }
         }
     };
-    let (first, mut first_reader) = next(Lane::Control);
-    welcome(&first);
-    let (second, _) = next(Lane::Control);
+    let (first, mut first_reader, presented) = next(Lane::Control);
+    welcome(&first, &presented);
+    let (second, _, presented) = next(Lane::Control);
     send(&first, &pong(0, ""));
     assert!(frame(&first, &mut first_reader).is_some(), "it is in use");
-    welcome(&second);
+    welcome(&second, &presented);
     while frame(&first, &mut first_reader).is_some() {}
     // And when the peer closes it is dialed again.
     drop(second);
-    let (third, _) = next(Lane::Control);
-    welcome(&third);
+    let (third, _, presented) = next(Lane::Control);
+    welcome(&third, &presented);
 }
 
 // ---- accepted connections ----
@@ -313,12 +327,12 @@ fn dial(
     let (ours, theirs) = socket_pair();
     let watched = ours.try_clone().unwrap();
     let served = Arc::clone(shared);
-    (&theirs).write_all(&hello(Role::Peer, lane)).unwrap();
     thread::spawn(move || serve(ours, &served));
-    let (connection, said) = accepted(shared, events);
+    let mut reader = present(&theirs, Role::Peer, lane);
+    let (connection, presented) = accepted(shared, events);
+    let said = &presented.hello;
     assert_eq!((said.from, said.identity, said.lane), (PEER, 22, lane));
-    decide(shared, connection, Ok(welcome_of(1, 11)));
-    let mut reader = FrameReader::new(PEER_FRAME_MAX);
+    decide(shared, connection, &presented, Ok(welcome_of(1, 11)));
     let answer = next_frame(&theirs, &mut reader).unwrap();
     assert_eq!(handshake::take_answer(&answer).unwrap(), Ok(welcome_of(1, 11)));
     (connection, watched, theirs, reader)
@@ -364,12 +378,12 @@ fn who_is_not_let_in_is_told() {
     let (shared, mut events) = node_one("host:2", 10);
     let (ours, theirs) = socket_pair();
     let served = Arc::clone(&shared);
-    (&theirs).write_all(&hello(Role::Peer, Lane::Control)).unwrap();
     let serving = thread::spawn(move || serve(ours, &served));
-    let (connection, _) = accepted(&shared, &mut events);
+    let mut reader = present(&theirs, Role::Peer, Lane::Control);
+    let (connection, presented) = accepted(&shared, &mut events);
     let reject = Reject { code: RejectCode::Removed, message: "gone".to_string() };
-    decide(&shared, connection, Err(reject.clone()));
-    let answer = next_frame(&theirs, &mut FrameReader::new(PEER_FRAME_MAX)).unwrap();
+    decide(&shared, connection, &presented, Err(reject.clone()));
+    let answer = next_frame(&theirs, &mut reader).unwrap();
     assert_eq!(handshake::take_answer(&answer).unwrap(), Err(reject));
     serving.join().unwrap().unwrap();
     wait_for_end(&shared, &mut events, connection);
