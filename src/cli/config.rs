@@ -11,6 +11,7 @@ use super::settings::{Given, Values, gather};
 use crate::kv::Limits;
 use crate::kv::limits::MAX_BATCH_BYTES_CEILING;
 use crate::wire::handshake::TOKEN_BYTES_MAX;
+use crate::wire::proof::TOKENS_MAX;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io;
@@ -528,28 +529,31 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(|| format!("'{text}' is too large"))
 }
 
-/// Reads the shared token: the text of the file without the space around it.
+/// Reads the shared token: the text of the file without the space around it. During a change the file has two
+/// lines, a token each, and both are given, with a line end between them.
 ///
 /// # Errors
-/// When the file cannot be read, is empty or too long, or holds a control character or bytes that
-/// are not UTF-8.
+/// When the file cannot be read, is empty or has more lines, or a line is too long, or holds a control character
+/// or bytes that are not UTF-8.
 pub fn read_token(path: &Path) -> Result<String, ConfigError> {
     use std::io::Read;
     let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
     let wrong = |why: &str| unreadable(io::Error::new(io::ErrorKind::InvalidData, why));
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(unreadable)?;
-    file.take(2 * TOKEN_BYTES_MAX as u64).read_to_string(&mut text).map_err(unreadable)?;
-    let token = text.trim();
-    if token.is_empty() {
+    file.take(4 * TOKEN_BYTES_MAX as u64).read_to_string(&mut text).map_err(unreadable)?;
+    let tokens: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    if tokens.is_empty() {
         return Err(wrong("the token is empty"));
     }
-    if token.len() > TOKEN_BYTES_MAX || token.chars().any(char::is_control) {
+    let odd = |token: &&str| token.len() > TOKEN_BYTES_MAX || token.chars().any(char::is_control);
+    if tokens.len() > TOKENS_MAX || tokens.iter().any(odd) {
         return Err(wrong(&format!(
-            "the token is not one line of at most {TOKEN_BYTES_MAX} bytes"
+            "the token is not one line of at most {TOKEN_BYTES_MAX} bytes, nor are there two such lines, the new \
+             token and the old one"
         )));
     }
-    Ok(token.to_owned())
+    Ok(tokens.join("\n"))
 }
 
 #[cfg(test)]

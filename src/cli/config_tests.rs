@@ -284,9 +284,10 @@ fn numbers_and_sizes_are_exact_or_refused() {
 
 #[test]
 fn a_token_is_one_line_of_text() {
-    // An editor's line end does not count; an empty file is no protection.
+    // An editor's line end does not count; an empty file is no protection. During a change there are two.
     assert_eq!(read_token(file("s3cret\n").path()).ok().as_deref(), Some("s3cret"));
-    for text in ["", " \n", "a\nb", &"x".repeat(TOKEN_BYTES_MAX + 1)] {
+    assert_eq!(read_token(file("new\r\n\nold\n").path()).ok().as_deref(), Some("new\nold"));
+    for text in ["", " \n", "a\tb", "a\nb\nc", &"x".repeat(TOKEN_BYTES_MAX + 1)] {
         assert!(read_token(file(text).path()).is_err(), "{text:?}");
     }
     assert!(read_token(Path::new("/nonexistent/token")).is_err());

@@ -157,11 +157,7 @@ impl Connection {
         let mut reader = handshake_reader();
         let greeting = other.greeting.clone();
         let answered = shake_hands(&stream, &mut reader, greeting, HANDSHAKE_TIMEOUT)?;
-        answered.answer.map_err(|reject| io::Error::other(reject.message))?;
-        if view.keys.secret.is_some_and(|secret| secret.sealed) && !answered.proven.member {
-            let why = "who answers at its address does not hold the members' secret";
-            return Err(io::Error::other(why));
-        }
+        answered.is_let_in(&view.keys).map_err(io::Error::other)?;
         reader.set_limit(PEER_FRAME_MAX);
         Ok(Connection { stream, reader })
     }

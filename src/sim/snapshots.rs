@@ -285,7 +285,10 @@ impl World {
     ) -> Result<(), Violation> {
         match packet {
             Packet::Handshake(frame) => {
-                let Some(transfer) = self.transfer(node) else { return Ok(()) };
+                let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
+                    return Ok(());
+                };
+                let (transfer, keys) = (&mut up.transfer, up.node.peers().keys());
                 let (Some(dialer), Some(flow)) = (&mut transfer.dialer, transfer.flow) else {
                     return Ok(());
                 };
@@ -294,7 +297,7 @@ impl World {
                         self.put(flow, End::Dialer, Packet::Handshake(frame));
                         Ok(())
                     }
-                    Ok(Dialing::Over(answered)) if answered.answer.is_ok() => {
+                    Ok(Dialing::Over(answered)) if answered.is_let_in(&keys).is_ok() => {
                         (transfer.dialing, transfer.dialer) = (false, None);
                         self.tell_receiver(node, ReceiverEvent::Connected)
                     }

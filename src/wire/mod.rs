@@ -30,6 +30,8 @@ pub use crate::raft::codec::Malformed;
 pub use fields::{ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX};
 
 #[cfg(test)]
+mod proof_tests;
+#[cfg(test)]
 mod samples;
 #[cfg(test)]
 mod tests;

@@ -185,6 +185,22 @@ pub struct Answered {
     pub pad: JoinedPad,
 }
 
+impl Answered {
+    /// Whether a node with those keys uses the connection.
+    ///
+    /// # Errors
+    /// Why not, for a person.
+    pub fn is_let_in(&self, keys: &Keys) -> Result<(), String> {
+        if let Err(reject) = &self.answer {
+            return Err(reject.message.clone());
+        }
+        match keys.secret.is_some_and(|secret| secret.sealed) && !self.proven.member {
+            true => Err("who answers at its address does not hold the members' secret".to_string()),
+            false => Ok(()),
+        }
+    }
+}
+
 /// What a dialer does next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dialing {

@@ -5,6 +5,7 @@ mod bad_input;
 mod cluster_script;
 mod descriptors;
 mod full_disk;
+mod impostor;
 mod inspect;
 mod kill_rounds;
 mod limits;

@@ -42,7 +42,12 @@ pub(super) struct Sealing {
     next_us: u64,
     /// Said once a life.
     said: bool,
+    /// How often they were, in that term.
+    rounds: u32,
 }
+
+/// Rounds, of an election timeout each, after which it is said who keeps the secret from being sealed.
+const ROUNDS_UNSAID: u32 = 20;
 
 impl Peers {
     /// The term in which this node leads and offers its secret.
@@ -85,7 +90,7 @@ impl Peers {
         if self.sealing.term != term {
             let said = self.sealing.said;
             let shown = BTreeMap::new();
-            self.sealing = Sealing { term, shown, next_us: self.now_us, said };
+            self.sealing = Sealing { term, shown, next_us: self.now_us, said, rounds: 0 };
         }
         if self.all_have_shown() {
             self.seal("all members hold it");
@@ -97,6 +102,14 @@ impl Peers {
         self.sealing.next_us = self.now_us + raft.options().election_timeout_us;
         let waits_for: Vec<NodeId> =
             self.others().into_iter().filter(|id| !self.sealing.shown.contains_key(id)).collect();
+        self.sealing.rounds = self.sealing.rounds.saturating_add(1);
+        if self.sealing.rounds == ROUNDS_UNSAID {
+            let text = format!(
+                "members cannot prove themselves yet, because these have not been met: {waits_for:?}. Until they \
+                 are, or are removed, a client that has the token can pose as a member"
+            );
+            self.effects.push(PeerEffect::Say { warning: true, text });
+        }
         for id in waits_for {
             if let Some(connection) = self.links.open(id, Lane::Control) {
                 self.links.replace(connection, self.now_us);

@@ -1,7 +1,7 @@
 //! Connections between nodes, event by event. This node is 1; its cluster is 7.
 
 use super::*;
-use crate::raft::{HardState, Member, Options, Restored, RestoredLog};
+use crate::raft::{Body, HardState, Member, Options, Restored, RestoredLog, RoleName};
 use crate::wire::frame::FRAME_HEADER_BYTES;
 use crate::wire::proof::{Dialer, Dialing, Listener};
 
@@ -403,4 +403,200 @@ fn another_node_at_its_address_is_not_the_peer() {
     assert!(effects.iter().any(|e| matches!(e, PeerEffect::Close { .. })));
     assert_eq!(f.peers.connection(peer, Lane::Control), None);
     assert!(f.peers.take_told().is_empty());
+}
+
+// ---- proofs ----
+
+/// What an impostor says that knows the token and every number: it has a secret of its own.
+fn impostor_says(hello: Hello) -> Greeting {
+    let secret = Some(Secret { bytes: [9; 32], sealed: true });
+    Greeting { hello, keys: Keys { token: TOKEN.to_vec(), secret }, offers_in: Some(3) }
+}
+
+/// Remembers more of this node than its disk holds.
+const FAR: Remembered = Remembered { identity: OWN, term: 1 << 40, index: 1 << 40 };
+
+/// Node 2 is connected. Somebody else names its id and identity, which every client can read, and
+/// remembers a term that this node never came to: it is turned away, and that is all. The member keeps
+/// its connections, and what is remembered and known of it.
+#[test]
+fn an_impostor_with_a_members_numbers_changes_nothing() {
+    let mut f = Fixture::new(3);
+    assert!(f.accept(1, hello(2)).is_ok());
+    f.peers.take_told();
+    let others = [
+        Hello { remembered: FAR, ..hello(2) },
+        Hello { address: "evil:2".to_string(), ..hello(2) },
+        Hello { lane: Lane::Bulk, ..hello(2) },
+        Hello { role: Role::Snapshot, ..hello(2) },
+        hello(99),
+    ];
+    for (connection, hello) in (2..).zip(others) {
+        let (answered, effects) = f.shake(connection, impostor_says(hello));
+        assert_eq!(answered.answer.unwrap_err().code, RejectCode::Unproven);
+        assert!(matches!(effects[..], [PeerEffect::Reject { .. }]), "{effects:?}");
+        f.event(PeerEvent::AcceptedClosed { connection });
+    }
+    assert!(!f.peers.is_stopped());
+    assert_eq!(f.peers.take_told(), []);
+    assert_eq!(f.peers.addresses_of(2), ["host:2"]);
+    assert_eq!(f.peers.others(), BTreeSet::from([2, 3]));
+    assert_eq!(f.peers.keys().secret, Some(OURS), "it takes no other secret");
+    // An empty disk in the place of a member has nothing to show: it is told what it is.
+    let empty = Hello { identity: 5, ..hello(2) };
+    let (answered, _) = f.shake(9, impostor_says(empty));
+    assert_eq!(answered.answer.unwrap_err().code, RejectCode::WrongIdentity);
+}
+
+/// Somebody has bound the address of a dead peer. Whatever it says is not believed: no removal, no other disk,
+/// no old copy; and it is not used. The same words of a member are.
+#[test]
+fn who_binds_the_address_of_a_peer_is_not_believed() {
+    let stranger = Proven { token: true, ..Proven::default() };
+    let words = [
+        rejection(RejectCode::Removed),
+        rejection(RejectCode::WrongIdentity),
+        Ok(welcome(2, FAR)),
+        Ok(welcome(2, Remembered::default())),
+    ];
+    for bound in [true, false] {
+        for (says, verdict) in words.iter().zip([
+            Some(Verdict::Removed),
+            (!bound).then_some(Verdict::Impostor),
+            Some(Verdict::RolledBack),
+            None,
+        ]) {
+            let mut f = Fixture::of(core(3, &[members(2, bound)]));
+            let (connection, ..) = f.dial(0)[0].clone();
+            let effects = f.answered(connection, says.clone(), stranger);
+            assert_eq!(stop_of(&effects), None, "{says:?}");
+            assert!(effects.iter().any(|e| matches!(e, PeerEffect::Close { .. })), "{says:?}");
+            assert_eq!(f.peers.connection(2, Lane::Control), None);
+            assert!(f.peers.take_told().is_empty());
+            let (again, ..) = f.dial(20_000)[0].clone();
+            assert_eq!(stop_of(&f.answered(again, says.clone(), MEMBER)), verdict, "{says:?}");
+        }
+    }
+}
+
+/// A core that leads three, as far as it knows.
+fn leading(configuration: &Configuration) -> Raft {
+    let mut raft = core(3, std::slice::from_ref(configuration));
+    for now_us in (1..100).map(|n| n * 100_000) {
+        raft.tick(now_us);
+        let ready = raft.ready();
+        if let Some(persist) = ready.persist {
+            raft.persisted(persist.seq, now_us);
+        }
+        let mut messages = ready.messages;
+        messages.extend(raft.ready().messages);
+        for Message { to: from, term, body, .. } in messages {
+            let body = match body {
+                Body::RequestPreVote { .. } => Body::PreVoteResponse { granted: true },
+                Body::RequestVote { .. } => Body::VoteResponse { granted: true },
+                _ => continue,
+            };
+            raft.step(Message { from, to: 1, term, body }, now_us);
+        }
+        if raft.role() == RoleName::Leader {
+            return raft;
+        }
+    }
+    panic!("it is elected");
+}
+
+fn kept(effects: &[PeerEffect]) -> Option<Secret> {
+    effects.iter().find_map(|effect| match effect {
+        PeerEffect::Keep { secret } => Some(*secret),
+        _ => None,
+    })
+}
+
+/// A leader offers its secret to all others, on connections that it makes anew for that, and seals it when all
+/// have shown it; then it says so, again on new connections. One member that was not met, or whose disk is not
+/// bound yet, keeps it from that.
+#[test]
+fn a_leader_seals_the_secret_when_all_members_hold_it() {
+    for (bound, both) in [(true, true), (false, true), (true, false)] {
+        let mut f = Fixture::of(core(3, &[members(3, bound)]));
+        f.peers.secret.sealed = false;
+        for (connection, peer, ..) in f.dial(0) {
+            let shown = Proven { token: true, ..Proven::default() };
+            f.answered(connection, Ok(welcome(peer, Remembered::default())), shown);
+        }
+        f.raft = leading(&members(3, bound));
+        let now_us = 20_000_000;
+        let offering: Vec<(ConnectionId, NodeId)> = f
+            .tick(now_us)
+            .into_iter()
+            .filter_map(|effect| match effect {
+                PeerEffect::Dial { connection, peer, greeting, .. }
+                    if greeting.offers_in == Some(f.raft.term()) =>
+                {
+                    Some((connection, peer))
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(offering.len(), 2, "control lanes only");
+        for &(connection, peer) in &offering {
+            let shown = Proven { sealed: false, member: both || peer == 2, ..MEMBER };
+            f.answered(connection, Ok(welcome(peer, Remembered::default())), shown);
+        }
+        let effects = f.tick(now_us + 1);
+        let sealed = kept(&effects);
+        assert_eq!(sealed, (bound && both).then_some(OURS));
+        let tells = |effects: &[PeerEffect]| {
+            let sealed = |greeting: &Greeting| greeting.keys.secret.is_some_and(|s| s.sealed);
+            let says = |e: &&PeerEffect| matches!(e, PeerEffect::Dial { greeting, .. } if sealed(greeting));
+            effects.iter().filter(says).count()
+        };
+        assert_eq!(tells(&effects), if sealed.is_some() { 2 } else { 0 });
+    }
+}
+
+/// A member takes a secret from the leader of its own term only, on the lane for that; it shows it in the answer,
+/// behind making it durable. One that is sealed it never gives up, and that it is sealed it takes from
+/// whoever holds the same.
+#[test]
+fn a_secret_is_taken_from_the_leader_of_the_term() {
+    let theirs = Secret { bytes: [9; 32], sealed: false };
+    let keys = |secret| Keys { token: TOKEN.to_vec(), secret: Some(secret) };
+    let fixture = |secret: Secret, leader: NodeId| {
+        let mut f = Fixture::new(3);
+        f.peers.secret = secret;
+        let body = Body::Heartbeat { commit: 0, commit_term: 0, round: 0 };
+        f.raft.step(Message { from: leader, to: 1, term: 4, body }, 1);
+        assert_eq!(f.raft.leader(), Some(leader));
+        f
+    };
+    let unsealed = Secret { sealed: false, ..OURS };
+    let offer = |hello, term| Greeting { hello, keys: keys(theirs), offers_in: Some(term) };
+    let mut f = fixture(unsealed, 2);
+    let (answered, effects) = f.shake(1, offer(hello(2), 4));
+    assert!(answered.proven.member, "it shows what it has taken");
+    assert!(matches!(effects[..2], [PeerEffect::Keep { .. }, PeerEffect::Welcome { .. }]));
+    assert_eq!(kept(&effects), Some(theirs));
+    let refused: [(Secret, NodeId, Greeting); 4] = [
+        (unsealed, 3, offer(hello(2), 4)),
+        (unsealed, 2, offer(hello(2), 3)),
+        (unsealed, 2, offer(Hello { lane: Lane::Bulk, ..hello(2) }, 4)),
+        (unsealed, 2, Greeting { offers_in: None, ..offer(hello(2), 4) }),
+    ];
+    for (own, leader, says) in refused {
+        let mut f = fixture(own, leader);
+        let (answered, effects) = f.shake(1, says);
+        assert!(answered.answer.is_ok() && !answered.proven.member);
+        assert_eq!((kept(&effects), f.peers.keys().secret), (None, Some(own)));
+    }
+    let mut f = fixture(OURS, 2);
+    assert_eq!(kept(&f.shake(1, offer(hello(2), 4)).1), None, "a sealed one is not given up");
+    let mut f = fixture(unsealed, 2);
+    assert_eq!(
+        kept(&f.shake(1, member_says(hello(3))).1),
+        Some(OURS),
+        "another member has sealed it"
+    );
+    let mut f = fixture(unsealed, 2);
+    assert_eq!(kept(&f.shake(1, impostor_says(hello(3))).1), None, "who holds another one has not");
 }
