@@ -12,6 +12,7 @@
 //! | [`Step::Write`]     | [`Connection::written`]                                    |
 //! | [`Step::Submit`]    | [`Connection::answered`], or [`Connection::answered_there`] |
 //! | [`Step::Look`]      | [`Connection::looked`]                                     |
+//! | [`Step::Rest`]      | nothing                                                    |
 //!
 //! ```text
 //! bytes ─> dialect ─> Turn: requests ─> Step::Submit ─> answers ─> Turn: replies ─> dialect ─> bytes
@@ -86,6 +87,13 @@ pub enum Step {
         /// is read here. Nothing else is done for the connection before that is written.
         direct: Option<Encode>,
     },
+    /// Say why, seldom, and do nothing for so long; then go on.
+    Rest {
+        /// In microseconds.
+        us: u64,
+        /// For the log.
+        why: String,
+    },
     /// Find out who answers at an address; it may be nobody.
     Look {
         /// `HOST:PORT`.
@@ -124,6 +132,7 @@ impl std::fmt::Debug for Step {
             Step::Read { until_us } => write!(f, "Read {{ until_us: {until_us:?} }}"),
             Step::Write(bytes) => write!(f, "Write({} bytes)", bytes.len()),
             Step::Submit { requests, .. } => write!(f, "Submit({requests:?})"),
+            Step::Rest { us, why } => write!(f, "Rest({us} us: {why})"),
             Step::Look { address } => write!(f, "Look({address})"),
             Step::Unreadable(e) => write!(f, "Unreadable({e})"),
             Step::Refuse { reject, .. } => write!(f, "Refuse({reject:?})"),

@@ -110,6 +110,8 @@ struct Driver {
     direct: usize,
     answer: fn(&Request) -> Answer,
     answerer: Option<Answerer>,
+    /// How long it was to do nothing.
+    rested_us: u64,
 }
 
 /// What stops a driver.
@@ -169,6 +171,7 @@ impl Driver {
             direct: 0,
             answer: fine,
             answerer: None,
+            rested_us: 0,
         }
     }
 
@@ -226,6 +229,7 @@ impl Driver {
                         _ => self.connection.answered(answers, 5),
                     }
                 }
+                Step::Rest { us, .. } => self.rested_us += us,
                 Step::Look { .. } => self.connection.looked(self.answerer.clone()),
                 Step::Unreadable(e) => panic!("{e}"),
                 Step::Refuse { reject, .. } => return Stopped::Refused(reject.code),
@@ -366,7 +370,7 @@ fn text_commands_take_effect_in_their_order() {
     assert_eq!(client.text(), "$-1\r\n+OK\r\n");
 }
 
-/// A person must show the token before anything is done, and in time.
+/// A person must show the token before anything is done, and in time. Each wrong one costs a pause.
 #[test]
 fn a_text_client_shows_the_token_first() {
     let mut client = Driver::new(state_with_token(b"secret"), false);
@@ -374,6 +378,11 @@ fn a_text_client_shows_the_token_first() {
     assert_eq!(client.send(b"SET a 1\r\nAUTH wrong\r\n"), until);
     assert!(client.sets.is_empty());
     assert_eq!(client.text(), "-NOAUTH Authentication required.\r\n-WRONGPASS invalid token\r\n");
+    client.send(b"AUTH a\r\nAUTH b\r\nAUTH c\r\n");
+    assert_eq!((client.rested_us, client.text().matches("WRONGPASS").count()), (4_000_000, 3));
+    let mut stranger = Driver::new(state_with_token(b"secret"), false);
+    assert_eq!(stranger.send(b"*3\r\n$3\r\nSET\r\n$1\r\na\r\n$16385\r\n"), Stopped::Closed(None));
+    assert!(stranger.text().contains("unauthenticated bulk length"));
     assert_eq!(client.send(b"AUTH secret\r\nSET a 1\r\n"), Stopped::Reads(None));
     assert_eq!((client.sets.len(), client.text().as_str()), (1, "+OK\r\n+OK\r\n"));
 }

@@ -58,6 +58,10 @@ enum More {
     Close(Option<String>),
 }
 
+/// A connection that has shown a wrong token is answered after so long: who tries tokens needs a connection for
+/// each attempt a second, and these are bounded.
+const AUTH_PAUSE_US: u64 = 1_000_000;
+
 /// What is said before the connection closes.
 const NOT_HTTP: &str = "ERR that is HTTP and no command; this connection closes";
 
@@ -75,6 +79,8 @@ pub(super) struct Text {
     write: (Write, usize, Vec<usize>),
     authorised: bool,
     authorise_by_us: u64,
+    /// A wrong token was shown just now.
+    rests: bool,
     /// A command was completed since the last read.
     fresh: bool,
     /// One was completed before.
@@ -84,6 +90,7 @@ pub(super) struct Text {
 impl Text {
     pub(super) fn new(first: &[u8], state: &NodeState, now_us: u64) -> Text {
         let mut reader = TextReader::new(state.limits.max_value_bytes);
+        reader.set_trusted(state.token.is_empty());
         reader.feed(first);
         Text {
             reader,
@@ -93,6 +100,7 @@ impl Text {
             write: Default::default(),
             authorised: state.token.is_empty(),
             authorise_by_us: now_us + AUTH_TIMEOUT_US,
+            rests: false,
             fresh: false,
             served: false,
         }
@@ -125,6 +133,10 @@ impl Text {
         if self.more.is_none() {
             self.more = Some(self.collect(state, now_us));
             self.close_write(now_us);
+            if std::mem::take(&mut self.rests) {
+                let why = "a wrong token in AUTH".to_string();
+                return Progress::Do(Step::Rest { us: AUTH_PAUSE_US, why });
+            }
         }
         while out.len() <= OUT_BYTES_MAX {
             let direct = if out.is_empty() { self.few_writes() } else { None };
@@ -208,6 +220,10 @@ impl Text {
                 Ok(TextCommand::Auth { password }) => {
                     self.authorise(&password, state, &mut known);
                     self.known(known, now_us);
+                    // What is behind a wrong one is looked at after the pause.
+                    if self.rests {
+                        return More::Turn;
+                    }
                 }
                 Ok(_) if !self.authorised => {
                     put_error(&mut known, "NOAUTH Authentication required.");
@@ -285,9 +301,11 @@ impl Text {
             return;
         }
         self.authorised = is_token(password, &state.token);
+        self.reader.set_trusted(self.authorised);
         if self.authorised {
             put_simple(out, "OK");
         } else {
+            self.rests = true;
             put_error(out, "WRONGPASS invalid token");
         }
     }

@@ -3,7 +3,8 @@
 use super::config::{LogLevel, Resolved, ServeConfig, read_token, resolve};
 use super::exit::Exit;
 use super::help;
-use crate::server::logging::Level;
+use crate::env::real::others_may_use;
+use crate::server::logging::{Level, log};
 use crate::server::{ServerOptions, start};
 use std::ffi::OsString;
 
@@ -27,6 +28,13 @@ pub fn serve(args: &[OsString]) -> Exit {
             return Exit::Usage;
         }
     };
+    if let Some(path) = config.token_file.as_deref().filter(|path| others_may_use(path)) {
+        let path = path.display();
+        let what = format_args!(
+            "other users of this machine may read the token file {path}; let its owner alone: chmod 600 {path}"
+        );
+        log(Level::Warn, what);
+    }
     match start(options) {
         Ok(listener) => {
             // The listener never ends; should it all the same, the node does not serve.

@@ -349,6 +349,21 @@ impl RealRandom {
     }
 }
 
+/// Whether other users than its owner may read or change a file, where the system says so; false where it does
+/// not, or there is no such file.
+pub fn others_may_use(path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o077 != 0)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        false
+    }
+}
+
 /// An argument of the command line as bytes: on Unix it is nothing else; elsewhere it is text, and
 /// none when it cannot be had as UTF-8.
 pub fn argument_bytes(word: &OsStr) -> Option<Vec<u8>> {

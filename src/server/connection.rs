@@ -69,6 +69,10 @@ pub(crate) fn serve(
                 let answers = session.call(requests);
                 connection.answered(answers, now_us());
             }
+            Step::Rest { us, why } => {
+                log_refused(shared, stream, None, &why);
+                std::thread::sleep(Duration::from_micros(us));
+            }
             Step::Look { address } => connection.looked(look(shared, &address)),
             Step::Unreadable(e) => shared.store_unreadable(&e),
             Step::Refuse { hello, reject, frame } => {

@@ -170,6 +170,8 @@ impl World {
                     self.submit(node, connection, requests, direct);
                     return Ok(());
                 }
+                // It is answered later, as everything is.
+                Step::Rest { .. } => self.count("wrong tokens in AUTH"),
                 Step::Look { address } => {
                     let there = self.machine_at(&address).map(Answerer::Node);
                     if let Some(served) = self.served(node, connection) {

@@ -27,6 +27,12 @@ pub const COMMAND_BYTES_MAX: usize = CLIENT_FRAME_MAX;
 
 const _: () = assert!(LINE_BYTES_MAX < COMMAND_BYTES_MAX);
 
+/// The same of a client that has not shown the token where one is asked for: `AUTH` needs three words. Redis
+/// has about the same.
+pub const UNTRUSTED_WORDS_MAX: usize = 10;
+/// Longest line of such a client, and most bytes of one command's words.
+pub const UNTRUSTED_BYTES_MAX: usize = 16 << 10;
+
 /// A buffer that a large word made longer than this is given back when it is empty: there may be
 /// thousands of connections.
 const BUFFER_KEPT_MAX: usize = 256 << 10;
@@ -52,6 +58,10 @@ pub enum TextError {
     CommandTooLong,
     /// A word is longer than announced.
     NoEndOfBulk,
+    /// The number of words is above [`UNTRUSTED_WORDS_MAX`], before the token was shown.
+    UntrustedCount,
+    /// A line or all words together are above [`UNTRUSTED_BYTES_MAX`], before the token was shown.
+    UntrustedLength,
 }
 
 impl fmt::Display for TextError {
@@ -69,6 +79,8 @@ impl fmt::Display for TextError {
             TextError::BadLength => f.write_str("invalid bulk length"),
             TextError::CommandTooLong => write!(f, "command above {COMMAND_BYTES_MAX} bytes"),
             TextError::NoEndOfBulk => f.write_str("expected CRLF after a bulk string"),
+            TextError::UntrustedCount => f.write_str("unauthenticated multibulk length"),
+            TextError::UntrustedLength => f.write_str("unauthenticated bulk length"),
         }
     }
 }
@@ -91,6 +103,8 @@ pub struct TextReader {
     /// The array whose words are arriving.
     array: Option<Array>,
     bulk_bytes_max: usize,
+    /// The client has shown the token, or need not.
+    trusted: bool,
     error: Option<TextError>,
 }
 
@@ -115,8 +129,14 @@ impl TextReader {
             scanned: 0,
             array: None,
             bulk_bytes_max,
+            trusted: true,
             error: None,
         }
+    }
+
+    /// Whether the client has shown the token: before, what it sends has bounds that are much smaller.
+    pub fn set_trusted(&mut self, trusted: bool) {
+        self.trusted = trusted;
     }
 
     /// Adds what a read brought.
@@ -160,6 +180,9 @@ impl TextReader {
                         if left > WORDS_MAX {
                             return Err(TextError::BadCount);
                         }
+                        if !self.trusted && left > UNTRUSTED_WORDS_MAX {
+                            return Err(TextError::UntrustedCount);
+                        }
                         self.array = Some(Array { words: Vec::new(), left, bulk: None, bytes: 0 });
                     }
                 }
@@ -188,6 +211,9 @@ impl TextReader {
                 let len = len.filter(|&len| len <= self.bulk_bytes_max);
                 let len = len.ok_or(TextError::BadLength)?;
                 array.bytes += len;
+                if !self.trusted && array.bytes > UNTRUSTED_BYTES_MAX {
+                    return Err(TextError::UntrustedLength);
+                }
                 if array.bytes > COMMAND_BYTES_MAX {
                     return Err(TextError::CommandTooLong);
                 }
@@ -221,6 +247,9 @@ impl TextReader {
         let found = self.buffer[self.scanned..].iter().position(|&b| b == b'\n');
         let end = found.map_or(self.buffer.len(), |at| self.scanned + at);
         self.scanned = end;
+        if !self.trusted && end - self.start >= UNTRUSTED_BYTES_MAX {
+            return Err(TextError::UntrustedLength);
+        }
         if end - self.start >= LINE_BYTES_MAX {
             return Err(too_long);
         }
