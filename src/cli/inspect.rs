@@ -337,6 +337,7 @@ impl Out<'_> {
                     ("restoring", i.restoring.into()),
                     ("removed", i.removed.into()),
                     ("denied", i.denied.into()),
+                    ("secret", secret_state(i).into()),
                     ("members", Json::Array(i.members.iter().map(member).collect())),
                 ]);
             }
@@ -356,6 +357,7 @@ impl Out<'_> {
                 ["address".to_owned(), i.advertise.clone()],
                 ["members".to_owned(), members.join(" ")],
                 ["log and store".to_owned(), made.to_owned()],
+                ["members' secret".to_owned(), secret_state(i).to_owned()],
             ]);
             let states = [
                 (i.node == 0, "waits to be taken in by a cluster"),
@@ -674,4 +676,13 @@ fn store_fields(seen: &StoreSeen, meta: Option<&Meta>) -> Vec<(&'static str, Jso
         ]);
     }
     fields
+}
+
+/// What there is to say of the members' secret: not what it is.
+fn secret_state(identity: &Identity) -> &'static str {
+    match identity.secret {
+        None => "none yet",
+        Some(secret) if secret.sealed => "sealed",
+        Some(_) => "not sealed yet",
+    }
 }

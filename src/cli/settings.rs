@@ -34,7 +34,7 @@ pub const SETTINGS: &[Setting] = &[
     Setting { name: "peers", value: "A,B,C", default: "", help: "the addresses of all first members, this node's among them; without it, a cluster of one" },
     Setting { name: "join", value: "A[,B..]", default: "", help: "addresses of a running cluster that is to take this node in" },
     Setting { name: "restore", value: "FILE", default: "", help: "a new cluster begins from this backup; with --peers, every member from the same file" },
-    Setting { name: "token-file", value: "FILE", default: "", help: "file with the token that clients and peers must show" },
+    Setting { name: "token-file", value: "FILE", default: "", help: "file with the token that clients and peers must know" },
     Setting { name: "heartbeat-ms", value: "N", default: "100", help: "milliseconds between a leader's heartbeats" },
     Setting { name: "election-timeout-ms", value: "N", default: "500", help: "milliseconds without a leader before an election; each wait is drawn from here to twice that" },
     Setting { name: "max-connections", value: "N", default: "8192", help: "connections that are served at a time; further ones are refused" },
