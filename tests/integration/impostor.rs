@@ -149,7 +149,7 @@ fn an_impostor_is_not_let_in_and_learns_nothing() {
         stream.write_all(&presented.answer(&answer, keys().secret.as_ref())).expect("it is taken");
         // Nothing comes behind it: the connection is not used.
         reader.set_limit(1 << 20);
-        while let Some(more) = next_frame(&mut stream, &mut reader) {
+        if let Some(more) = next_frame(&mut stream, &mut reader) {
             panic!("{} bytes of kind {:#x} for who is no member", more.len(), more[0]);
         }
     }

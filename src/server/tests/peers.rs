@@ -50,11 +50,11 @@ fn read_hello(mut stream: &TcpStream) -> (FrameReader, Presented) {
 }
 
 fn welcome(stream: &TcpStream, presented: &Presented) {
-    answer(stream, presented, Ok(welcome_of(PEER, 22)));
+    answer(stream, presented, &Ok(welcome_of(PEER, 22)));
 }
 
-fn answer(mut stream: &TcpStream, presented: &Presented, answer: Result<Welcome, Reject>) {
-    stream.write_all(&presented.answer(&answer, Some(&SECRET))).unwrap();
+fn answer(mut stream: &TcpStream, presented: &Presented, answer: &Result<Welcome, Reject>) {
+    stream.write_all(&presented.answer(answer, Some(&SECRET))).unwrap();
 }
 
 fn send(mut stream: &TcpStream, frame: &PeerFrame) {
@@ -181,7 +181,7 @@ fn a_rejection_is_told() {
     let (stream, _) = listener.accept().unwrap();
     let (_, presented) = read_hello(&stream);
     let reject = Reject { code: RejectCode::Removed, message: "gone".to_string() };
-    answer(&stream, &presented, Err(reject.clone()));
+    answer(&stream, &presented, &Err(reject.clone()));
     let answered = wait_for_link(&shared, &mut events, |event| match event {
         PeerEvent::Answered { connection: CONNECTION, answered } => Some(answered.clone()),
         _ => None,
