@@ -23,7 +23,8 @@ use crate::node::SILENCE_MAX_US;
 use crate::raft::NodeId;
 use crate::wire::frame::{FRAME_HEADER_BYTES, put_frame};
 use crate::wire::handshake::{
-    Hello, Lane, Reject, RejectCode, Remembered, Role, Welcome, put_hello, put_reject, take_hello,
+    Hello, Lane, Reject, RejectCode, Remembered, Role, Welcome, put_answer_fields, put_hello,
+    take_hello,
 };
 use crate::wire::proof::{Dialer, Dialing, Greeting, Keys, Listener, Secret};
 use std::collections::BTreeMap;
@@ -294,14 +295,10 @@ impl World {
             return presented.answer(&answer, Some(&secret));
         }
         // It has seen the dialer's codes, and gives them back.
-        let mut out = Vec::new();
-        match &answer {
-            Err(reject) => put_reject(&mut out, reject),
-            Ok(_) => put_reject(&mut out, &Reject::no_place("so it is".to_string())),
-        }
-        let fields = out[FRAME_HEADER_BYTES..].to_vec();
+        let mut fields = Vec::new();
+        put_answer_fields(&mut fields, &answer);
         let (token_code, member_code) = (&proof[2..34], &proof[proof.len() - 64..proof.len() - 32]);
-        out.clear();
+        let mut out = Vec::new();
         put_frame(&mut out, |out| {
             for piece in [&fields, token_code, &[1], member_code] {
                 out.extend_from_slice(piece);

@@ -355,7 +355,7 @@ pub fn take_hello(body: &[u8]) -> Result<Hello, Malformed> {
 }
 
 /// Appends the fields of an answer, without a proof.
-pub(super) fn put_answer_fields(out: &mut Vec<u8>, answer: &Result<Welcome, Reject>) {
+pub fn put_answer_fields(out: &mut Vec<u8>, answer: &Result<Welcome, Reject>) {
     match answer {
         Ok(welcome) => {
             out.push(kind::WELCOME);
