@@ -31,7 +31,7 @@ pub struct NodeState {
     pub cluster: u64,
     /// Where it is reached.
     pub address: String,
-    /// What dialers must show; empty for nothing.
+    /// The [`tokens`](crate::wire::proof::tokens) of which dialers must know one; empty for none.
     pub token: Vec<u8>,
     /// What its flags allow.
     pub limits: Limits,

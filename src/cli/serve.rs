@@ -4,7 +4,7 @@ use super::config::{LogLevel, Resolved, ServeConfig, read_token, resolve};
 use super::exit::Exit;
 use super::help;
 use crate::env::real::others_may_use;
-use crate::server::logging::{Level, log};
+use crate::server::logging::{Level, flush, log};
 use crate::server::{ServerOptions, start};
 use std::ffi::OsString;
 
@@ -42,6 +42,7 @@ pub fn serve(args: &[OsString]) -> Exit {
             Exit::Unavailable
         }
         Err(e) => {
+            flush();
             eprintln!("kontiki serve: {e}");
             Exit::Unavailable
         }

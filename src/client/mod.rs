@@ -41,7 +41,7 @@ pub struct Options {
     pub timeout: Duration,
     /// How long dialing one address may take, with the handshake.
     pub connect_timeout: Duration,
-    /// The shared secret; empty when there is none.
+    /// The token, or two with a line end between them while it is changed; empty when there is none.
     pub token: Vec<u8>,
     /// Whether writes carry a session's stamp and so may be sent again. Without it a write whose
     /// answer is lost stays unknown.

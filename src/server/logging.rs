@@ -1,12 +1,21 @@
 //! Log lines on standard error: time, level, node, message.
 //!
-//! One line a call, written at once; details follow the message as `key=value`. Left out: files,
-//! rotation and formats, which belong to whoever runs the process.
+//! One line a call; details follow the message as `key=value`. Neither who reads the lines nor who causes
+//! them can hurt the node:
+//!
+//! - Lines go to a thread that writes them ([`Lines`]), by a queue with a bound. Where nobody reads standard
+//!   error, or its disk stalls, no other thread waits: what does not fit is dropped and counted.
+//! - Every place in the code that logs is a kind of its own ([`Kind`]): so many lines at once, and one a second
+//!   from then on, with the number of those that were held back.
+//!
+//! Left out: files, rotation and formats, which belong to whoever runs the process.
 
+use super::lock;
 use std::fmt;
-use std::io::Write as _;
+use std::io::Write;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How much a line matters.
@@ -35,7 +44,7 @@ pub fn set_node(id: u64) {
     NODE.store(id, Ordering::Relaxed);
 }
 
-/// Writes one line.
+/// Writes one line. Nothing that comes from outside may cause it at will: see [`Kind`].
 pub fn log(level: Level, message: fmt::Arguments<'_>) {
     if level as u8 > LEVEL.load(Ordering::Relaxed) {
         return;
@@ -49,9 +58,170 @@ pub fn log(level: Level, message: fmt::Arguments<'_>) {
         Level::Debug => "DEBUG",
     };
     let node = NODE.load(Ordering::Relaxed);
-    let line = format!("{time} {name:5} node={node} {message}\n");
-    // A closed standard error is no reason to stop serving.
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    let line = format!("{time} {name:5} node={node} {}\n", one_line(&message.to_string()));
+    match LINES.get() {
+        Some(lines) => lines.put(&line),
+        // Before there is a thread, and where there can be none. A closed standard error is no reason to stop.
+        None => drop(std::io::stderr().write_all(line.as_bytes())),
+    }
+}
+
+/// A message without control characters: what a peer says may be in it, which must not pass for other lines.
+fn one_line(message: &str) -> String {
+    let mut line = String::with_capacity(message.len());
+    for c in message.chars() {
+        match c.is_control() {
+            true => line.extend(c.escape_default()),
+            false => line.push(c),
+        }
+    }
+    line
+}
+
+/// Lines are written by a thread of their own from now on.
+pub(crate) fn start() {
+    if LINES.get().is_none()
+        && let Ok(lines) = Lines::start(std::io::stderr())
+    {
+        let _ = LINES.set(lines);
+    }
+}
+
+/// Waits until what was logged is written, for a moment at most: the process is about to end.
+pub(crate) fn flush() {
+    if let Some(lines) = LINES.get() {
+        lines.flush(FLUSH_MAX);
+    }
+}
+
+static LINES: OnceLock<Lines> = OnceLock::new();
+
+/// Bytes of lines that wait to be written: some thousands of lines.
+const WAITING_BYTES_MAX: usize = 1 << 20;
+/// How long the end of a process waits for who reads its standard error.
+const FLUSH_MAX: Duration = Duration::from_secs(1);
+
+/// The lines that wait for the thread that writes them.
+#[derive(Debug)]
+struct Lines(Arc<(Mutex<Waiting>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// To be written.
+    bytes: Vec<u8>,
+    /// Did not fit, since the last that did.
+    dropped: u64,
+    /// The thread writes what it took last.
+    writing: bool,
+}
+
+impl Lines {
+    /// Starts the thread.
+    fn start(mut out: impl Write + Send + 'static) -> std::io::Result<Lines> {
+        let shared: Arc<(Mutex<Waiting>, Condvar)> = Arc::default();
+        let theirs = Arc::clone(&shared);
+        let body = move || {
+            let (waiting, changed) = &*theirs;
+            loop {
+                let mut held = lock(waiting);
+                held.writing = false;
+                changed.notify_all();
+                while held.bytes.is_empty() {
+                    held = changed.wait(held).unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                let bytes = std::mem::take(&mut held.bytes);
+                held.writing = true;
+                drop(held);
+                let _ = out.write_all(&bytes);
+            }
+        };
+        thread::Builder::new().name("log".into()).spawn(body)?;
+        Ok(Lines(shared))
+    }
+
+    fn put(&self, line: &str) {
+        let (waiting, changed) = &*self.0;
+        let mut held = lock(waiting);
+        if held.bytes.len() + line.len() > WAITING_BYTES_MAX {
+            held.dropped += 1;
+            return;
+        }
+        let dropped = std::mem::take(&mut held.dropped);
+        if dropped > 0 {
+            let told = format!("{dropped} lines were dropped here: standard error took none\n");
+            held.bytes.extend_from_slice(told.as_bytes());
+        }
+        held.bytes.extend_from_slice(line.as_bytes());
+        changed.notify_all();
+    }
+
+    /// Waits until nothing waits any more, at most so long.
+    fn flush(&self, within: Duration) {
+        let (waiting, changed) = &*self.0;
+        let until = Instant::now() + within;
+        let mut held = lock(waiting);
+        while held.writing || !held.bytes.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            let waited = changed.wait_timeout(held, left);
+            held = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Lines of one kind that are written at once: more than any kind has that nobody causes at will.
+const BURST: u64 = 30;
+
+/// One place in the code that logs: at most [`BURST`] lines at once, and one in [`RATE`] from then on.
+#[derive(Debug)]
+pub(crate) struct Kind(Mutex<Spent>);
+
+#[derive(Debug)]
+struct Spent {
+    /// Lines that may still be written, as of then.
+    left: u64,
+    at: Option<Instant>,
+    held_back: u64,
+}
+
+impl Kind {
+    pub(crate) const fn new() -> Kind {
+        Kind(Mutex::new(Spent { left: BURST, at: None, held_back: 0 }))
+    }
+
+    /// Writes a line of that kind, or holds it back.
+    pub(crate) fn log(&self, level: Level, message: fmt::Arguments<'_>) {
+        if level as u8 > LEVEL.load(Ordering::Relaxed) {
+            return;
+        }
+        match self.pass(Instant::now()) {
+            None => {}
+            Some(0) => log(level, message),
+            Some(more) => {
+                log(level, format_args!("{message} ({more} more like this were not logged)"));
+            }
+        }
+    }
+
+    /// Whether a line may be written now; if so, how many were held back since the last one.
+    fn pass(&self, now: Instant) -> Option<u64> {
+        let mut spent = lock(&self.0);
+        let at = spent.at.unwrap_or(now);
+        let earned = now.saturating_duration_since(at).as_millis() / RATE.as_millis();
+        let earned = u64::try_from(earned).unwrap_or(BURST).min(BURST);
+        if earned > 0 || spent.at.is_none() {
+            spent.at = Some(now);
+        }
+        spent.left = (spent.left + earned).min(BURST);
+        if spent.left == 0 {
+            spent.held_back += 1;
+            return None;
+        }
+        spent.left -= 1;
+        Some(std::mem::take(&mut spent.held_back))
+    }
 }
 
 /// At most one line in so long of those that strangers can cause at will.
@@ -64,7 +234,7 @@ pub(crate) struct Rate(Mutex<(Option<Instant>, u64)>);
 impl Rate {
     /// Whether a line may be written now; if so, how many were held back since the last one.
     pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         if state.0.is_some_and(|last| now.saturating_duration_since(last) < RATE) {
             state.1 += 1;
             return None;
@@ -93,25 +263,99 @@ fn timestamp(seconds: u64, millis: u32) -> String {
 
 /// Logs at info.
 macro_rules! info {
-    ($($arg:tt)*) => { $crate::server::logging::log($crate::server::logging::Level::Info, format_args!($($arg)*)) };
+    ($($arg:tt)*) => {{
+        static KIND: $crate::server::logging::Kind = $crate::server::logging::Kind::new();
+        KIND.log($crate::server::logging::Level::Info, format_args!($($arg)*))
+    }};
 }
 
 /// Logs at warn.
 macro_rules! warning {
-    ($($arg:tt)*) => { $crate::server::logging::log($crate::server::logging::Level::Warn, format_args!($($arg)*)) };
+    ($($arg:tt)*) => {{
+        static KIND: $crate::server::logging::Kind = $crate::server::logging::Kind::new();
+        KIND.log($crate::server::logging::Level::Warn, format_args!($($arg)*))
+    }};
 }
 
 /// Logs at debug.
 macro_rules! debug {
-    ($($arg:tt)*) => { $crate::server::logging::log($crate::server::logging::Level::Debug, format_args!($($arg)*)) };
+    ($($arg:tt)*) => {{
+        static KIND: $crate::server::logging::Kind = $crate::server::logging::Kind::new();
+        KIND.log($crate::server::logging::Level::Debug, format_args!($($arg)*))
+    }};
 }
 
 pub(crate) use {debug, info, warning};
 
 #[cfg(test)]
 mod tests {
-    use super::{RATE, Rate, timestamp};
-    use std::time::Instant;
+    use super::{BURST, Kind, Lines, RATE, Rate, WAITING_BYTES_MAX, one_line, timestamp};
+    use std::io::Write;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::{Duration, Instant};
+
+    /// Takes a piece when it is let, and says what it was.
+    struct Slow(Receiver<()>, Sender<Vec<u8>>);
+
+    impl Write for Slow {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            let _ = self.1.send(bytes.to_vec());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Nobody reads standard error: no thread that logs waits for that, memory has a bound, and who reads at
+    /// last is told how many lines are missing, and where.
+    #[test]
+    fn nobody_waits_for_who_reads_the_lines() {
+        let ((let_it, lets), (wrote, written)) = (channel(), channel());
+        let lines = Lines::start(Slow(lets, wrote)).unwrap();
+        let line = |n: u64| format!("{n:099}\n");
+        let fit = WAITING_BYTES_MAX as u64 / 100;
+        (0..3 * fit).for_each(|n| lines.put(&line(n)));
+        lines.flush(Duration::from_millis(1));
+        let mut all = Vec::new();
+        let mut next = || {
+            let_it.send(()).unwrap();
+            all.extend(written.recv().unwrap());
+            all.len()
+        };
+        let first = next();
+        if first < WAITING_BYTES_MAX / 2 {
+            // The thread had taken what was there, before all the rest came.
+            next();
+        }
+        lines.put(&line(7_777_777));
+        next();
+        let text = String::from_utf8(all).unwrap();
+        let told = text.lines().position(|line| line.contains("lines were dropped here")).unwrap();
+        let dropped: u64 =
+            text.lines().nth(told).unwrap().split(' ').next().unwrap().parse().unwrap();
+        let kept = text.lines().filter(|line| line.len() == 99).count() as u64;
+        assert_eq!(kept + dropped, 3 * fit + 1);
+        assert!(dropped >= fit && kept <= 2 * fit + 1, "{kept} {dropped}");
+        assert_eq!(text.lines().last().unwrap(), line(7_777_777).trim_end());
+    }
+
+    /// Whatever causes a line may cause it a thousand times a second: a burst is written, then one a second, which
+    /// says how many were not.
+    #[test]
+    fn lines_of_one_kind_are_rationed_behind_a_burst() {
+        let (kind, now) = (Kind::new(), Instant::now());
+        let passed = (0..1000).filter(|_| kind.pass(now) == Some(0)).count();
+        assert_eq!(passed as u64, BURST);
+        assert_eq!(kind.pass(now + RATE / 2), None);
+        assert_eq!(kind.pass(now + RATE), Some(1001 - BURST));
+        assert_eq!(kind.pass(now + RATE), None);
+        assert_eq!(kind.pass(now + 2 * RATE), Some(1));
+        let later = now + 1000 * RATE;
+        assert_eq!((0..1000).filter(|_| kind.pass(later).is_some()).count() as u64, BURST);
+    }
 
     /// Somebody dials with a wrong token a thousand times a second: one line a second, and the next
     /// one says how many there were.
@@ -123,6 +367,17 @@ mod tests {
         assert!((0..1000).all(|_| rate.pass(now + RATE / 2).is_none()));
         assert_eq!(rate.pass(now + RATE), Some(1000));
         assert_eq!(rate.pass(now + 2 * RATE), Some(0));
+    }
+
+    /// A peer says why it refuses this node, and puts a line of its own into that: it stays one line.
+    #[test]
+    fn a_message_is_one_line() {
+        let said =
+            "it refuses the connection: no\n2026-01-01T00:00:00.000Z ERROR node=1 lost\x1b[2J";
+        let line = one_line(said);
+        assert!(!line.contains(char::is_control), "{line}");
+        assert!(line.contains("no\\n2026") && line.contains("\\u{1b}[2J"), "{line}");
+        assert_eq!(one_line("städtisch \"x\""), "städtisch \"x\"");
     }
 
     /// Dates around leap days and centuries come out as the calendar has them.

@@ -14,6 +14,7 @@
 //! | answers     | `raft_loop`                       | refusals of the raft loop, to be written to sockets                   |
 //! | applier     | `applier`                         | `ApplyTask`                                                           |
 //! | snapshot    | `snapshots`                       | `ReceiverEvent`; while one is fetched, a connection of its own        |
+//! | log         | `logging`                         | lines to be written to standard error                                 |
 //! | store       | `lsm::Worker::run`                | a bell: something to flush or to compact                              |
 //! | recorder    | `recorder`, with `--record` only  | records of what the raft loop, log writer and applier get and do      |
 //!
@@ -96,5 +97,6 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The node cannot go on and must not promise anything more: says why and ends the process.
 pub(crate) fn fatal(why: std::fmt::Arguments<'_>) -> ! {
     logging::log(logging::Level::Error, why);
+    logging::flush();
     std::process::exit(1)
 }

@@ -6,7 +6,7 @@
 
 use super::connection::Session;
 use super::handshakes::{handshake_reader, read_one_frame, shake_hands};
-use super::logging::{Level, info, log};
+use super::logging::{Kind, Level, info};
 use super::sockets::{is_timeout, read_by, write_patiently};
 use super::{ApplyQueue, Shared, fatal, lock};
 use crate::env::resolve::connect;
@@ -26,6 +26,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// What the receiver says.
+static SAID: Kind = Kind::new();
 /// A handshake, and a write of a question, take no longer.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_micros(SNAPSHOT_SILENCE_US);
 
@@ -105,7 +107,7 @@ pub(crate) fn run(
             }
             ReceiverEffect::Say { warning, text } => {
                 let level = if warning { Level::Warn } else { Level::Info };
-                log(level, format_args!("{text}"));
+                SAID.log(level, format_args!("{text}"));
                 None
             }
             ReceiverEffect::Wait { until_us } => {

@@ -58,7 +58,7 @@ pub struct ServerOptions {
     pub join: Vec<String>,
     /// A backup that a new cluster begins from.
     pub restore: Option<PathBuf>,
-    /// Shared secret, empty for none.
+    /// The token, or two with a line end between them while it is changed; empty for none.
     pub token: Vec<u8>,
     /// Time between heartbeats, in milliseconds.
     pub heartbeat_ms: u64,
@@ -173,6 +173,7 @@ impl From<BootError> for StartError {
 /// Brings a node up and serves. Returns the listener's thread, which never ends by itself.
 pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
     logging::set_level(options.log_level);
+    logging::start();
     stop_on_panic();
     let clock: Arc<dyn Clock> = Arc::new(RealClock::default());
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::default());
@@ -327,6 +328,7 @@ fn tell_space(full: bool) {
 fn stop_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        logging::flush();
         report(panic);
         std::process::abort();
     }));

@@ -46,8 +46,7 @@ pub(super) fn common_version(ours: (u16, u16), theirs: (u16, u16)) -> Result<u16
 pub const TOKEN_BYTES_MAX: usize = 1024;
 
 const HELLO_FIXED_BYTES: usize = 1 + 2 + 2 + 1 + 5 * 8 + 4 + 4 + 2 * 8 + 1 + 3 * 8 + NONCE_BYTES;
-const _: () =
-    assert!(HELLO_FIXED_BYTES + ADDRESS_BYTES_MAX + TOKEN_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
+const _: () = assert!(HELLO_FIXED_BYTES + ADDRESS_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
 const _: () = assert!(1 + 1 + 4 + MESSAGE_BYTES_MAX <= HANDSHAKE_FRAME_MAX);
 
 /// What the dialer is.

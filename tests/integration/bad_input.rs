@@ -335,6 +335,30 @@ fn bytes_without_meaning_cost_one_connection_and_no_memory() {
 }
 
 #[test]
+fn a_client_cannot_flood_the_log() {
+    // A client breaks the protocol some hundred times. Each connection ends with a line of the log, of which
+    // a burst is written and then one a second, with the number of those that were not.
+    let cluster = Cluster::start(1);
+    let began = Instant::now();
+    let mut garbage = Vec::new();
+    put_frame(&mut garbage, |body| body.extend_from_slice(&[0x77, 1, 2, 3]));
+    let times = 400;
+    for _ in 0..times {
+        failed(&answer_behind(&cluster.nodes[0].address, &garbage, false));
+    }
+    let closed = |log: &str| log.lines().filter(|line| line.contains("closed: ")).count();
+    let lines = closed(&cluster.log(0));
+    let most = 32 + began.elapsed().as_secs() as usize;
+    assert!(lines >= 10 && lines <= most && most < times, "{lines} lines, {most} at most");
+    // The next one, in a second or so, says how many there were.
+    wait_for("the log says what it left out", || {
+        failed(&answer_behind(&cluster.nodes[0].address, &garbage, false));
+        cluster.log(0).contains("more like this were not logged").then_some(())
+    });
+    say("bad_input", &format!("{times} connections that make no sense: {lines} lines"));
+}
+
+#[test]
 fn a_wrong_token_opens_nothing() {
     // A node with a token, asked without, with a wrong one, and with the right one, in each dialect.
     let dir = tempfile::tempdir().expect("a directory");
