@@ -2,6 +2,7 @@
 
 use super::checks::{Violation, violated};
 use super::impostor::IMPOSTOR;
+use super::moments::{DiskStep, FileKind, Moment};
 use super::network::{End, Packet};
 use super::node::{CLIENTS_TOKEN, ClientId, DATA, Up};
 use super::world::World;
@@ -218,6 +219,11 @@ impl World {
         let Some(n) = self.nodes.get(&node) else { return Ok(false) };
         let (disk, data) = (n.disk.clone(), Path::new(DATA));
         let counts = !(n.wiped || n.old_copy);
+        if !self.quiet && self.dice.chance(1, 16) {
+            let at = |step| Moment { step, file: FileKind::Identity };
+            let moment = at(*self.dice.pick(&[DiskStep::Write, DiskStep::Sync]));
+            disk.fail_power_at(moment, self.dice.below(2));
+        }
         let kept = Identity::load(&disk, data).and_then(|identity| match identity {
             Some(identity) => {
                 let secret = Some(to_keep(secret));
@@ -226,6 +232,7 @@ impl World {
             None => Ok(()),
         });
         if kept.is_err() {
+            self.count("members' secrets not kept");
             self.disk_failed(node, "disk error in keeping the members' secret");
             return Ok(false);
         }

@@ -154,7 +154,7 @@ const MUST_HAPPEN: &[&str] = &[
     "strangers parted with",
     "members' secrets taken from a leader",
     "members' secrets sealed",
-    "disk error in keeping the members' secret",
+    "members' secrets not kept",
     "impostors in the name of a member",
     "impostors with the token refused",
     "impostors without a proof refused",
