@@ -55,7 +55,9 @@ pub(crate) fn run(
             }
             let now_us = shared.clock.now_us();
             if let Some(recorder) = &shared.recorder {
-                recorder.record(|out| put_handled(out, now_us, &input, ClientHandle::number));
+                let own = *node.peers().secret();
+                let name = ClientHandle::number;
+                recorder.record(|out| put_handled(out, now_us, &input, &own, name));
             }
             node.handle(input, now_us);
         };

@@ -395,7 +395,11 @@ impl SimNode {
             raft: core.clone(),
             restored: restored.clone(),
             replica: options.clone(),
-            peers: peers.clone(),
+            peers: PeersOptions {
+                token: Vec::new(),
+                secret: peers.secret.pseudonym(),
+                ..peers.clone()
+            },
             batch_requests_max: batch_requests_max as u64,
             holding: machine.is_spoiled(),
             digest: machine.digest(),

@@ -10,6 +10,7 @@ use crate::node::recording::{Record, put_effects, put_handled, put_ticked};
 use crate::node::recording::{RecordWriter, Start, put_body};
 use crate::node::{Input, NodeEffects};
 use crate::raft::NodeId;
+use crate::wire::proof::Secret;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -47,8 +48,8 @@ impl Recordings {
     }
 
     /// The raft loop gets an input.
-    pub(super) fn handled(&mut self, node: NodeId, now_us: u64, input: &Input<u64>) {
-        self.put(node, |out| put_handled(out, now_us, input, |&client| client));
+    pub(super) fn handled(&mut self, node: NodeId, now_us: u64, input: &Input<u64>, own: &Secret) {
+        self.put(node, |out| put_handled(out, now_us, input, own, |&client| client));
     }
 
     /// The raft loop is told the time, and gives its effects.

@@ -458,7 +458,7 @@ impl World {
                 *self.counters.entry(what).or_default() += 1;
             }
             if let Some(recordings) = &mut self.recordings {
-                recordings.handled(node, local_us, &input);
+                recordings.handled(node, local_us, &input, up.node.peers().secret());
             }
             up.node.handle(input, local_us);
         }

@@ -65,6 +65,8 @@ const LISTENER_TOKEN: &[u8] = b"kontiki listener token";
 const LISTENER_MEMBER: &[u8] = b"kontiki listener member";
 const OFFER_PAD: &[u8] = b"kontiki offer";
 const JOINED_PAD: &[u8] = b"kontiki joined";
+/// What names a secret in a recording.
+const PSEUDONYM: &[u8] = b"kontiki recording";
 
 /// The bits of a member's standing.
 const SEALED: u8 = 1;
@@ -117,6 +119,18 @@ impl fmt::Debug for Keys {
         let mut shown = f.debug_struct("Keys");
         shown.field("token_bytes", &token.len()).field("secret", secret).finish()
     }
+}
+
+impl Secret {
+    /// A name that says which secret it is and not what it is: it stands for the secret in a recording of what a node
+    /// did.
+    pub fn pseudonym(&self) -> Secret {
+        Secret { bytes: pseudonym(&self.bytes), sealed: self.sealed }
+    }
+}
+
+fn pseudonym(secret: &[u8; SECRET_BYTES]) -> [u8; SECRET_BYTES] {
+    hmac(secret, &[PSEUDONYM])
 }
 
 impl Keys {
@@ -186,6 +200,11 @@ pub struct Answered {
 }
 
 impl Answered {
+    /// As a recording tells it; nobody joins by it.
+    pub fn recorded(answer: Result<Welcome, Reject>, proven: Proven) -> Answered {
+        Answered { answer, proven, pad: JoinedPad([0; HASH_BYTES]) }
+    }
+
     /// Whether a node with those keys uses the connection.
     ///
     /// # Errors
@@ -418,7 +437,8 @@ impl Listener {
         let Listener { hello, version, said } = self;
         let with_proof = sha256(&[&said, body]);
         let member_part = member_part.to_vec();
-        Ok(Presented { hello, version, token, said, with_proof, member_part })
+        let recorded = None;
+        Ok(Presented { hello, version, token, said, with_proof, member_part, recorded })
     }
 }
 
@@ -452,6 +472,17 @@ pub struct Presented {
     said: Hash,
     with_proof: Hash,
     member_part: Vec<u8>,
+    /// What it came to, of one that a recording tells: there are no codes in it.
+    recorded: Option<Shown>,
+}
+
+/// What a dialer has shown to a node, without the codes: as a recording tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// What it has proven.
+    pub proven: Proven,
+    /// The term in which it offers the members' secret, and the [pseudonym](Secret::pseudonym) of that.
+    pub offer: Option<(Term, [u8; SECRET_BYTES])>,
 }
 
 /// Neither secret reaches a log.
@@ -487,8 +518,30 @@ impl Presented {
         })
     }
 
+    /// As a recording tells it: to a node that holds the pseudonym of the secret.
+    pub fn recorded(hello: Hello, version: u16, shown: Shown) -> Presented {
+        Presented {
+            hello: Box::new(hello),
+            version,
+            token: Vec::new(),
+            said: [0; HASH_BYTES],
+            with_proof: [0; HASH_BYTES],
+            member_part: Vec::new(),
+            recorded: Some(shown),
+        }
+    }
+
+    /// What a recording is to tell of it, to a node that holds the members' secret so.
+    pub fn shown(&self, own: &Secret) -> Shown {
+        let offer = || self.offer().map(|(term, secret)| (term, pseudonym(&secret)));
+        self.recorded.unwrap_or_else(|| Shown { proven: self.proven(own), offer: offer() })
+    }
+
     /// What a node has shown, to one that holds the members' secret so.
     pub fn proven(&self, own: &Secret) -> Proven {
+        if let Some(recorded) = &self.recorded {
+            return recorded.proven;
+        }
         let part = self.member_part();
         let member = part.as_ref().is_some_and(|part| {
             let expected = code(&own.bytes, DIALER_MEMBER, &self.said, &part.about);
@@ -500,6 +553,9 @@ impl Presented {
 
     /// The secret that a leader of a term offers. It is what the dialer has proven to hold.
     pub fn offer(&self) -> Option<(Term, [u8; SECRET_BYTES])> {
+        if let Some(recorded) = &self.recorded {
+            return recorded.offer;
+        }
         let part = self.member_part().filter(|part| part.standing == OFFERS)?;
         let secret = masked(&part.offer, &offer_pad(&self.token, &self.said));
         let expected = code(&secret, DIALER_MEMBER, &self.said, &part.about);

@@ -294,6 +294,11 @@ impl Peers {
         std::mem::take(&mut self.effects)
     }
 
+    /// The members' secret as this node holds it now.
+    pub fn secret(&self) -> &Secret {
+        &self.secret
+    }
+
     /// What the replica is to hear.
     pub(super) fn take_told(&mut self) -> Vec<Told> {
         std::mem::take(&mut self.told)

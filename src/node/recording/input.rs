@@ -11,8 +11,10 @@ use super::{put_bytes, put_numbers, put_option, put_pair, take_flag, take_option
 use crate::raft::codec::{Input as Bytes, Malformed, put_configuration, take_configuration};
 use crate::raft::{EntriesRead, NodeId, SnapshotMark};
 use crate::wire::client::Call;
-use crate::wire::handshake::{put_hello, put_reject, put_welcome, take_answer, take_hello};
+use crate::wire::frame::put_frame;
+use crate::wire::handshake::{put_answer_fields, put_hello, take_answer, take_hello};
 use crate::wire::peer::{self, PeerFrame, put_message, put_peer_frame, take_peer_frame};
+use crate::wire::proof::{Answered, Presented, Proven, SECRET_BYTES, Secret, Shown};
 use std::sync::Arc;
 
 mod tag {
@@ -55,7 +57,7 @@ mod link {
 }
 
 /// Appends an input. `name` names a client.
-pub fn put_input<C>(out: &mut Vec<u8>, input: &Input<C>, name: &impl Fn(&C) -> u64) {
+pub fn put_input<C>(out: &mut Vec<u8>, input: &Input<C>, own: &Secret, name: &impl Fn(&C) -> u64) {
     let mut tagged = |tag: u8, numbers: &[u64]| {
         out.push(tag);
         put_numbers(out, numbers);
@@ -97,7 +99,7 @@ pub fn put_input<C>(out: &mut Vec<u8>, input: &Input<C>, name: &impl Fn(&C) -> u
         }
         Input::Link(event) => {
             tagged(tag::LINK, &[]);
-            put_link(out, event);
+            put_link(out, event, own);
         }
         Input::PeerReached { node, identity } => tagged(tag::PEER_REACHED, &[*node, *identity]),
         Input::PeerConnected { node, identity } => tagged(tag::PEER_CONNECTED, &[*node, *identity]),
@@ -242,25 +244,34 @@ fn take_request(bytes: &mut Bytes<'_>) -> Result<Request, Malformed> {
     })
 }
 
-fn put_link(out: &mut Vec<u8>, event: &PeerEvent) {
+fn put_proven(out: &mut Vec<u8>, Proven { token, member, sealed }: Proven) {
+    out.extend([token, member, sealed].map(u8::from));
+}
+
+fn take_proven(bytes: &mut Bytes<'_>) -> Result<Proven, Malformed> {
+    let mut flag = || take_flag(bytes, "what is proven");
+    Ok(Proven { token: flag()?, member: flag()?, sealed: flag()? })
+}
+
+fn put_link(out: &mut Vec<u8>, event: &PeerEvent, own: &Secret) {
     let mut tagged = |tag: u8, numbers: &[u64]| {
         out.push(tag);
         put_numbers(out, numbers);
     };
     match event {
-        PeerEvent::Accepted { connection, hello, version } => {
-            tagged(link::ACCEPTED, &[*connection, u64::from(*version)]);
-            let mut hello = (**hello).clone();
-            hello.token.clear();
-            put_hello(out, &hello);
+        PeerEvent::Accepted { connection, presented } => {
+            tagged(link::ACCEPTED, &[*connection, u64::from(presented.version)]);
+            let Shown { proven, offer } = presented.shown(own);
+            put_proven(out, proven);
+            put_hello(out, &presented.hello);
+            put_option(out, offer.map(|(term, _)| term));
+            out.extend(offer.iter().flat_map(|(_, pseudonym)| pseudonym));
         }
         PeerEvent::AcceptedClosed { connection } => tagged(link::ACCEPTED_CLOSED, &[*connection]),
-        PeerEvent::Answered { connection, answer } => {
+        PeerEvent::Answered { connection, answered } => {
             tagged(link::ANSWERED, &[*connection]);
-            match answer {
-                Ok(welcome) => put_welcome(out, welcome),
-                Err(reject) => put_reject(out, reject),
-            }
+            put_proven(out, answered.proven);
+            put_frame(out, |out| put_answer_fields(out, &answered.answer));
         }
         PeerEvent::Closed { connection, why } => {
             tagged(link::CLOSED, &[*connection]);
@@ -286,13 +297,25 @@ fn take_link(bytes: &mut Bytes<'_>) -> Result<PeerEvent, Malformed> {
         link::ACCEPTED => {
             let (connection, version) = (number(bytes)?, number(bytes)?);
             let version = u16::try_from(version).map_err(|_| Malformed("version"))?;
-            let hello = Box::new(take_hello(take_frame_body(bytes)?)?);
-            PeerEvent::Accepted { connection, hello, version }
+            let proven = take_proven(bytes)?;
+            let hello = take_hello(take_frame_body(bytes)?)?;
+            let offer = match take_option(bytes, "offer")? {
+                None => None,
+                Some(term) => {
+                    let pseudonym = bytes.bytes(SECRET_BYTES, "offer")?;
+                    Some((term, pseudonym.try_into().map_err(|_| Malformed("offer"))?))
+                }
+            };
+            let presented = Presented::recorded(hello, version, Shown { proven, offer });
+            PeerEvent::Accepted { connection, presented: Box::new(presented) }
         }
         link::ACCEPTED_CLOSED => PeerEvent::AcceptedClosed { connection: number(bytes)? },
         link::ANSWERED => {
             let connection = number(bytes)?;
-            PeerEvent::Answered { connection, answer: take_answer(take_frame_body(bytes)?)? }
+            let proven = take_proven(bytes)?;
+            let answer = take_answer(take_frame_body(bytes)?)?;
+            let answered = Box::new(Answered::recorded(answer, proven));
+            PeerEvent::Answered { connection, answered }
         }
         link::CLOSED => {
             let connection = number(bytes)?;

@@ -42,6 +42,7 @@ use super::log_writer::{LogEffects, LogEvent};
 use super::raft_loop::NodeEffects;
 use crate::raft::codec::{Input as Bytes, Malformed};
 use crate::raft::{Index, Term};
+use crate::wire::proof::Secret;
 
 /// One record. Clients are numbers: what they are is nobody's business here.
 #[derive(Debug)]
@@ -246,11 +247,17 @@ mod kind {
     pub(super) const END: u8 = 9;
 }
 
-/// Appends the body of [`Record::Handled`].
-pub fn put_handled<C>(out: &mut Vec<u8>, now_us: u64, input: &Input<C>, name: impl Fn(&C) -> u64) {
+/// Appends the body of [`Record::Handled`], to a node that holds the members' secret so.
+pub fn put_handled<C>(
+    out: &mut Vec<u8>,
+    now_us: u64,
+    input: &Input<C>,
+    own: &Secret,
+    name: impl Fn(&C) -> u64,
+) {
     out.push(kind::HANDLED);
     put_numbers(out, &[now_us]);
-    put_input(out, input, &name);
+    put_input(out, input, own, &name);
 }
 
 /// Appends the body of [`Record::Ticked`].
@@ -287,7 +294,10 @@ pub fn put_body(out: &mut Vec<u8>, record: &Record) {
             out.push(kind::START);
             put_start(out, start);
         }
-        Record::Handled { now_us, input } => put_handled(out, *now_us, input, |&client| client),
+        // One that was read has no secret in it.
+        Record::Handled { now_us, input } => {
+            put_handled(out, *now_us, input, &Secret::default(), |&client| client);
+        }
         Record::Ticked { now_us } => put_ticked(out, *now_us),
         Record::Effects { now_us, prints } => put_prints(out, *now_us, prints),
         Record::LogEvent(note) => {

@@ -10,6 +10,9 @@ use super::super::words::{Answer, ReplyTo, Verdict};
 use crate::kv::codec::put_outcome;
 use crate::raft::codec::{put_configuration, put_entry};
 use crate::raft::{Entry, Persist, SnapshotMark};
+use crate::wire::frame::FRAME_HEADER_BYTES;
+use crate::wire::handshake::take_answer;
+use crate::wire::proof::Greeting;
 use crc32fast::Hasher;
 use std::fmt::{self, Write as _};
 
@@ -196,14 +199,19 @@ pub fn of_effects<C>(effects: &NodeEffects<C>, name: &impl Fn(&C) -> u64) -> Vec
     prints
 }
 
-/// The token is not in a recording, not even as a length.
+/// Neither token nor secret is in a recording, nor the codes that are made of them.
 fn put_link(sum: &mut Sum, link: &PeerEffect) {
     match link {
-        PeerEffect::Dial { connection, peer, address, hello } => {
-            let mut hello = hello.clone();
-            hello.token.clear();
-            sum.printed(&(connection, peer, address, hello));
+        PeerEffect::Dial { connection, peer, address, greeting } => {
+            let Greeting { hello, keys, offers_in } = greeting.as_ref();
+            let sealed = keys.secret.map(|secret| secret.sealed);
+            sum.printed(&(connection, peer, address, hello, sealed, offers_in));
         }
+        PeerEffect::Welcome { connection, frame } => {
+            let answer = frame.get(FRAME_HEADER_BYTES..).map(take_answer);
+            sum.printed(&(connection, answer));
+        }
+        PeerEffect::Reject { connection, reject, frame: _ } => sum.printed(&(connection, reject)),
         link => sum.printed(link),
     }
 }

@@ -6,6 +6,7 @@ use super::{put_bytes, put_numbers, put_option, take_option, take_text};
 use crate::kv::{Limits, SessionBounds};
 use crate::raft::codec::{Input as Bytes, Malformed, put_configuration, take_configuration};
 use crate::raft::{self, Configuration, HardState, Index, Restored, RestoredLog};
+use crate::wire::proof::{SECRET_BYTES, Secret};
 use std::sync::Arc;
 
 /// What the start of a process handed to its components.
@@ -31,6 +32,7 @@ pub struct Start {
     /// Bounds of the replica.
     pub replica: ReplicaOptions,
     /// What the connections go by; without the token.
+    /// The token is left out, and the secret is [its pseudonym](Secret::pseudonym).
     pub peers: PeersOptions,
     /// The log writer writes so many requests at once.
     pub batch_requests_max: u64,
@@ -96,7 +98,9 @@ pub fn put_start(out: &mut Vec<u8>, start: &Start) {
     ];
     put_sizes(out, &sizes);
     put_numbers(out, &[limits.max_page_work]);
-    let PeersOptions { identity, address, token: _, seeds } = &start.peers;
+    let PeersOptions { identity, address, token: _, secret, seeds } = &start.peers;
+    out.push(u8::from(secret.sealed));
+    out.extend_from_slice(&secret.bytes);
     put_numbers(out, &[*identity]);
     put_bytes(out, address.as_bytes());
     put_numbers(out, &[seeds.len() as u64]);
@@ -180,6 +184,10 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         wal_limit_bytes,
         members_max,
     };
+    let sealed = super::take_flag(input, "the members' secret")?;
+    let bytes = input.bytes(SECRET_BYTES, "the members' secret")?;
+    let bytes = bytes.try_into().map_err(|_| Malformed("the members' secret"))?;
+    let secret = Secret { bytes, sealed };
     let (identity, address) = (number(input)?, take_text(input, "address")?);
     let count = number(input)?;
     let mut seeds = Vec::new();
@@ -196,7 +204,7 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         raft,
         restored: Restored { hard_state, log, applied },
         replica,
-        peers: PeersOptions { identity, address, token: Vec::new(), seeds },
+        peers: PeersOptions { identity, address, token: Vec::new(), secret, seeds },
         batch_requests_max: number(input)?,
         holding: super::take_flag(input, "damage")?,
         digest: input.u32("digest")?,

@@ -12,8 +12,15 @@ use crate::raft::{
     Payload, Restored, RestoredLog, SnapshotMark,
 };
 use crate::wire::client::Class;
+use crate::wire::frame::FRAME_HEADER_BYTES;
 use crate::wire::handshake::{Hello, Lane, Reject, RejectCode, Remembered, Role, Welcome};
+use crate::wire::proof::{
+    Answered, Dialer, Dialing, Greeting, Keys, Listener, Presented, Proven, Shown,
+};
 use std::sync::Arc;
+
+/// The members' secret.
+const SECRET: Secret = Secret { bytes: *b"thirty-two bytes: known to no 1.", sealed: false };
 
 fn configuration() -> Configuration {
     let member = |id| Member { id, identity: 10 * id, address: format!("host:{id}") };
@@ -30,7 +37,7 @@ fn hello() -> Hello {
         address: "host:2".to_string(),
         lane: Lane::Bulk,
         remembered: Remembered { identity: 10, term: 3, index: 4 },
-        ..Hello::of_client(9, b"secret")
+        ..Hello::of_client(9)
     }
 }
 
@@ -56,6 +63,11 @@ fn inputs() -> Vec<Input<u64>> {
     ];
     let entries =
         (5..).zip(payloads).map(|(index, payload)| Entry { index, term: 7, payload }).collect();
+    let proven = Proven { token: true, member: true, sealed: false };
+    let accepted = |offer| {
+        let presented = Presented::recorded(hello(), 2, Shown { proven, offer });
+        Input::Link(PeerEvent::Accepted { connection: 3, presented: Box::new(presented) })
+    };
     let answered = |verdict| Input::ForwardAnswered { from: 2, id: 5, verdict };
     let refused = |refusal| answered(Verdict::NotApplied(refusal));
     let administered = |result| Input::AdminAnswered { from: 2, id: 6, result };
@@ -101,8 +113,16 @@ fn inputs() -> Vec<Input<u64>> {
         administered(Err(ChangeRefused::declined(Class::Invalid, "never".to_string()))),
         administered(Err(ChangeRefused::declined(Class::Unknown, String::new()))),
         link(PeerEvent::AcceptedClosed { connection: 3 }),
-        link(PeerEvent::Answered { connection: 3, answer: Ok(welcome) }),
-        link(PeerEvent::Answered { connection: 3, answer: Err(reject) }),
+        link(PeerEvent::Answered {
+            connection: 3,
+            answered: Box::new(Answered::recorded(Ok(welcome), proven)),
+        }),
+        link(PeerEvent::Answered {
+            connection: 3,
+            answered: Box::new(Answered::recorded(Err(reject), Proven::default())),
+        }),
+        accepted(None),
+        accepted(Some((7, [5; 32]))),
         link(PeerEvent::Closed { connection: 3, why: "it broke".to_string() }),
         link(PeerEvent::Silent { connection: 3 }),
         link(PeerEvent::LeaderNamed { leader: 2, address: "host:2".to_string() }),
@@ -163,6 +183,7 @@ fn start() -> Start {
             identity: 10,
             address: "host:1".to_string(),
             token: b"secret".to_vec(),
+            secret: SECRET.pseudonym(),
             seeds: vec!["host:2".to_string()],
         },
         batch_requests_max: 256,
@@ -244,7 +265,7 @@ fn read(bytes: &[u8]) -> Result<(Vec<Vec<u8>>, Ending), RecordingError> {
 fn every_input_comes_back() {
     for input in inputs() {
         let mut bytes = Vec::new();
-        put_input(&mut bytes, &input, &|&client| client);
+        put_input(&mut bytes, &input, &SECRET, &|&client| client);
         let mut rest = Bytes(&bytes);
         let back = take_input(&mut rest).unwrap_or_else(|e| panic!("{input:?}: {e}"));
         assert!(rest.0.is_empty(), "{input:?}");
@@ -263,17 +284,33 @@ fn every_record_comes_back() {
     }
 }
 
-/// A node has a token, and its recording goes to somebody else: it is in no record, of whatever kind.
+/// A node has a token and the members' secret, and its recording goes to somebody else: they are in no record, of
+/// whatever kind, though it says what a dialer has proven, and which secret it has offered.
 #[test]
-fn the_token_is_in_no_record() {
-    let accepted = PeerEvent::Accepted { connection: 3, hello: Box::new(hello()), version: 2 };
-    let accepted = Record::Handled { now_us: 1, input: Box::new(Input::Link(accepted)) };
-    let bytes = recording(&[Record::Start(Box::new(start())), accepted]);
-    assert!(!bytes.windows(6).any(|window| window == b"secret"));
-    let (bodies, _) = read(&bytes).unwrap();
-    let Record::Handled { input, .. } = take_body(&bodies[1]).unwrap() else { panic!("an input") };
-    let Input::Link(PeerEvent::Accepted { hello: back, .. }) = *input else { panic!("a hello") };
-    assert_eq!(*back, Hello { token: Vec::new(), ..hello() });
+fn token_and_secret_are_in_no_record() {
+    let keys = Keys { token: b"secret".to_vec(), secret: Some(SECRET) };
+    let greeting = Greeting { hello: hello(), keys, offers_in: Some(7) };
+    let (mut dialer, frame) = Dialer::new(greeting, [1; 32]);
+    let body = |frame: &[u8]| frame[FRAME_HEADER_BYTES..].to_vec();
+    let (listener, challenge) = Listener::new(&body(&frame), &[2; 32]).unwrap();
+    let Dialing::Write(proof) = dialer.heard(&body(&challenge)).unwrap() else { panic!("a proof") };
+    let presented = listener.proof(&body(&proof), b"secret").unwrap();
+    assert_eq!(presented.offer(), Some((7, SECRET.bytes)));
+    let accepted =
+        Input::<u64>::Link(PeerEvent::Accepted { connection: 3, presented: Box::new(presented) });
+    let mut handled = Vec::new();
+    put_handled(&mut handled, 1, &accepted, &SECRET, |&client| client);
+    let started = body_of(&Record::Start(Box::new(start())));
+    for bytes in [&handled, &started] {
+        assert!(!bytes.windows(6).any(|window| window == b"secret"));
+        assert!(!bytes.windows(SECRET.bytes.len()).any(|window| window == SECRET.bytes));
+    }
+    let Record::Handled { input, .. } = take_body(&handled).unwrap() else { panic!("an input") };
+    let Input::Link(PeerEvent::Accepted { presented, .. }) = *input else { panic!("a dialer") };
+    let own = SECRET.pseudonym();
+    assert_eq!(*presented.hello, Hello { nonce: [1; 32], ..hello() });
+    assert!(presented.proven(&own).member);
+    assert_eq!(presented.offer(), Some((7, own.bytes)));
 }
 
 /// The process is killed in the middle of a write, after whatever byte: all whole records before are there, and nothing

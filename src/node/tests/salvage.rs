@@ -40,6 +40,7 @@ fn directory(commands: &[Arc<[u8]>], flushed: usize) -> TestDisk {
         denied: false,
         advertise: String::new(),
         members: Vec::new(),
+        secret: None,
     };
     own.store(shared.as_ref(), data).unwrap();
     let options = wal::Options { segment_bytes: 1 << 20, identity: 9, must_exist: false };

@@ -394,7 +394,7 @@ impl Life {
     fn applier_did(&mut self, did: &DidNote, shared: &mut Shared) -> Result<(), Violation> {
         const WHY: &str = "what it applies is not compared from where its store was damaged";
         if self.holding && did.answers.0 > 0 && did.applied.is_none() && did.installed.is_none() {
-            // Whoever waits for what is held back is told so.
+            self.let_waiters_go();
             return Ok(());
         }
         let withheld = self.withheld.is_some();
@@ -423,11 +423,21 @@ impl Life {
             Task::Flush => Ok(()),
             Task::Hold => {
                 self.holding = true;
+                self.let_waiters_go();
                 self.state.leave_out(WHY.to_string());
                 Ok(())
             }
             Task::Install => self.installed(did, shared),
             Task::Apply(apply) => self.applied(apply, did, shared),
+        }
+    }
+
+    /// Whoever waits for what is held back was told so.
+    fn let_waiters_go(&mut self) {
+        for task in &mut self.tasks {
+            if let Task::Apply(apply) = task {
+                apply.waiters.clear();
+            }
         }
     }
 
@@ -495,8 +505,8 @@ impl Life {
             self.holding = true;
             apply.committed.entries.clear();
             apply.committed.first = applied + 1;
-            apply.waiters.retain(|waiter| waiter.0 > applied);
             self.tasks.push_front(Task::Apply(apply));
+            self.let_waiters_go();
             return Ok(());
         }
         if let StateReplay::Follows(_) = &self.state {
