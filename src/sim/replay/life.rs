@@ -462,8 +462,13 @@ impl Life {
         self.installed.push_back((index, term));
         self.applied = index;
         self.holding = false;
-        if let Some(log) = &self.log {
-            self.state = StateReplay::at(index, did.digest, log.reader(), &self.start, shared)?;
+        match &self.log {
+            Some(log) => {
+                self.state = StateReplay::at(index, did.digest, log.reader(), &self.start, shared)?;
+            }
+            None => self.state.leave_out(format!(
+                "what it applies is not compared behind the snapshot at index {index}: its log is not replayed"
+            )),
         }
         Ok(())
     }
