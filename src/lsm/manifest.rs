@@ -201,9 +201,22 @@ impl Manifest {
         }
         self.sync_names()?;
         for slot in (0..2).filter(|slot| !good[*slot] || (*slot == 1 && good[0])) {
+            if !good[slot] {
+                self.clear(slot)?;
+            }
             self.write_slot(slot, state)?;
         }
         Ok(good.into_iter().filter(|good| !good).count() as u64)
+    }
+
+    /// Writes zeros over all of a slot: a sector behind what it says may be the one that cannot be read, and only
+    /// writing it again helps (seed 610004162).
+    fn clear(&self, slot: usize) -> Result<(), LsmError> {
+        let Some(file) = &self.files[slot] else { return Ok(()) };
+        let path = self.dir.join(SLOTS[slot]);
+        let io = |e| LsmError::io(&path, 0, e);
+        let len = file.len().map_err(io)?.min(SLOT_BYTES_MAX);
+        file.write_all_at(&vec![0; len as usize], 0).map_err(io)
     }
 
     /// Makes the slots long enough for a state, and changes nothing that they say: behind the end of

@@ -33,6 +33,9 @@ pub struct SavedRow<'a> {
     pub perhaps_old: bool,
 }
 
+/// A row that the log goes on from: space, key, revision, value.
+type BaseRow = (Space, Vec<u8>, u64, Vec<u8>);
+
 /// What was saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SaveReport {
@@ -86,7 +89,7 @@ pub fn save<E: From<StoreError>>(
     }
 
     // What the log goes on from: all that it touches, and what the state machine remembers.
-    let mut base: Vec<(Space, Vec<u8>, u64, Vec<u8>)> = Vec::new();
+    let mut base: Vec<BaseRow> = Vec::new();
     let mut lost = Vec::new();
     if let Some(store) = &store {
         let SaveReport { rows, old_rows, .. } = &mut report;
@@ -127,14 +130,14 @@ pub fn save<E: From<StoreError>>(
     for (key, unsure) in &mut touched {
         *unsure |= !found.contains(key.as_slice()) && is_lost(key);
     }
-    go_on(applied, base, &entries, &mut touched, &mut report, show)?;
+    go_on(applied, &base, &entries, &mut touched, &mut report, show)?;
     Ok(report)
 }
 
 /// Applies the log, and shows the keys that it touches.
 fn go_on<E: From<StoreError>>(
     applied: Index,
-    base: Vec<(Space, Vec<u8>, u64, Vec<u8>)>,
+    base: &[BaseRow],
     entries: &[Entry],
     touched: &mut BTreeMap<Vec<u8>, bool>,
     report: &mut SaveReport,

@@ -307,7 +307,11 @@ fn write_copy(disk: &dyn Disk, dir: &Path, copy: usize, bytes: &[u8]) -> Result<
         other => other,
     };
     let file = file.map_err(|e| WalError::io("open", &path, e))?;
-    file.write_all_at(bytes, 0).map_err(|e| WalError::io("write", &path, e))?;
+    // All of a longer one: behind the record may lie a sector that cannot be read before it is written again.
+    let len = file.len().map_err(|e| WalError::io("measure", &path, e))?.min(BYTES_MAX);
+    let mut whole = bytes.to_vec();
+    whole.resize(bytes.len().max(len as usize), 0);
+    file.write_all_at(&whole, 0).map_err(|e| WalError::io("write", &path, e))?;
     file.sync_all().map_err(|e| WalError::io("sync", &path, e))?;
     // Always: the file may have been made by a process that was killed before it could do this.
     disk.sync_dir(dir).map_err(|e| WalError::io("sync", dir, e))
