@@ -18,12 +18,11 @@ use crate::wire::client::{
 use crate::wire::frame::{FRAME_HEADER_BYTES, PREAMBLE};
 use crate::wire::handshake::{Lane, RejectCode, Role, take_answer};
 use crate::wire::proof::{Dialer, Dialing, Greeting, Listener, Secret};
-
-const NONCE: [u8; 32] = [3; 32];
-pub(crate) const SECRET: Secret = Secret { bytes: [5; 32], sealed: true };
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+const NONCE: [u8; 32] = [3; 32];
+pub(crate) const SECRET: Secret = Secret { bytes: [5; 32], sealed: true };
 /// The one key of the store, and how long its value is.
 pub(crate) const BIG_KEY: &[u8] = b"big";
 pub(crate) const BIG_VALUE_BYTES: usize = 100 << 10;
@@ -49,8 +48,7 @@ pub(crate) fn node_of_two<C: Clone>(
     let first = Arc::new(Configuration::of_voters(7, members.clone()));
     let (runs, configurations) = (Vec::new(), vec![(0, first)]);
     let restored_log = RestoredLog { base: 0, base_term: 0, runs, last: 0, configurations };
-    let hard_state = HardState::default();
-    let restored = Restored { hard_state, log: restored_log, applied: 0 };
+    let restored = Restored { hard_state: HardState::default(), log: restored_log, applied: 0 };
     let replica_options = ReplicaOptions {
         inflight_bytes_max: 1 << 20,
         limits: Limits::default(),
