@@ -309,6 +309,7 @@ impl Adversary {
             // Restart loop: one node is killed again and again, often before it has caught up.
             7 => {
                 let damaged = is_spent(world) || !world.can_lose(follower);
+                let mut little_room = false;
                 if all.len() > 2 && !damaged && dice.chance(1, 2) {
                     // Once its log has a bad bit instead.
                     let down_us = dice.log_between(1_000, 60_000);
@@ -319,9 +320,10 @@ impl Adversary {
                         false => Fault::FlipStore { node: follower, at },
                     };
                     script.push((500, flip));
-                    if dice.chance(1, 3) {
-                        // There is little room for its repair.
-                        let room = dice.below(FULL_ROOM_BYTES_MAX);
+                    little_room = dice.chance(1, 3);
+                    if little_room {
+                        // For its repair, which is to end all the same.
+                        let room = dice.below(FULL_ROOM_BYTES_MAX / 4);
                         script.push((500, Fault::FillDisk { node: follower, room }));
                     }
                     // Compactions may meet it before anybody reads it.
@@ -331,7 +333,11 @@ impl Adversary {
                         script.push((dice.log_between(20_000, 120_000), burst));
                     }
                 }
-                for _ in 0..6 {
+                if little_room {
+                    let pause_us = dice.log_between(3_000_000, 9_000_000);
+                    script.push((pause_us, Fault::EmptyDisk { node: follower }));
+                }
+                for _ in 0..if little_room { 0 } else { 6 } {
                     let down_us = dice.log_between(1_000, 60_000);
                     let pause_us = dice.log_between(2_000, 300_000);
                     let fault = if dice.chance(1, 2) {

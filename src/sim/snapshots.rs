@@ -114,10 +114,15 @@ impl World {
         let now_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
         let Some(transfer) = self.transfer(node) else { return Ok(()) };
         let was_idle = transfer.receiver.progress().is_none();
+        let lacked_space = transfer.receiver.lacks_space();
         let handled = transfer.receiver.handle(event, now_us);
+        let lacks_space = transfer.receiver.lacks_space() && !lacked_space;
         let begins = was_idle && transfer.receiver.progress().is_some();
         if let Err(e) = handled {
             return self.store_failed(node, "disk error in fetching a snapshot", &e);
+        }
+        if lacks_space {
+            self.count("snapshot put off for want of space");
         }
         if begins {
             self.count("snapshots begun");

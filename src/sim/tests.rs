@@ -70,6 +70,13 @@ const MUST_HAPPEN: &[&str] = &[
     "disk error in fetching a snapshot",
     "disk error in giving a snapshot",
     "snapshot put off for want of space",
+    "tables given up for a repair",
+    "exports ended for their room",
+    "new tables unread",
+    "unreadable sectors of the identity",
+    "unreadable sectors of the log",
+    "unreadable sectors of the manifest",
+    "unreadable sectors of tables",
     // Snapshots.
     "log compacted",
     "snapshots begun",
