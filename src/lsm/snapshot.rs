@@ -44,7 +44,7 @@ pub(super) const TRAVELLING_SLOT: usize = 2;
 const OPEN_FILES: usize = 32;
 
 /// The tables of one version. They stay readable for as long as this lives, unless their room is needed
-/// ([`super::room`]).
+/// (see docs/architecture.md, "Room").
 #[derive(Clone)]
 pub struct Export {
     pin: Arc<Pin>,

@@ -3,9 +3,9 @@
 //! One line a call; details follow the message as `key=value`. Neither who reads the lines nor who causes
 //! them can hurt the node:
 //!
-//! - Lines go to a thread that writes them ([`Lines`]), by a queue with a bound. Where nobody reads standard
+//! - Lines go to a thread that writes them (`Lines`), by a queue with a bound. Where nobody reads standard
 //!   error, or its disk stalls, no other thread waits: what does not fit is dropped and counted.
-//! - Every place in the code that logs is a kind of its own ([`Kind`]): so many lines at once, and one a second
+//! - Every place in the code that logs is a kind of its own (`Kind`): so many lines at once, and one a second
 //!   from then on, with the number of those that were held back.
 //!
 //! Left out: files, rotation and formats, which belong to whoever runs the process.
@@ -44,7 +44,7 @@ pub fn set_node(id: u64) {
     NODE.store(id, Ordering::Relaxed);
 }
 
-/// Writes one line. Nothing that comes from outside may cause it at will: see [`Kind`].
+/// Writes one line. Nothing that comes from outside may cause it at will: see `Kind`.
 pub fn log(level: Level, message: fmt::Arguments<'_>) {
     if level as u8 > LEVEL.load(Ordering::Relaxed) {
         return;

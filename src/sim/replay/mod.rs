@@ -2,7 +2,7 @@
 //! something that the simulator allows.
 //!
 //! A recording holds what the components of one process got, and checksums of what they did (`node/recording`).
-//! Here the same components are built, get the same, and must do the same ([`life`]). What they do goes through the
+//! Here the same components are built, get the same, and must do the same (`life`). What they do goes through the
 //! checks of the simulator ([`super::checks`]), which see the whole cluster: so recordings of several nodes are
 //! replayed together, in an order in which nothing arrives before it was sent. No clock tells that order; the messages do: a
 //! node waits here until the sender of its next message has come to it.

@@ -1,13 +1,13 @@
 //! Recordings of simulated runs, whole and spoiled, and what a replay says of them.
 
 use super::*;
-use crate::node::recording::{LogNote, Part, RecordWriter, TaskNote, put_body};
+use crate::node::recording::{LogNote, LogStep, Part, RecordWriter, TaskNote, put_body};
 use crate::sim::dice::Dice;
 use crate::sim::recording::{Recorded, record};
 use crate::sim::run::Options;
 
 /// Seeds that are recorded and replayed.
-const SEEDS: u64 = 16;
+const SEEDS: u64 = 28;
 /// A seed of three nodes in which messages keep to connections, leaders change and snapshots are installed.
 const ONE: u64 = 3;
 /// A seed in which nodes are started again with what was durable.
@@ -136,7 +136,10 @@ fn a_promise_before_its_sync_is_named() {
         let writes =
             |record: &Record| matches!(record, Record::LogStep(step) if step.written.is_some());
         let written = place(records, 5, writes)?;
-        let told = |record: &Record| matches!(record, Record::Handled { input, .. } if matches!(**input, Input::Persisted { .. }));
+        let Record::LogStep(LogStep { written: Some((of, _)), .. }) = &records[written] else {
+            panic!("it has written")
+        };
+        let told = |record: &Record| matches!(record, Record::Handled { input, .. } if matches!(**input, Input::Persisted { seq, .. } if seq == *of));
         let told = written + place(&records[written..], 0, told)?;
         let record = records.remove(written);
         records.insert(told, record);
