@@ -140,7 +140,7 @@ impl Backup {
     pub fn open(disk: &dyn Disk, path: &Path) -> Result<Backup, LsmError> {
         let io = |offset| move |e| LsmError::read(path, offset, e);
         let damaged = |offset, what| LsmError::damaged(path, offset, what);
-        let file = disk.open(path, Open::Read).map_err(io(0))?;
+        let file = disk.open(path, Open::Read).map_err(|e| LsmError::io(path, 0, e))?;
         let len = file.len().map_err(io(0))?;
         let mut head = [0; HEAD_BYTES];
         file.read_exact_at(&mut head, 0).map_err(io(0))?;

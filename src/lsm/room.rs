@@ -4,9 +4,9 @@
 //! beside it: table after table of that is given up as the repair needs its room, the damaged ones first.
 //! From then on such a table is a damaged one whose file is missing, in this process and in later ones; it is
 //! replaced with all others when the repair is installed. And a version that a backup or another node reads
-//! ([`Export`](super::Export)) keeps tables that compactions have replaced: of these all exports together hold as
-//! many bytes as the store has, and none while the disk is full. Then the oldest of them ends, and whoever reads it
-//! begins again with a newer one.
+//! ([`Export`](super::Export)) keeps tables that compactions have replaced: of these all exports together hold at most as
+//! many bytes as the store has, or the latest of them, and none while the disk is full. Else the oldest of them ends,
+//! and whoever reads it begins again with a newer one. The latest goes on to its end unless the disk is full.
 
 use super::LsmError;
 use super::engine::{Reader, Shared};
@@ -47,11 +47,15 @@ impl Pins {
         pin
     }
 
-    /// Ends the oldest until the others hold no more than `bytes_max` bytes of tables that the store does not have
-    /// any more; how many were ended.
-    fn bound(&self, now: &Version, bytes_max: u64) -> u64 {
+    /// Ends the oldest until the others hold no more bytes of tables that the store does not have any more than it has
+    /// itself, or the latest of them; on a full disk until they hold none. How many were ended.
+    fn bound(&self, now: &Version, full: bool) -> u64 {
         let mut all = self.all();
         let mut ended = 0;
+        let sum = |version: &Version| version.tables().map(|t| t.meta.bytes).sum::<u64>();
+        let latest = all.iter().filter_map(|pin| pin.upgrade()?.version()).next_back();
+        let latest_bytes = latest.map_or(0, |version| sum(&version));
+        let bytes_max = if full { 0 } else { sum(now).max(latest_bytes) };
         let has: BTreeSet<u64> = now.tables().map(|t| t.meta.number).collect();
         loop {
             let held = |pin: &Weak<Pin>| pin.upgrade().and_then(|pin| Some((pin.version()?, pin)));
@@ -84,8 +88,7 @@ impl Shared {
         }
         let version = Arc::clone(&self.sources().version);
         let full = self.full.load(Ordering::Acquire);
-        let bytes_max = if full { 0 } else { version.tables().map(|t| t.meta.bytes).sum() };
-        let ended = self.pins.bound(&version, bytes_max);
+        let ended = self.pins.bound(&version, full);
         self.shelf.counters.exports_ended.add(ended);
     }
 }
