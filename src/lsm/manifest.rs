@@ -298,12 +298,9 @@ pub(super) fn read_slot(
         return Ok(Slot::Bad(Malformed("the manifest is too long")));
     }
     let mut bytes = vec![0; len as usize];
-    // A slot that cannot be read is a bad one: the other holds the same, and makes it good.
-    match opened.read_exact_at(&mut bytes, 0) {
-        Err(e) if lost(&e).is_some() => {
-            return Ok(Slot::Bad(Malformed(lost(&e).unwrap_or_default())));
-        }
-        read => read.map_err(io)?,
+    if let Err(e) = opened.read_exact_at(&mut bytes, 0) {
+        // A slot that cannot be read is a bad one: the other holds the same, and makes it good.
+        return lost(&e).map(|what| Slot::Bad(Malformed(what))).ok_or_else(|| io(e));
     }
     Ok(match decode(&bytes, identity, slot) {
         Ok((sequence, state)) => Slot::Good(sequence, Box::new(state)),

@@ -12,6 +12,7 @@ use super::table::{Kind, Table, Through};
 use crate::env::Disk;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -56,15 +57,16 @@ pub struct Salvaged<'a> {
 }
 
 impl Inspection {
-    /// Shows every row that can be read, in the order of keys, and gives what is lost, in no order.
+    /// Shows every row that can be read, in the order of keys, until the visitor breaks off, and gives what is lost, in
+    /// no order.
     ///
     /// # Errors
-    /// The disk's, but for bytes that it cannot read; those of `visit`.
-    pub fn salvage<E: From<LsmError>>(
+    /// The disk's, but for bytes that it cannot read.
+    pub fn salvage(
         &self,
         disk: &Arc<dyn Disk>,
-        visit: &mut dyn FnMut(Salvaged<'_>) -> Result<(), E>,
-    ) -> Result<Vec<Lost>, E> {
+        visit: &mut dyn FnMut(Salvaged<'_>) -> ControlFlow<()>,
+    ) -> Result<Vec<Lost>, LsmError> {
         // What is lost is known before the first row is shown.
         let mut lost = Vec::new();
         for mut table in self.sound_rows(disk, &mut lost)? {
@@ -83,7 +85,9 @@ impl Inspection {
                 if let Item::Put { revision, value } = table.item() {
                     let newer = |lost: &Lost| lost.rank < table.rank && lost.covers(&key);
                     let perhaps_old = lost.iter().any(newer);
-                    visit(Salvaged { key: &key, revision, value, perhaps_old })?;
+                    if visit(Salvaged { key: &key, revision, value, perhaps_old }).is_break() {
+                        break;
+                    }
                 }
                 before = Some(key);
             }

@@ -93,24 +93,29 @@ pub fn save<E: From<StoreError>>(
     let mut lost = Vec::new();
     if let Some(store) = &store {
         let SaveReport { rows, old_rows, .. } = &mut report;
-        lost = store
-            .salvage(disk, &mut |row: Salvaged<'_>| {
-                let (space, key) = split_stored_key(row.key);
-                let space = space.unwrap_or(Space::Meta);
-                let is_touched = touched.contains_key(key);
-                if space == Space::Meta || is_touched {
-                    if space == Space::User {
-                        touched.insert(key.to_vec(), row.perhaps_old);
-                    }
-                    base.push((space, key.to_vec(), row.revision, row.value.to_vec()));
-                    return Ok(());
+        let mut shown = Ok(());
+        let salvaged = store.salvage(disk, &mut |row: Salvaged<'_>| {
+            let (space, key) = split_stored_key(row.key);
+            let space = space.unwrap_or(Space::Meta);
+            let is_touched = touched.contains_key(key);
+            if space == Space::Meta || is_touched {
+                if space == Space::User {
+                    touched.insert(key.to_vec(), row.perhaps_old);
                 }
-                *if row.perhaps_old { &mut *old_rows } else { &mut *rows } += 1;
-                show(SavedRow { key, value: row.value, perhaps_old: row.perhaps_old })
-                    .map_err(Failed)
-            })
-            .map_err(|e: Failed<E>| e.0)?;
+                base.push((space, key.to_vec(), row.revision, row.value.to_vec()));
+                return ControlFlow::Continue(());
+            }
+            *if row.perhaps_old { &mut *old_rows } else { &mut *rows } += 1;
+            shown = show(SavedRow { key, value: row.value, perhaps_old: row.perhaps_old });
+            if shown.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        lost = salvaged.map_err(StoreError::from)?;
+        shown?;
     }
+    // Then nobody can tell which writes of the log came twice: those with a stamp are left out.
+    let sessions_lost =
+        lost.iter().any(|lost| split_stored_key(&lost.through).0 == Some(Space::Meta));
+    base.retain(|(space, ..)| *space == Space::User || !sessions_lost);
     for lost in &lost {
         let text = |key: &[u8]| split_stored_key(key).1.escape_ascii().to_string();
         let from = match &lost.after {
@@ -130,7 +135,10 @@ pub fn save<E: From<StoreError>>(
     for (key, unsure) in &mut touched {
         *unsure |= !found.contains(key.as_slice()) && is_lost(key);
     }
-    go_on(applied, &base, &entries, &mut touched, &mut report, show)?;
+    for entry in &entries {
+        follow(entry, sessions_lost, &mut touched);
+    }
+    go_on(applied, &base, &entries, &touched, &mut report, show)?;
     Ok(report)
 }
 
@@ -139,7 +147,7 @@ fn go_on<E: From<StoreError>>(
     applied: Index,
     base: &[BaseRow],
     entries: &[Entry],
-    touched: &mut BTreeMap<Vec<u8>, bool>,
+    touched: &BTreeMap<Vec<u8>, bool>,
     report: &mut SaveReport,
     show: &mut dyn FnMut(SavedRow<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
@@ -153,9 +161,6 @@ fn go_on<E: From<StoreError>>(
         store.write(applied, changes.collect())?;
     }
     let mut machine = Machine::open(store)?;
-    for entry in entries {
-        follow(entry, touched);
-    }
     apply_entries(&mut machine, entries)?;
     let mut shown = Ok(());
     machine.reader().view().scan(&Scan::all(Space::User), &mut |row| {
@@ -168,12 +173,13 @@ fn go_on<E: From<StoreError>>(
 }
 
 /// What an entry makes of which keys are unsure: a write that looks at one makes all that it writes unsure, and a plain put
-/// or a delete makes its key sure.
-fn follow(entry: &Entry, unsure: &mut BTreeMap<Vec<u8>, bool>) {
+/// or a delete makes its key sure. So does none with a stamp when the sessions are lost.
+fn follow(entry: &Entry, sessions_lost: bool, unsure: &mut BTreeMap<Vec<u8>, bool>) {
     let Payload::Command(bytes) = &entry.payload else { return };
     let Ok(CommandRef::Write(write)) = CommandRef::decode(bytes) else { return };
     let is = |unsure: &BTreeMap<Vec<u8>, bool>, key: &[u8]| unsure.get(key) == Some(&true);
-    let mut doubt = write.conditions.iter().any(|condition| is(unsure, condition.key));
+    let mut doubt = sessions_lost && write.stamp.is_some();
+    doubt |= write.conditions.iter().any(|condition| is(unsure, condition.key));
     let mut written = BTreeSet::new();
     for op in &write.ops {
         match *op {
@@ -203,15 +209,6 @@ fn keys_of(entry: &Entry) -> Vec<Vec<u8>> {
         | OpRef::Get { key } => key,
     });
     conditions.chain(ops).map(<[u8]>::to_vec).collect()
-}
-
-/// An error of either side of a walk.
-struct Failed<E>(E);
-
-impl<E: From<StoreError>> From<crate::kv::LsmError> for Failed<E> {
-    fn from(e: crate::kv::LsmError) -> Failed<E> {
-        Failed(StoreError::from(e).into())
-    }
 }
 
 #[cfg(test)]

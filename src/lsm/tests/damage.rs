@@ -1,26 +1,13 @@
 //! Bytes that changed on disk: noticed, with path and offset, and never served.
 
 use super::*;
-use std::path::PathBuf;
 
-/// A store of a few tables in two levels, all flushed; the states behind its last two manifests.
+/// A store of a few tables in two levels, all flushed and compacted.
 fn filled() -> (TestDisk, Model) {
-    let disk = TestDisk::default();
-    let (mut engine, mut worker) = open(&disk).unwrap();
-    let mut model = Model::new();
-    let mut dice = Dice(11);
-    for applied in 1..140 {
-        write(&mut engine, &mut model, applied, &any_batch(&mut dice));
-        drain(&mut worker);
-    }
-    engine.flush();
+    let (disk, engine, mut worker, model) = store_of(11, 139);
     drain(&mut worker);
     assert!(engine.stats().levels.iter().filter(|l| l.0 > 0).count() >= 2);
     (disk.copy(), model)
-}
-
-fn files(disk: &TestDisk, name: &str) -> Vec<PathBuf> {
-    disk.paths().into_iter().filter(|p| p.to_string_lossy().contains(name)).collect()
 }
 
 /// Opens and reads everything, every way there is; checks what comes without an error.

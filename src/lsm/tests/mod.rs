@@ -17,7 +17,7 @@ use crate::lsm::manifest;
 use crate::wal::testdisk::{Dice, TestDisk};
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const DIR: &str = "/data/store";
 
@@ -93,6 +93,29 @@ fn write(engine: &mut Engine, model: &mut Model, applied: u64, batch: &[Put]) {
             None => model.remove(key),
         };
     }
+}
+
+/// A store after the batches 1 to `batches` that the seed draws, all flushed, and no further: tombstones hide something.
+fn store_of(seed: u64, batches: u64) -> (TestDisk, Engine, Worker, Model) {
+    let disk = TestDisk::default();
+    let (mut engine, mut worker) = open(&disk).unwrap();
+    let mut model = Model::new();
+    let mut dice = Dice(seed);
+    for applied in 1..=batches {
+        write(&mut engine, &mut model, applied, &any_batch(&mut dice));
+        drain(&mut worker);
+    }
+    engine.flush();
+    while engine.flushed() < engine.applied() {
+        worker.step().unwrap();
+    }
+    assert!(engine.stats().levels.iter().filter(|level| level.0 > 0).count() >= 2);
+    (disk, engine, worker, model)
+}
+
+/// Files with that in their names.
+fn files(disk: &TestDisk, name: &str) -> Vec<PathBuf> {
+    disk.paths().into_iter().filter(|p| p.to_string_lossy().contains(name)).collect()
 }
 
 fn rows(view: &View, scan: &Scan<'_>, limit: usize) -> Result<Vec<Shown>, LsmError> {

@@ -2,26 +2,13 @@
 
 use super::*;
 use crate::wal::testdisk::Fault;
-use std::path::PathBuf;
 
 /// A store with several tables in two levels.
 fn filled(seed: u64) -> (TestDisk, Engine, Worker, Model) {
-    let disk = TestDisk::default();
-    let (mut engine, mut worker) = open(&disk).unwrap();
-    let mut model = Model::new();
-    let mut dice = Dice(seed);
-    for applied in 1..140 {
-        write(&mut engine, &mut model, applied, &any_batch(&mut dice));
-        drain(&mut worker);
-    }
-    engine.flush();
+    let (disk, engine, mut worker, model) = store_of(seed, 139);
     drain(&mut worker);
     assert!(engine.stats().levels.iter().map(|level| level.0).sum::<usize>() >= 4);
     (disk, engine, worker, model)
-}
-
-fn tables(disk: &TestDisk) -> Vec<PathBuf> {
-    disk.paths().into_iter().filter(|p| p.to_string_lossy().contains("table-")).collect()
 }
 
 #[test]
@@ -31,17 +18,17 @@ fn a_damaged_store_gives_up_table_after_table_and_a_sound_one_none() {
     let (disk, mut engine, mut worker, mut model) = filled(3);
     let reader = engine.reader();
     assert_eq!(reader.give_up_table(&disk).unwrap(), None, "nothing is damaged");
-    let bad = tables(&disk).remove(1);
+    let bad = files(&disk, "table-").remove(1);
     disk.edit(&bad, |bytes| bytes[7] ^= 1);
     assert_eq!(reader.give_up_table(&disk).unwrap(), None, "nobody has met the damage");
     assert!(contents(&reader.view(), false).is_err());
-    let before = tables(&disk).len();
+    let before = files(&disk, "table-").len();
     let (first, bytes) = reader.give_up_table(&disk).unwrap().expect("it is damaged");
-    assert_eq!((&first, bytes > 0, tables(&disk).len()), (&bad, true, before - 1));
+    assert_eq!((&first, bytes > 0, files(&disk, "table-").len()), (&bad, true, before - 1));
     let applied = engine.applied() + 1;
     write(&mut engine, &mut model, applied, &[((1, b"new".to_vec()), Some(vec![1]))]);
     while reader.give_up_table(&disk).unwrap().is_some() {}
-    assert_eq!((tables(&disk).len(), engine.stats().given_up), (0, before as u64));
+    assert_eq!((files(&disk, "table-").len(), engine.stats().given_up), (0, before as u64));
     assert!(reader.view().get(1, b"new").unwrap().is_some());
     engine.flush();
     while worker.step().unwrap() != Step::Idle {}
@@ -56,14 +43,14 @@ fn a_damaged_store_gives_up_table_after_table_and_a_sound_one_none() {
 fn a_read_that_fails_once_costs_no_table() {
     // The damage was an error that went away: what is given up is given up for what is there now.
     let (disk, engine, _, _) = filled(4);
-    let bad = tables(&disk).remove(0);
+    let bad = files(&disk, "table-").remove(0);
     disk.spoil(&bad, 3);
     assert!(contents(&engine.reader().view(), false).is_err());
     assert!(engine.reader().damage().is_some());
     let bytes = disk.bytes(&bad);
     disk.shared().open(&bad, crate::env::Open::Write).unwrap().write_all_at(&bytes, 0).unwrap();
     assert_eq!(engine.reader().give_up_table(&disk).unwrap(), None);
-    assert!(tables(&disk).contains(&bad));
+    assert!(files(&disk, "table-").contains(&bad));
 }
 
 #[test]
@@ -73,8 +60,9 @@ fn exports_keep_no_more_than_a_store_and_nothing_on_a_full_disk() {
     let (disk, mut engine, mut worker, mut model) = filled(5);
     let mut exports = Vec::new();
     let store = |engine: &Engine| engine.stats().levels.iter().map(|l| l.1).sum::<u64>();
-    let on_disk =
-        |disk: &TestDisk| tables(disk).iter().map(|t| disk.bytes(t).len() as u64).sum::<u64>();
+    let on_disk = |disk: &TestDisk| {
+        files(disk, "table-").iter().map(|t| disk.bytes(t).len() as u64).sum::<u64>()
+    };
     for round in 0..8u8 {
         exports.push(engine.reader().export());
         let begun = store(&engine);

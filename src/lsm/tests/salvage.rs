@@ -4,24 +4,10 @@ use super::*;
 use crate::env::Findings;
 use crate::lsm::inspect::inspect;
 use crate::lsm::salvage::{Lost, Salvaged};
-use std::path::PathBuf;
 
 /// A store of several levels, with deletes, as it lies on the disk.
 fn filled(seed: u64) -> (TestDisk, Model) {
-    let disk = TestDisk::default();
-    let (mut engine, mut worker) = open(&disk).unwrap();
-    let mut model = Model::new();
-    let mut dice = Dice(seed);
-    for applied in 1..200 {
-        write(&mut engine, &mut model, applied, &any_batch(&mut dice));
-        drain(&mut worker);
-    }
-    engine.flush();
-    // No further: tombstones are to hide something.
-    while engine.flushed() < engine.applied() {
-        worker.step().unwrap();
-    }
-    assert!(engine.stats().levels.iter().filter(|level| level.0 > 0).count() >= 2);
+    let (disk, _, _, model) = store_of(seed, 199);
     (disk.copy(), model)
 }
 
@@ -38,7 +24,7 @@ fn salvaged(disk: &TestDisk) -> (Rows, Vec<Lost>) {
         last = row.key.to_vec();
         let key = (row.key[0], row.key[1..].to_vec());
         rows.insert(key, (row.revision, row.value.to_vec(), row.perhaps_old));
-        Ok::<(), LsmError>(())
+        ControlFlow::Continue(())
     };
     let lost = seen.salvage(&disk, &mut visit).unwrap();
     (rows, lost)
@@ -64,8 +50,7 @@ fn whatever_byte_is_damaged_every_other_row_is_saved_and_none_passes_for_newer_t
     // Bits flip, sectors cannot be read, ends and files are missing, in each table in turn. A row that is said to be the
     // latest is; what is not there lies in a range that is said to be lost.
     let (disk, model) = filled(2);
-    let tables: Vec<PathBuf> =
-        disk.paths().into_iter().filter(|p| p.to_string_lossy().contains("table-")).collect();
+    let tables = files(&disk, "table-");
     let (mut gone, mut old, mut whole) = (0, 0, 0);
     for path in &tables {
         let len = disk.bytes(path).len();

@@ -1,7 +1,9 @@
 //! What is saved of a damaged directory: rows of tables and of the log behind them.
 
 use super::*;
-use crate::kv::{Command, Condition, LsmStore, Op, StoreOptions, Test, Write, encode_command};
+use crate::kv::{
+    Command, Condition, LsmStore, Op, SessionStamp, StoreOptions, Test, Write, encode_command,
+};
 use crate::raft::{HardState, Persist};
 use crate::wal::testdisk::TestDisk;
 use crate::wal::{self, Identity, Wal};
@@ -9,11 +11,14 @@ use std::path::PathBuf;
 
 const DATA: &str = "/n";
 
-fn command(conditions: Vec<Condition>, ops: Vec<Op>) -> Arc<[u8]> {
+fn encoded(command: &Command) -> Arc<[u8]> {
     let mut bytes = Vec::new();
-    let write = Write { conditions, ops, stamp: None };
-    encode_command(&Command::Write(write), &mut bytes);
+    encode_command(command, &mut bytes);
     bytes.into()
+}
+
+fn command(conditions: Vec<Condition>, ops: Vec<Op>) -> Arc<[u8]> {
+    encoded(&Command::Write(Write { conditions, ops, stamp: None }))
 }
 
 fn put(key: &str, value: &str) -> Arc<[u8]> {
@@ -122,4 +127,32 @@ fn what_rests_on_lost_rows_is_told_from_what_does_not() {
     let named =
         |p: &String| p.contains(&largest.display().to_string()) && p.contains("lost are keys");
     assert!(problems.iter().any(named), "{problems:?}");
+}
+
+#[test]
+fn what_a_lost_session_wrote_is_not_called_the_latest() {
+    // The records of sessions are unreadable, so that nobody can tell whether a stamped write of the log came before: the
+    // keys that it writes are perhaps old. What has no stamp is sure.
+    let stamped = |sequence, value: &str| {
+        let op = Op::Put { key: b"a".to_vec(), value: value.into() };
+        let stamp = Some(SessionStamp { session: 1, sequence, answered_below: sequence });
+        encoded(&Command::Write(Write { conditions: Vec::new(), ops: vec![op], stamp }))
+    };
+    let commands = [
+        encoded(&Command::OpenSession),
+        stamped(1, "1"),
+        put("b", "1"),
+        stamped(2, "2"),
+        put("b", "2"),
+    ];
+    let disk = directory(&commands, 3);
+    let all = saved(&disk).0;
+    let latest = |value: &str| Some((value.to_owned(), false));
+    assert_eq!((all.get("a").cloned(), all.get("b").cloned()), (latest("2"), latest("2")));
+    let records = tables(&disk).into_iter().min().unwrap();
+    disk.spoil(&records, 3);
+    let (rows, report) = saved(&disk);
+    assert!(report.findings.problems.iter().any(|p| p.path == records));
+    assert!(rows["a"].1, "perhaps old");
+    assert_eq!(rows.get("b").cloned(), latest("2"));
 }
