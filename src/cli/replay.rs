@@ -1,14 +1,12 @@
 //! `kontiki sim --replay`: replays what `kontiki serve --record` has written.
 
 use super::exit::Exit;
+use crate::node::recording::EXTENSION;
 use crate::sim::replay::{File, Replayed, replay};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// What the name of a recording ends with.
-const EXTENSION: &str = "rec";
 
 /// Replays files, and all recordings below directories. Exit code 1 when what was recorded is not what the
 /// components do or breaks an invariant, 2 when there is nothing to replay.

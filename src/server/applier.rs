@@ -24,19 +24,16 @@ pub(crate) fn run(
     loop {
         match applier.step() {
             Ok(Some(effects)) => {
-                if let Some(recorder) = &shared.recorder {
+                shared.record(|out| {
                     let (digest, now_us) = (applier.machine().digest(), shared.clock.now_us());
                     let did = DidNote::of(&effects, digest, now_us, ClientHandle::number);
-                    recorder.record(|out| put_body(out, &Record::Did(did)));
-                }
+                    put_body(out, &Record::Did(did));
+                });
                 act(effects, shared);
             }
             Ok(None) => match inbox.recv() {
                 Ok(task) => {
-                    if let Some(recorder) = &shared.recorder {
-                        let task = Record::Task(TaskNote::of(&task));
-                        recorder.record(|out| put_body(out, &task));
-                    }
+                    shared.record(|out| put_body(out, &Record::Task(TaskNote::of(&task))));
                     applier.handle(task);
                 }
                 Err(_) => return,

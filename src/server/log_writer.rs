@@ -27,8 +27,8 @@ pub(crate) fn run(
         match writer.step(now_us) {
             Ok(effects) => {
                 let step = LogStep::of(&effects, now_us);
-                if let Some(recorder) = shared.recorder.as_ref().filter(|_| step.is_news()) {
-                    recorder.record(|out| put_body(out, &Record::LogStep(step)));
+                if step.is_news() {
+                    shared.record(|out| put_body(out, &Record::LogStep(step)));
                 }
                 act(effects, &orders, shared);
             }
@@ -45,9 +45,7 @@ pub(crate) fn run(
 }
 
 fn handle(writer: &mut LogWriter, event: LogEvent, shared: &Shared) {
-    if let Some(recorder) = &shared.recorder {
-        recorder.record(|out| put_body(out, &Record::LogEvent(LogNote::of(&event))));
-    }
+    shared.record(|out| put_body(out, &Record::LogEvent(LogNote::of(&event))));
     writer.handle(event);
 }
 

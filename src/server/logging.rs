@@ -173,10 +173,15 @@ impl Lines {
 
 /// Lines of one kind that are written at once: more than any kind has that nobody causes at will.
 const BURST: u64 = 30;
+/// One more line of those that strangers can cause at will in so long.
+const RATE: Duration = Duration::from_secs(1);
 
-/// One place in the code that logs: at most [`BURST`] lines at once, and one in [`RATE`] from then on.
+/// Lets so many lines pass at once and then one in [`RATE`], and counts those it holds back. By default one at once.
 #[derive(Debug)]
-pub(crate) struct Kind(Mutex<Spent>);
+pub(crate) struct Rate {
+    burst: u64,
+    spent: Mutex<Spent>,
+}
 
 #[derive(Debug)]
 struct Spent {
@@ -186,35 +191,27 @@ struct Spent {
     held_back: u64,
 }
 
-impl Kind {
-    pub(crate) const fn new() -> Kind {
-        Kind(Mutex::new(Spent { left: BURST, at: None, held_back: 0 }))
+impl Default for Rate {
+    fn default() -> Rate {
+        Rate::of(1)
     }
+}
 
-    /// Writes a line of that kind, or holds it back.
-    pub(crate) fn log(&self, level: Level, message: fmt::Arguments<'_>) {
-        if level as u8 > LEVEL.load(Ordering::Relaxed) {
-            return;
-        }
-        match self.pass(Instant::now()) {
-            None => {}
-            Some(0) => log(level, message),
-            Some(more) => {
-                log(level, format_args!("{message} ({more} more like this were not logged)"));
-            }
-        }
+impl Rate {
+    const fn of(burst: u64) -> Rate {
+        Rate { burst, spent: Mutex::new(Spent { left: burst, at: None, held_back: 0 }) }
     }
 
     /// Whether a line may be written now; if so, how many were held back since the last one.
-    fn pass(&self, now: Instant) -> Option<u64> {
-        let mut spent = lock(&self.0);
+    pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
+        let mut spent = lock(&self.spent);
         let at = spent.at.unwrap_or(now);
         let earned = now.saturating_duration_since(at).as_millis() / RATE.as_millis();
-        let earned = u64::try_from(earned).unwrap_or(BURST).min(BURST);
+        let earned = u64::try_from(earned).unwrap_or(self.burst).min(self.burst);
         if earned > 0 || spent.at.is_none() {
             spent.at = Some(now);
         }
-        spent.left = (spent.left + earned).min(BURST);
+        spent.left = (spent.left + earned).min(self.burst);
         if spent.left == 0 {
             spent.held_back += 1;
             return None;
@@ -224,23 +221,27 @@ impl Kind {
     }
 }
 
-/// At most one line in so long of those that strangers can cause at will.
-const RATE: Duration = Duration::from_secs(1);
+/// One place in the code that logs: at most [`BURST`] lines at once.
+#[derive(Debug)]
+pub(crate) struct Kind(Rate);
 
-/// Lets one line in [`RATE`] pass and counts those it holds back.
-#[derive(Debug, Default)]
-pub(crate) struct Rate(Mutex<(Option<Instant>, u64)>);
+impl Kind {
+    pub(crate) const fn new() -> Kind {
+        Kind(Rate::of(BURST))
+    }
 
-impl Rate {
-    /// Whether a line may be written now; if so, how many were held back since the last one.
-    pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
-        let mut state = lock(&self.0);
-        if state.0.is_some_and(|last| now.saturating_duration_since(last) < RATE) {
-            state.1 += 1;
-            return None;
+    /// Writes a line of that kind, or holds it back.
+    pub(crate) fn log(&self, level: Level, message: fmt::Arguments<'_>) {
+        if level as u8 > LEVEL.load(Ordering::Relaxed) {
+            return;
         }
-        state.0 = Some(now);
-        Some(std::mem::take(&mut state.1))
+        match self.0.pass(Instant::now()) {
+            None => {}
+            Some(0) => log(level, message),
+            Some(more) => {
+                log(level, format_args!("{message} ({more} more like this were not logged)"));
+            }
+        }
     }
 }
 
@@ -347,7 +348,7 @@ mod tests {
     /// says how many were not.
     #[test]
     fn lines_of_one_kind_are_rationed_behind_a_burst() {
-        let (kind, now) = (Kind::new(), Instant::now());
+        let (Kind(kind), now) = (Kind::new(), Instant::now());
         let passed = (0..1000).filter(|_| kind.pass(now) == Some(0)).count();
         assert_eq!(passed as u64, BURST);
         assert_eq!(kind.pass(now + RATE / 2), None);

@@ -94,6 +94,15 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl Shared {
+    /// Adds a record, with `--record`; `put` appends its body.
+    pub(crate) fn record(&self, put: impl FnOnce(&mut Vec<u8>)) {
+        if let Some(recorder) = &self.recorder {
+            recorder.record(put);
+        }
+    }
+}
+
 /// The node cannot go on and must not promise anything more: says why and ends the process.
 pub(crate) fn fatal(why: std::fmt::Arguments<'_>) -> ! {
     logging::log(logging::Level::Error, why);

@@ -32,9 +32,7 @@ pub(crate) fn run(
     loop {
         let now_us = shared.clock.now_us();
         let effects = node.effects(now_us);
-        if let Some(recorder) = &shared.recorder {
-            recorder.record(|out| put_effects(out, now_us, &effects, ClientHandle::number));
-        }
+        shared.record(|out| put_effects(out, now_us, &effects, ClientHandle::number));
         let NodeEffects { links, replica, sends } = effects;
         if linked || !view.fits(&node) {
             publish(&node, &mut view, shared);
@@ -54,18 +52,14 @@ pub(crate) fn run(
                 linked = true;
             }
             let now_us = shared.clock.now_us();
-            if let Some(recorder) = &shared.recorder {
-                let own = *node.peers().secret();
-                let name = ClientHandle::number;
-                recorder.record(|out| put_handled(out, now_us, &input, &own, name));
-            }
+            shared.record(|out| {
+                put_handled(out, now_us, &input, node.peers().secret(), ClientHandle::number);
+            });
             node.handle(input, now_us);
         };
         events.wait(&shared.raft, interest, wait, handle);
         let now_us = shared.clock.now_us();
-        if let Some(recorder) = &shared.recorder {
-            recorder.record(|out| put_ticked(out, now_us));
-        }
+        shared.record(|out| put_ticked(out, now_us));
         node.tick(now_us);
     }
 }

@@ -7,7 +7,9 @@
 
 use super::lock;
 use super::logging::{info, warning};
-use crate::node::recording::{EndReason, Record, RecordWriter, Start, put_body};
+use crate::node::recording::{
+    EndReason, Record, RecordWriter, Start, file_name, life_of, put_body,
+};
 use crate::raft::NodeId;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -121,20 +123,14 @@ impl Recorder {
     }
 }
 
-/// Makes the file of the node's next life: `kontiki-NODE-LIFE.rec`.
+/// Makes the file of the node's next life.
 fn next_file(dir: &Path, node: NodeId) -> io::Result<(PathBuf, File, u64)> {
     let mut last = 0;
     for entry in fs::read_dir(dir)? {
-        let name = entry?.file_name();
-        let name = name.to_string_lossy();
-        let life = name
-            .strip_prefix(&format!("kontiki-{node}-"))
-            .and_then(|rest| rest.strip_suffix(".rec"))
-            .and_then(|life| life.parse::<u64>().ok());
-        last = last.max(life.unwrap_or(0));
+        last = last.max(life_of(&entry?.file_name().to_string_lossy(), node).unwrap_or(0));
     }
     let life = last + 1;
-    let path = dir.join(format!("kontiki-{node}-{life:04}.rec"));
+    let path = dir.join(file_name(node, life));
     let file = File::options().write(true).create_new(true).open(&path)?;
     Ok((path, file, life))
 }

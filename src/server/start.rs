@@ -503,11 +503,7 @@ fn run(
                 raft: raft_options.clone(),
                 restored: restored.clone(),
                 replica: replica_options.clone(),
-                peers: PeersOptions {
-                    token: Vec::new(),
-                    secret: peers_options.secret.pseudonym(),
-                    ..peers_options.clone()
-                },
+                peers: peers_options.without_secrets(),
                 batch_requests_max: BATCH_REQUESTS_MAX as u64,
                 holding: machine.is_spoiled(),
                 digest: machine.digest(),

@@ -395,11 +395,7 @@ impl SimNode {
             raft: core.clone(),
             restored: restored.clone(),
             replica: options.clone(),
-            peers: PeersOptions {
-                token: Vec::new(),
-                secret: peers.secret.pseudonym(),
-                ..peers.clone()
-            },
+            peers: peers.without_secrets(),
             batch_requests_max: batch_requests_max as u64,
             holding: machine.is_spoiled(),
             digest: machine.digest(),

@@ -6,8 +6,9 @@
 use super::replay::File;
 use super::run::{Failed, Options, Report, run_world};
 use super::world::World;
-use crate::node::recording::{Record, put_effects, put_handled, put_ticked};
-use crate::node::recording::{RecordWriter, Start, put_body};
+use crate::node::recording::{
+    Record, RecordWriter, Start, file_name, put_body, put_effects, put_handled, put_ticked,
+};
 use crate::node::{Input, NodeEffects};
 use crate::raft::NodeId;
 use crate::wire::proof::Secret;
@@ -62,7 +63,7 @@ impl Recordings {
         let mut files = Vec::new();
         for (node, lives) in self.nodes {
             for (at, mut writer) in (1..).zip(lives.writers) {
-                let path = PathBuf::from(format!("kontiki-{node}-{at:04}.rec"));
+                let path = PathBuf::from(file_name(node, at));
                 files.push(File { path, bytes: writer.take() });
             }
         }

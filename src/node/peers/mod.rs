@@ -73,6 +73,14 @@ pub struct PeersOptions {
     pub seeds: Vec<String>,
 }
 
+impl PeersOptions {
+    /// The same for a recording: without the token, and with the secret's [pseudonym](Secret::pseudonym).
+    #[must_use]
+    pub fn without_secrets(&self) -> PeersOptions {
+        PeersOptions { token: Vec::new(), secret: self.secret.pseudonym(), ..self.clone() }
+    }
+}
+
 /// Accepted connections of one peer and lane: more than a network that delivers late hands over at
 /// once, and one that is dead ends within [`SILENCE_MAX_US`].
 const ACCEPTED_MAX: usize = 8;

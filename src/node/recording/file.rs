@@ -4,11 +4,26 @@
 //! told from damage, a record's head has a checksum of its own: what it says of the length can be believed before
 //! the rest is there.
 
+use crate::raft::NodeId;
 use crate::raft::codec::Malformed;
 use std::fmt;
 
 /// What a recording begins with: its name and the version of the format.
 pub const MAGIC: [u8; 8] = *b"kontrec\x01";
+
+/// What the name of a recording ends with.
+pub const EXTENSION: &str = "rec";
+
+/// Name of the recording of a node's life.
+pub fn file_name(node: NodeId, life: u64) -> String {
+    format!("kontiki-{node}-{life:04}.{EXTENSION}")
+}
+
+/// Which life of the node a file of that name is the recording of; none for another file.
+pub fn life_of(name: &str, node: NodeId) -> Option<u64> {
+    let life = name.strip_prefix(&format!("kontiki-{node}-"))?;
+    life.strip_suffix(EXTENSION)?.strip_suffix('.')?.parse().ok()
+}
 
 /// Longest body of a record: the largest frame of a peer, or a set of requests of one connection, with room to spare.
 pub const RECORD_BYTES_MAX: usize = 256 << 20;

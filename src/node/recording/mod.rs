@@ -31,7 +31,10 @@ mod start;
 #[cfg(test)]
 mod tests;
 
-pub use file::{Ending, MAGIC, RECORD_BYTES_MAX, RecordReader, RecordWriter, RecordingError};
+pub use file::{
+    EXTENSION, Ending, MAGIC, RECORD_BYTES_MAX, RecordReader, RecordWriter, RecordingError,
+    file_name, life_of,
+};
 pub use input::{put_input, take_input};
 pub use prints::{Part, Print, of_answers, of_effects};
 pub use start::{Start, put_start, take_start};
