@@ -21,6 +21,12 @@ pub(super) fn text(state: &NodeState) -> String {
                 machine gives no more.";
     let max = state.connections_max.load(Ordering::Relaxed);
     page.gauge("kontiki_connections_max", help, max as f64);
+    let help = "Requests that wait for an answer of the replica, or to be read.";
+    page.gauge("kontiki_requests_under_way", help, state.load.under_way() as f64);
+    let help = "Requests that may be under way; more than the least there is only after more were.";
+    page.gauge("kontiki_requests_under_way_max", help, state.load.limit() as f64);
+    let help = "Requests refused as busy because too many were under way.";
+    page.counter("kontiki_requests_refused_total", help, state.load.refused());
     let full = f64::from(u8::from(state.reader.is_disk_full()));
     let help = "1 while the disk is full, until the reserve is whole again; else 0.";
     page.gauge("kontiki_disk_full", help, full);

@@ -26,6 +26,7 @@
 //! (`node`).
 
 mod http;
+mod load;
 mod metrics;
 mod native;
 mod patience;
@@ -37,6 +38,7 @@ pub(crate) mod tests;
 mod text;
 mod turn;
 
+pub use load::Load;
 pub use patience::{IDLE_TIMEOUT_US, PartialBytes, REQUEST_TIMEOUT_US};
 pub use state::{NodeState, StoreTrouble};
 

@@ -2,10 +2,10 @@
 
 use super::patience::NO_ROOM;
 use super::state::{NodeState, failure};
-use super::turn::{Next, Turn, answers_with_values};
+use super::turn::{Next, Turn, answers_with_values, waits_its_turn};
 use super::{OUT_BYTES_MAX, Progress, Step, Wait};
 use crate::kv::machine::RESULT_BYTES_MAX;
-use crate::node::{Answerer, SnapshotSender};
+use crate::node::Answerer;
 use crate::wire::client::{self, Answer, Call, Class, NO_REQUEST, Request, Response};
 use crate::wire::frame::{CLIENT_FRAME_MAX, FrameReader};
 use crate::wire::proof::{JoinedPad, Secret};
@@ -51,7 +51,7 @@ impl Native {
         Native {
             reader,
             pad,
-            turn: Turn::new(SnapshotSender::new(state.reader.clone())),
+            turn: Turn::new(state),
             reading_writes: 0,
             collected: false,
             more: false,
@@ -89,11 +89,17 @@ impl Native {
             if let Some(Request { id, deadline_ms, call }) = self.looks.take() {
                 self.turn.call(id, call, deadline_ms, now_us);
             }
-            if let Some(step) = self.collect(now_us) {
+            let before = out.len();
+            if let Some(step) = self.collect(out, now_us) {
                 return Progress::Do(step);
             }
             self.collected = true;
-            self.fresh |= self.turn.len() > 0;
+            let refused = out.len() > before;
+            self.fresh |= self.turn.len() > 0 || refused;
+            if refused {
+                // Those that are refused hear of it before the others are served.
+                return Progress::Flush;
+            }
         }
         while out.len() <= OUT_BYTES_MAX {
             match self.turn.next(state) {
@@ -112,6 +118,8 @@ impl Native {
                 Next::Over => return self.over(out),
             }
         }
+        // What is left of the turn waits for its client.
+        self.turn.charge().settle();
         Progress::Flush
     }
 
@@ -136,11 +144,15 @@ impl Native {
         Progress::Wait(Wait::Request { begun, fresh, memory, by_us })
     }
 
-    /// Collects what has arrived whole; stops at a request that needs somebody to be looked at first.
-    fn collect(&mut self, now_us: u64) -> Option<Step> {
+    /// Collects what has arrived whole; stops at a request that needs somebody to be looked at first. What is
+    /// refused because too much is under way is answered at once.
+    fn collect(&mut self, out: &mut Vec<u8>, now_us: u64) -> Option<Step> {
         let break_off =
             |id, message| Some(Response { id, result: Err(failure(Class::Invalid, message)) });
-        while self.turn.len() < TOGETHER_MAX && self.reading_writes < READING_WRITES_MAX {
+        while self.turn.len() < TOGETHER_MAX
+            && self.reading_writes < READING_WRITES_MAX
+            && out.len() <= OUT_BYTES_MAX
+        {
             let request = match self.reader.next_frame() {
                 Ok(Some(body)) => match client::take_request(body) {
                     Ok(request) => request,
@@ -158,6 +170,13 @@ impl Native {
             if let Some((full, _)) = self.full.as_ref().filter(|_| !tells_how_it_is(&request.call))
             {
                 self.turn.reply(request.id, Err(failure(Class::Busy, full.clone())));
+                continue;
+            }
+            if waits_its_turn(&request.call)
+                && let Err(why) = self.turn.charge().take(now_us)
+            {
+                let result = Err(failure(Class::Busy, why));
+                client::put_response(out, &Response { id: request.id, result });
                 continue;
             }
             self.reading_writes += usize::from(answers_with_values(&request.call));

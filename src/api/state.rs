@@ -1,5 +1,6 @@
 //! What a node's connections may look at: who it is, what its store holds, who leads.
 
+use super::load::Load;
 use super::patience::PartialBytes;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
@@ -55,6 +56,8 @@ pub struct NodeState {
     pub damaged: AtomicBool,
     /// What all clients hold for requests that are not complete.
     pub partial: PartialBytes,
+    /// How many requests are under way, and may be.
+    pub load: Arc<Load>,
     /// What the raft loop knows of the cluster.
     pub view: RwLock<Arc<ClusterView>>,
 }
@@ -97,6 +100,7 @@ impl NodeState {
             different: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
             partial: PartialBytes::default(),
+            load: Arc::default(),
             view: RwLock::new(Arc::new(view)),
         }
     }

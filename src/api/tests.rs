@@ -22,6 +22,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const NONCE: [u8; 32] = [3; 32];
+const STEPS_MAX: usize = 1 << 20;
 pub(crate) const SECRET: Secret = Secret { bytes: [5; 32], sealed: true };
 /// The one key of the store, and how long its value is.
 pub(crate) const BIG_KEY: &[u8] = b"big";
@@ -93,20 +94,20 @@ pub(crate) fn state() -> Arc<NodeState> {
     Arc::new(node_of_two::<u64>("host:2", 10, 0).0)
 }
 
-fn state_with_token(token: &[u8]) -> Arc<NodeState> {
+pub(crate) fn state_with_token(token: &[u8]) -> Arc<NodeState> {
     Arc::new(NodeState { token: token.to_vec(), ..node_of_two::<u64>("host:2", 10, 0).0 })
 }
 
 /// A client of one connection, and the replica behind it.
-struct Driver {
+pub(crate) struct Driver {
     connection: Connection,
     /// What the node has written.
-    out: Vec<u8>,
+    pub(crate) out: Vec<u8>,
     /// What was put to the replica, set by set.
-    sets: Vec<Vec<Request>>,
+    pub(crate) sets: Vec<Vec<Request>>,
     /// Answers that were written by who brought the last of them.
-    direct: usize,
-    answer: fn(&Request) -> Answer,
+    pub(crate) direct: usize,
+    pub(crate) answer: fn(&Request) -> Answer,
     answerer: Option<Answerer>,
     /// How long it was to do nothing.
     rested_us: u64,
@@ -114,7 +115,7 @@ struct Driver {
 
 /// What stops a driver.
 #[derive(Debug, PartialEq)]
-enum Stopped {
+pub(crate) enum Stopped {
     Reads(Option<u64>),
     Closed(Option<String>),
     Refused(RejectCode),
@@ -142,7 +143,7 @@ fn fine(request: &Request) -> Answer {
     }
 }
 
-fn status(leads_and_knows: bool) -> Status {
+pub(crate) fn status(leads_and_knows: bool) -> Status {
     let member = |id| Member { id, identity: id, address: format!("host:{id}") };
     Status {
         id: 1,
@@ -161,7 +162,7 @@ fn status(leads_and_knows: bool) -> Status {
 }
 
 impl Driver {
-    fn new(state: Arc<NodeState>, over_cap: bool) -> Driver {
+    pub(crate) fn new(state: Arc<NodeState>, over_cap: bool) -> Driver {
         Driver {
             connection: Connection::new(state, over_cap, NONCE, 0),
             out: Vec::new(),
@@ -174,7 +175,7 @@ impl Driver {
     }
 
     /// One that has said hello.
-    fn native(state: Arc<NodeState>) -> Driver {
+    pub(super) fn native(state: Arc<NodeState>) -> Driver {
         let mut driver = Driver::new(state, false);
         driver.present(greeting(Role::Client, b""));
         let welcome = take_answer(&driver.body()).unwrap().unwrap();
@@ -197,8 +198,8 @@ impl Driver {
         reader.next_frame().unwrap().unwrap().to_vec()
     }
 
-    fn send(&mut self, mut bytes: &[u8]) -> Stopped {
-        loop {
+    pub(crate) fn send(&mut self, mut bytes: &[u8]) -> Stopped {
+        for _ in 0..STEPS_MAX {
             match self.connection.next(5) {
                 Step::Read { until_us } if bytes.is_empty() => return Stopped::Reads(until_us),
                 Step::Read { .. } => {
@@ -235,9 +236,10 @@ impl Driver {
                 Step::Close { why } => return Stopped::Closed(why),
             }
         }
+        panic!("it goes round in a circle")
     }
 
-    fn responses(&mut self) -> Vec<Response> {
+    pub(crate) fn responses(&mut self) -> Vec<Response> {
         let mut reader = FrameReader::new(CLIENT_FRAME_MAX);
         reader.feed(&std::mem::take(&mut self.out));
         let mut all = Vec::new();
@@ -248,13 +250,13 @@ impl Driver {
         all
     }
 
-    fn text(&mut self) -> String {
+    pub(super) fn text(&mut self) -> String {
         String::from_utf8(std::mem::take(&mut self.out)).unwrap()
     }
 }
 
 /// All that a client writes in a handshake: the nodes of these tests always give the same challenge.
-fn handshake(token: &[u8]) -> Vec<u8> {
+pub(crate) fn handshake(token: &[u8]) -> Vec<u8> {
     let (mut dialer, hello) = Dialer::new(greeting(Role::Client, token), [4; 32]);
     let challenge = Listener::new(&hello[FRAME_HEADER_BYTES..], &NONCE).unwrap().1;
     let heard = dialer.heard(&challenge[FRAME_HEADER_BYTES..]);
@@ -262,24 +264,24 @@ fn handshake(token: &[u8]) -> Vec<u8> {
     [&PREAMBLE[..], &hello, &proof].concat()
 }
 
-fn greeting(role: Role, token: &[u8]) -> Greeting {
+pub(crate) fn greeting(role: Role, token: &[u8]) -> Greeting {
     let from = if role.is_node() { 2 } else { 0 };
     let hello = Hello { role, from, lane: Lane::Control, ..Hello::of_client(7) };
     Greeting::of_client(hello, token)
 }
 
-fn request(id: u64, call: Call) -> Vec<u8> {
+pub(super) fn request(id: u64, call: Call) -> Vec<u8> {
     let mut out = Vec::new();
     put_request(&mut out, &wire::Request { id, deadline_ms: 0, call });
     out
 }
 
-fn put(key: &str) -> Call {
+pub(super) fn put(key: &str) -> Call {
     let op = Op::Put { key: key.as_bytes().to_vec(), value: b"v".to_vec() };
     Call::Write(Write { ops: vec![op], ..Write::default() })
 }
 
-fn get(key: &[u8], consistency: Consistency) -> Call {
+pub(super) fn get(key: &[u8], consistency: Consistency) -> Call {
     Call::Query { query: Query::Get { key: key.to_vec() }, consistency }
 }
 
@@ -299,12 +301,10 @@ fn what_arrives_together_is_one_set() {
     ];
     let bytes: Vec<u8> = (1..).zip(calls).flat_map(|(id, call)| request(id, call)).collect();
     assert_eq!(client.send(&bytes), Stopped::Reads(None));
-    let sets = &client.sets;
-    assert_eq!(sets.len(), 1);
-    let kinds: Vec<_> = sets[0].iter().map(std::mem::discriminant).collect();
-    let write = std::mem::discriminant(&Request::Write(Arc::from([])));
-    let (read, status) =
-        (std::mem::discriminant(&Request::Read), std::mem::discriminant(&Request::Status));
+    assert_eq!(client.sets.len(), 1);
+    let kinds: Vec<_> = client.sets[0].iter().map(std::mem::discriminant).collect();
+    let wanted = [&Request::Write(Arc::from([])), &Request::Status, &Request::Read];
+    let [write, status, read] = wanted.map(std::mem::discriminant);
     assert_eq!(kinds, [write, write, status, read]);
     let responses = client.responses();
     assert_eq!(responses.iter().map(|r| r.id).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6, 7]);

@@ -4,13 +4,14 @@
 //! neighbouring reads share one read index; neighbouring writes are one atomic write. (Several writes
 //! under way together have no order: one that a leader has given back may be overtaken by the next.)
 
+use super::load::Charge;
 use super::replies::{outcome_of, stopping};
-use super::state::NodeState;
+use super::state::{NodeState, failure};
 use super::turn::{Next, Turn};
 use super::{Encode, OUT_BYTES_MAX, Progress, Step, Wait};
 use crate::kv::limits::{OP_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES, op_bytes};
 use crate::kv::{Found, Limits, Op, OpResult, Outcome, Query, Reply, Write};
-use crate::node::{Answer, SnapshotSender};
+use crate::node::Answer;
 use crate::wire::client::{Answer as Told, Call, Class, Consistency, Failure};
 use crate::wire::proof::is_token;
 use crate::wire::sniff::is_method;
@@ -94,7 +95,7 @@ impl Text {
         reader.feed(first);
         Text {
             reader,
-            turn: Turn::new(SnapshotSender::new(state.reader.clone())),
+            turn: Turn::new(state),
             more: None,
             next: None,
             write: Default::default(),
@@ -142,7 +143,8 @@ impl Text {
             let direct = if out.is_empty() { self.few_writes() } else { None };
             match self.turn.next(state) {
                 Next::Submit(requests) => {
-                    let direct = direct.map(|counts| encode(state, counts));
+                    let direct =
+                        direct.map(|counts| encode(state, counts, self.turn.charge().hand_over()));
                     return Progress::Do(Step::Submit { requests, direct });
                 }
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
@@ -152,6 +154,8 @@ impl Text {
                 Next::Over => return self.over(out),
             }
         }
+        // What is left of the turn waits for its client.
+        self.turn.charge().settle();
         Progress::Flush
     }
 
@@ -230,6 +234,9 @@ impl Text {
                     self.known(known, now_us);
                 }
                 Ok(TextCommand::Get { key }) => {
+                    if self.is_refused(now_us) {
+                        continue;
+                    }
                     let query = Query::Get { key };
                     let consistency = Consistency::Linearizable;
                     self.turn.call(Mark::Read, Call::Query { query, consistency }, 0, now_us);
@@ -274,12 +281,24 @@ impl Text {
         self.turn.reply(Mark::Known(bytes), Ok(Told::Ok));
     }
 
+    /// Whether too much is under way for one more command, which is told so.
+    fn is_refused(&mut self, now_us: u64) -> bool {
+        let Err(why) = self.turn.charge().take(now_us) else { return false };
+        let mut refused = Vec::new();
+        put_failure(&mut refused, &failure(Class::Busy, why));
+        self.known(refused, now_us);
+        true
+    }
+
     /// Adds a command to the write of this turn. One that no node would take is refused by itself.
     fn write(&mut self, ops: Vec<Op>, state: &NodeState, now_us: u64) {
         if let Some(why) = ops.iter().find_map(|op| state.limits.check_op(op).err()) {
             let mut refused = Vec::new();
             put_error(&mut refused, &format!("ERR {why}"));
             return self.known(refused, now_us);
+        }
+        if self.is_refused(now_us) {
+            return;
         }
         let (write, bytes, counts) = &mut self.write;
         *bytes += ops.iter().map(op_bytes).sum::<usize>();
@@ -341,7 +360,7 @@ fn put_simple_answer(command: Parsed, out: &mut Vec<u8>) {
 }
 
 /// What becomes of the answer to a write of several commands.
-fn encode(state: &Arc<NodeState>, counts: Vec<usize>) -> Encode {
+fn encode(state: &Arc<NodeState>, counts: Vec<usize>, mut charge: Charge) -> Encode {
     let state = Arc::clone(state);
     Box::new(move |mut answers| {
         let result = match answers.pop() {
@@ -350,6 +369,7 @@ fn encode(state: &Arc<NodeState>, counts: Vec<usize>) -> Encode {
         };
         let mut out = Vec::new();
         put_results(&mut out, &counts, result);
+        charge.settle();
         out
     })
 }

@@ -4,6 +4,7 @@
 //! share one read index, which is asked for last. The answers come in the order of the requests. What
 //! is read from the store is read when its reply's turn comes, so that pages are not piled up.
 
+use super::load::Charge;
 use super::replies::{reply_of, stopping};
 use super::state::{DAMAGED, DAMAGED_ALONE, NodeState, QueryError, deadline_us, failure};
 use crate::kv::codec::encode_command;
@@ -77,6 +78,8 @@ pub(super) struct Turn<M> {
     backup_answer: Option<Answer>,
     /// A backup stays readable until the connection ends, or the next is begun.
     backup: SnapshotSender,
+    /// What of it counts as under way at the node.
+    charge: Charge,
 }
 
 /// What a turn has come to.
@@ -93,7 +96,7 @@ pub(super) enum Next<M> {
 
 impl<M> Turn<M> {
     /// An empty one.
-    pub(super) fn new(backup: SnapshotSender) -> Turn<M> {
+    pub(super) fn new(state: &NodeState) -> Turn<M> {
         Turn {
             work: VecDeque::new(),
             requests: Vec::new(),
@@ -103,8 +106,14 @@ impl<M> Turn<M> {
             answered_us: 0,
             about_backup: false,
             backup_answer: None,
-            backup,
+            backup: SnapshotSender::new(state.reader.clone()),
+            charge: Charge::new(&state.load),
         }
+    }
+
+    /// What of it is under way, and is to be taken before a call that other threads serve is added.
+    pub(super) fn charge(&mut self) -> &mut Charge {
+        &mut self.charge
     }
 
     /// Requests without a reply.
@@ -124,6 +133,7 @@ impl<M> Turn<M> {
     pub(super) fn clear(&mut self) {
         self.work.clear();
         self.answers.clear();
+        self.charge.settle();
     }
 
     /// Adds a reply that needs nobody.
@@ -192,6 +202,7 @@ impl<M> Turn<M> {
         }
         let Some((mark, work)) = self.work.pop_front() else {
             (self.may_read, self.answers) = (None, VecDeque::new());
+            self.charge.settle();
             return Next::Over;
         };
         let result = match work {
@@ -291,6 +302,15 @@ fn command(command: &Command) -> Request {
     let mut bytes = Vec::new();
     encode_command(command, &mut bytes);
     Request::Write(Arc::from(bytes))
+}
+
+/// Whether a call waits for other threads of the node, as many others may do.
+pub(super) fn waits_its_turn(call: &Call) -> bool {
+    match call {
+        Call::Query { consistency, .. } => *consistency == Consistency::Linearizable,
+        Call::Write(_) | Call::OpenSession | Call::CloseSession { .. } => true,
+        _ => false,
+    }
 }
 
 /// Whether it is a write whose answer carries values.

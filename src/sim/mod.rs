@@ -21,6 +21,8 @@ mod endings;
 pub mod explore;
 pub mod faults;
 mod handshakes;
+#[cfg(test)]
+mod hostile;
 mod impostor;
 mod late;
 mod ledger;

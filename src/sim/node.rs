@@ -10,7 +10,7 @@ use super::snapshots::Transfer;
 use super::store::store_options;
 use super::world::ClusterBounds;
 use super::world::Event;
-use crate::api::NodeState;
+use crate::api::{Load, NodeState};
 use crate::env::Disk;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
 use crate::lsm;
@@ -43,6 +43,9 @@ const SEGMENT_BYTES: [u64; 4] = [8 << 10, 16 << 10, 16 << 10, 32 << 10];
 
 /// Requests that a log writer takes at once: seldom so few in production that any are left for the next batch.
 const BATCH_REQUESTS: [usize; 4] = [1, 3, BATCH_REQUESTS_MAX, BATCH_REQUESTS_MAX];
+
+/// Requests that a node takes at any rate: in production more than the clients of a run have under way.
+const LOADS: [usize; 4] = [1, 4, 4096, 4096];
 
 /// Largest values that a node's flags may allow; clients write some of about these lengths.
 pub(super) const VALUE_LIMITS_BYTES: [usize; 4] = [600, 6_000, 20_000, 40_000];
@@ -295,6 +298,7 @@ impl SimNode {
         }
         let segment_bytes = *self.dice.pick(&SEGMENT_BYTES);
         let batch_requests_max = *self.dice.pick(&BATCH_REQUESTS);
+        let load = *self.dice.pick(&LOADS);
         let torn = self.torn.take();
         let disk: Arc<dyn Disk> = Arc::new(self.disk.clone());
         let data = Path::new(DATA);
@@ -411,6 +415,7 @@ impl SimNode {
             token: CLIENTS_TOKEN.to_vec(),
             limits: self.limits,
             log_bytes: AtomicU64::new(wal.bytes()),
+            load: Arc::new(Load::new(load)),
             ..NodeState::of(&identity, machine.reader(), wal.reader(), view)
         };
         self.up = Some(Up {

@@ -92,11 +92,21 @@ impl World {
             ServedEvent::Bytes(bytes) => {
                 served.arrived.extend(bytes);
                 if served.waits.is_none() {
-                    return self.serve(node, connection);
+                    let load = std::sync::Arc::clone(&up.state.load);
+                    let before = load.refused();
+                    self.serve(node, connection)?;
+                    if load.refused() > before {
+                        self.count("requests refused because too many wait");
+                    }
                 }
             }
             ServedEvent::Gone => {
                 up.served.remove(&connection);
+                let under_way = up.state.load.under_way();
+                if up.served.is_empty() && under_way > 0 {
+                    let detail = format!("node {node}: {under_way}");
+                    return violated("without connections nothing is under way", detail);
+                }
             }
             ServedEvent::Settled { first } => {
                 let waits = served.waits.take_if(|waits| waits.first == first);

@@ -226,6 +226,7 @@ const MUST_HAPPEN: &[&str] = &[
     "writes of clients blocked",
     "calls given up",
     "answers written by who brings the last",
+    "requests refused because too many wait",
     "aimed power failure",
     "power lost: identity created",
     "power lost: identity written",

@@ -32,6 +32,6 @@ pub use fields::{ADDRESS_BYTES_MAX, MESSAGE_BYTES_MAX};
 #[cfg(test)]
 mod proof_tests;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 #[cfg(test)]
 mod tests;

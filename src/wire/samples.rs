@@ -408,3 +408,54 @@ pub(super) fn any_frame() -> impl Strategy<Value = Vec<u8>> {
         })),
     ]
 }
+
+// ---- examples for whoever mutates them ----
+
+/// So many bodies of frames of a strategy, always the same.
+pub(crate) fn bodies(frames: impl Strategy<Value = Vec<u8>>, count: usize) -> Vec<Vec<u8>> {
+    use proptest::strategy::ValueTree as _;
+    use proptest::test_runner::TestRunner;
+    let mut runner = TestRunner::deterministic();
+    let mut body = || {
+        let frame = frames.new_tree(&mut runner).expect("a frame").current();
+        frame[super::frame::FRAME_HEADER_BYTES..].to_vec()
+    };
+    (0..count).map(|_| body()).collect()
+}
+
+fn encoded<T>(put: impl Fn(&mut Vec<u8>) -> T) -> Vec<u8> {
+    let mut out = Vec::new();
+    put(&mut out);
+    out
+}
+
+/// Requests of clients.
+pub(crate) fn request_frame() -> impl Strategy<Value = Vec<u8>> {
+    request().prop_map(|request| encoded(|out| put_request(out, &request)))
+}
+
+/// What dialers say first.
+pub(crate) fn handshake_frame() -> impl Strategy<Value = Vec<u8>> {
+    hello().prop_map(|hello| encoded(|out| put_hello(out, &hello)))
+}
+
+/// What a peer says to a node.
+pub(crate) fn peer_frames() -> impl Strategy<Value = Vec<u8>> {
+    peer_frame().prop_map(|mut frame| {
+        if let PeerFrame::Message(message) = &mut frame {
+            // Else nothing is taken: a message is between the ends of the connection.
+            (message.from, message.to) = (2, 1);
+            message.term = message.term.min(50);
+        }
+        encoded(|out| put_peer_frame(out, &frame))
+    })
+}
+
+/// What a node asks that fetches a snapshot, of a store that reaches so far.
+pub(crate) fn snapshot_frames(reaches: u64) -> impl Strategy<Value = Vec<u8>> {
+    use super::snapshot::{SnapshotFrame, put_snapshot_frame};
+    let begin = (0..=reaches + 1).prop_map(|index| SnapshotFrame::Begin { index });
+    let piece = (0u64..6, 0u64..4096, 0u32..4096)
+        .prop_map(|(table, offset, len)| SnapshotFrame::Piece { table, offset, len });
+    prop_oneof![begin, piece].prop_map(|frame| encoded(|out| put_snapshot_frame(out, &frame)))
+}
