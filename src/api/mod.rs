@@ -66,6 +66,8 @@ const OVER_CAP_TIMEOUT_US: u64 = 2_000_000;
 const HANDSHAKE_TIMEOUT_US: u64 = 10_000_000;
 /// Bytes read at once where no frame says how much comes.
 const READ_BYTES: usize = 16 << 10;
+/// As many, for a client that may send commands and keeps filling that: all that it has under way is heard soon.
+const READ_BYTES_MAX: usize = 256 << 10;
 
 /// Turns the answers to a set of requests, in their order, into the bytes for the client.
 pub type Encode = Box<dyn FnOnce(Vec<Answer>) -> Vec<u8> + Send>;
@@ -173,8 +175,9 @@ pub struct Connection {
     /// When it must have said what it is.
     until_us: u64,
     patience: Patience,
-    /// What is read where there is no [`FrameReader`].
+    /// What is read where there is no [`FrameReader`], and how much at once.
     buffer: Vec<u8>,
+    read_bytes: usize,
     /// To be written.
     out: Vec<u8>,
     /// Ends once that is written.
@@ -195,6 +198,7 @@ impl Connection {
             nonce,
             until_us: now_us + timeout_us,
             buffer: Vec::new(),
+            read_bytes: READ_BYTES,
             out: Vec::new(),
             closing: None,
         }
@@ -206,7 +210,8 @@ impl Connection {
             Phase::Hello { reader, .. } => reader.space(),
             Phase::Native(native) => native.reader().space(),
             _ => {
-                self.buffer.resize(READ_BYTES, 0);
+                self.buffer.resize(self.read_bytes, 0);
+                self.buffer.shrink_to(self.read_bytes);
                 &mut self.buffer
             }
         }
@@ -232,7 +237,11 @@ impl Connection {
             Phase::First(bytes) => bytes.extend_from_slice(&self.buffer[..len]),
             Phase::Hello { reader, .. } => reader.filled(len),
             Phase::Native(native) => native.reader().filled(len),
-            Phase::Text(text) => text.feed(&self.buffer[..len]),
+            Phase::Text(text) => {
+                let more = len == self.buffer.len() && text.is_authorised();
+                self.read_bytes = if more { (2 * len).min(READ_BYTES_MAX) } else { READ_BYTES };
+                text.feed(&self.buffer[..len]);
+            }
             Phase::Http(http) => http.feed(&self.buffer[..len]),
             Phase::Closed => {}
         }

@@ -42,8 +42,8 @@ const _: () = assert!(PEER_FRAME_MAX + FRAME_HEADER_BYTES + READ_SPACE_MIN < u32
 /// First buffer of a reader: most connections never need more, and there may be thousands.
 const BUFFER_FIRST: usize = 16 << 10;
 
-/// A reader whose reads keep filling its buffer doubles it up to here; only a longer frame makes
-/// it larger, and that is given back after.
+/// A reader whose reads keep filling its buffer doubles it up to here, so that a client with much under way is
+/// heard soon; reads that fill an eighth halve it. Only a longer frame makes it larger, and that is given back after.
 const BUFFER_KEPT_MAX: usize = 256 << 10;
 
 /// A read always gets at least this much space.
@@ -175,6 +175,8 @@ pub struct FrameReader {
     start: usize,
     /// End of the bytes that arrived.
     end: usize,
+    /// Bytes of the last read.
+    last_read: usize,
     /// Largest body accepted at present.
     limit: usize,
 }
@@ -182,7 +184,7 @@ pub struct FrameReader {
 impl FrameReader {
     /// A reader that accepts bodies of up to `limit` bytes.
     pub fn new(limit: usize) -> FrameReader {
-        FrameReader { buffer: Vec::new(), start: 0, end: 0, limit }
+        FrameReader { buffer: Vec::new(), start: 0, end: 0, last_read: 0, limit }
     }
 
     /// Accepts bodies of up to `limit` bytes from now on: after the handshake.
@@ -192,16 +194,25 @@ impl FrameReader {
 
     /// Space to read into: never empty when every complete frame was taken out before.
     pub fn space(&mut self) -> &mut [u8] {
+        let full = self.end == self.buffer.len() && self.end > 0;
+        let held = self.buffer.len();
         if self.start == self.end {
-            self.start = 0;
-            let full = self.end == self.buffer.len() && self.end > 0;
-            self.end = 0;
-            if self.buffer.len() > BUFFER_KEPT_MAX {
+            (self.start, self.end) = (0, 0);
+            if held > BUFFER_KEPT_MAX {
                 self.buffer = Vec::new();
-            } else if full {
-                let len = (2 * self.buffer.len()).min(BUFFER_KEPT_MAX);
-                self.buffer.resize(len, 0);
             }
+        }
+        let few = self.last_read.max(self.end - self.start) < held / 8;
+        if few && held > BUFFER_FIRST && !self.buffer.is_empty() {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            self.buffer.truncate(held / 2);
+            self.buffer.shrink_to_fit();
+        }
+        // Not for a dialer that may send only short frames yet.
+        let most = BUFFER_KEPT_MAX.min(self.limit);
+        if full && self.last_read > 0 && held < most {
+            self.make_room(2 * held - (self.end - self.start));
         }
         if self.buffer.len() - self.end < READ_SPACE_MIN {
             self.make_room(READ_SPACE_MIN);
@@ -213,6 +224,7 @@ impl FrameReader {
     pub fn filled(&mut self, len: usize) {
         assert!(len <= self.buffer.len() - self.end, "more bytes than the space had");
         self.end += len;
+        self.last_read = len;
     }
 
     /// Adds bytes that were read elsewhere; memory grows by their number at most twofold.

@@ -487,3 +487,38 @@ fn the_examples_of_the_docs_are_frozen() {
     let shown = page.matches("<!-- example: ").count();
     assert_eq!(shown, examples().len(), "every example of the page is checked");
 }
+
+/// A client keeps many small requests under way: reads become larger, so that all of them are heard soon. Then it
+/// has few, and the memory is given back. A dialer that is not known yet gets no more than the first buffer.
+#[test]
+fn reads_grow_with_what_arrives_and_shrink_again() {
+    let mut frame = Vec::new();
+    put_request(&mut frame, &Request { id: 1, deadline_ms: 0, call: Call::Ping });
+    let stream = || frame.iter().copied().cycle();
+    let mut next = stream();
+    let mut turn = |reader: &mut FrameReader, most: usize| {
+        if reader.memory() == 0 {
+            next = stream();
+        }
+        let space = reader.space();
+        let len = space.len().min(most);
+        space.iter_mut().take(len).for_each(|byte| *byte = next.next().unwrap());
+        reader.filled(len);
+        while reader.next_frame().unwrap().is_some() {}
+        len
+    };
+    let mut reader = FrameReader::new(CLIENT_FRAME_MAX);
+    let lens: Vec<usize> = (0..8).map(|_| turn(&mut reader, usize::MAX)).collect();
+    assert_eq!(lens[0], 16 << 10);
+    assert!(lens.is_sorted() && lens[7] > 200 << 10, "{lens:?}");
+    assert_eq!(reader.memory(), 256 << 10);
+    for _ in 0..200 {
+        turn(&mut reader, frame.len());
+    }
+    assert_eq!(reader.memory(), 16 << 10);
+    let mut unknown = FrameReader::new(HANDSHAKE_FRAME_MAX);
+    for _ in 0..8 {
+        turn(&mut unknown, usize::MAX);
+    }
+    assert!(unknown.memory() <= 20 << 10, "{}", unknown.memory());
+}

@@ -4,6 +4,7 @@ mod backup;
 mod bad_input;
 mod cluster_script;
 mod descriptors;
+mod floods;
 mod full_disk;
 mod impostor;
 mod inspect;
