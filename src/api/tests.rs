@@ -110,7 +110,7 @@ pub(crate) struct Driver {
     pub(crate) answer: fn(&Request) -> Answer,
     answerer: Option<Answerer>,
     /// How long it was to do nothing.
-    rested_us: u64,
+    pub(super) rested_us: u64,
 }
 
 /// What stops a driver.

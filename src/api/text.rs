@@ -62,9 +62,13 @@ enum More {
 /// A connection that has shown a wrong token is answered after so long: who tries tokens needs a connection for
 /// each attempt a second, and these are bounded.
 const AUTH_PAUSE_US: u64 = 1_000_000;
+/// Wrong tokens of one connection: it may have left long ago, and each one behind the other holds its thread for
+/// that pause.
+const WRONG_TOKENS_MAX: u32 = 5;
 
 /// What is said before the connection closes.
 const NOT_HTTP: &str = "ERR that is HTTP and no command; this connection closes";
+const TOO_MANY: &str = "ERR too many wrong tokens; this connection closes";
 
 type Parsed = Result<TextCommand, String>;
 
@@ -82,6 +86,8 @@ pub(super) struct Text {
     authorise_by_us: u64,
     /// A wrong token was shown just now.
     rests: bool,
+    /// As many were before, and it.
+    wrong: u32,
     /// A command was completed since the last read.
     fresh: bool,
     /// One was completed before.
@@ -102,6 +108,7 @@ impl Text {
             authorised: state.token.is_empty(),
             authorise_by_us: now_us + AUTH_TIMEOUT_US,
             rests: false,
+            wrong: 0,
             fresh: false,
             served: false,
         }
@@ -226,6 +233,9 @@ impl Text {
                     self.known(known, now_us);
                     // What is behind a wrong one is looked at after the pause.
                     if self.rests {
+                        if self.wrong >= WRONG_TOKENS_MAX {
+                            return More::Close(Some(TOO_MANY.to_string()));
+                        }
                         return More::Turn;
                     }
                 }
@@ -325,6 +335,7 @@ impl Text {
             put_simple(out, "OK");
         } else {
             self.rests = true;
+            self.wrong += 1;
             put_error(out, "WRONGPASS invalid token");
         }
     }
@@ -424,4 +435,20 @@ fn put_failure(out: &mut Vec<u8>, failure: &Failure) {
         Class::TooLarge | Class::Invalid => format!("ERR {message}"),
     };
     put_error(out, &text);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Driver, Stopped, state_with_token};
+
+    /// A client sends a hundred guesses and leaves. Each costs a second of the thread that serves it, which cannot see
+    /// that nobody is there: after five it ends.
+    #[test]
+    fn guesses_of_one_connection_are_few() {
+        let mut guesser = Driver::new(state_with_token(b"secret"), false);
+        assert_eq!(guesser.send(&b"AUTH x\r\n".repeat(100)), Stopped::Closed(None));
+        let text = guesser.text();
+        assert_eq!((guesser.rested_us, text.matches("WRONGPASS").count()), (5_000_000, 5));
+        assert!(text.ends_with("-ERR too many wrong tokens; this connection closes\r\n"), "{text}");
+    }
 }

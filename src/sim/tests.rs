@@ -2,6 +2,10 @@
 
 use super::*;
 use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 /// Seeds of the standard set: from 0, so many.
 const STANDARD: u64 = 500;
@@ -280,13 +284,26 @@ const SELDOM: &str = "cluster lost for good";
 /// error handling was met: what is never met is not tested.
 #[test]
 fn the_standard_seeds_pass_and_meet_every_fault() {
-    let mut met: BTreeMap<&str, u64> = BTreeMap::new();
-    for seed in 0..STANDARD {
-        let report = passes(seed);
-        for (name, times) in report.counters {
-            *met.entry(name).or_default() += times;
+    let (next, met) = (AtomicU64::new(0), Mutex::new(BTreeMap::<&str, u64>::new()));
+    // On every core: this is the longest test by far, and each run is a world of its own.
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= STANDARD {
+                        return;
+                    }
+                    let report = passes(seed);
+                    let mut met = met.lock().expect("no other run failed");
+                    for (name, times) in report.counters {
+                        *met.entry(name).or_default() += times;
+                    }
+                }
+            });
         }
-    }
+    });
+    let met = met.into_inner().expect("every run passed");
     let never = |name: &&&str| met.get(**name).is_none_or(|&times| times == 0);
     let missing: Vec<_> = MUST_HAPPEN.iter().filter(never).collect();
     assert!(missing.is_empty(), "never happened: {missing:?}");

@@ -417,6 +417,7 @@ pub(crate) fn bodies(frames: impl Strategy<Value = Vec<u8>>, count: usize) -> Ve
     use proptest::test_runner::TestRunner;
     let mut runner = TestRunner::deterministic();
     let mut body = || {
+        // invariant: the strategies here refuse nothing.
         let frame = frames.new_tree(&mut runner).expect("a frame").current();
         frame[super::frame::FRAME_HEADER_BYTES..].to_vec()
     };
