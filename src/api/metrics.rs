@@ -27,6 +27,10 @@ pub(super) fn text(state: &NodeState) -> String {
     page.gauge("kontiki_requests_under_way_max", help, state.load.limit() as f64);
     let help = "Requests refused as busy because too many were under way.";
     page.counter("kontiki_requests_refused_total", help, state.load.refused());
+    let help = "Bytes that answers hold which clients have not taken yet.";
+    page.gauge("kontiki_answer_bytes", help, state.answers.held() as f64);
+    let help = "Most that they may hold; beyond it reads are answered as busy.";
+    page.gauge("kontiki_answer_bytes_max", help, state.answers.max() as f64);
     let full = f64::from(u8::from(state.reader.is_disk_full()));
     let help = "1 while the disk is full, until the reserve is whole again; else 0.";
     page.gauge("kontiki_disk_full", help, full);

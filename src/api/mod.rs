@@ -19,12 +19,15 @@
 //! ```
 //!
 //! So that no client holds much memory, nothing is read while a turn is under way, and what is read from
-//! the store for it is written before more is. What a connection may look at beside its bytes is
+//! the store for it is written before more is. So that all of them together do not, what is not sent yet is part of a
+//! budget that they share ([`NodeState::answers`]): a read whose answer finds no room there is answered *busy*. What a connection may look at beside its bytes is
 //! [`NodeState`]: who the node is, what its store holds, who leads.
 //!
 //! Left out: threads, sockets and time-outs of single writes (`server`), and what is done with a request
 //! (`node`).
 
+pub mod answers;
+pub mod budget;
 mod http;
 mod load;
 mod metrics;
@@ -39,7 +42,7 @@ mod text;
 mod turn;
 
 pub use load::Load;
-pub use patience::{IDLE_TIMEOUT_US, PartialBytes, REQUEST_TIMEOUT_US};
+pub use patience::{IDLE_TIMEOUT_US, REQUEST_TIMEOUT_US, TooSlow, WRITE_TIMEOUT_US, WritePatience};
 pub use state::{NodeState, StoreTrouble};
 
 use crate::kv::StoreError;
@@ -58,6 +61,10 @@ use text::Text;
 
 /// Answers collected before they are written: what one connection may hold beside one page.
 pub const OUT_BYTES_MAX: usize = 1 << 20;
+/// What a large answer has beside its keys and values: more than any but one of many small ones.
+const LARGE_ANSWER_BESIDE_BYTES: usize = 1 << 10;
+/// Memory for answers that a connection keeps when all are written.
+const OUT_BYTES_KEPT: usize = 64 << 10;
 /// Whoever has not said what it wants within so long is sent away; a person may type slowly.
 const FIRST_BYTES_TIMEOUT_US: u64 = 60_000_000;
 /// Those beyond the cap of connections must be quick: the places are few.
@@ -191,7 +198,7 @@ impl Connection {
     pub fn new(state: Arc<NodeState>, over_cap: bool, nonce: Nonce, now_us: u64) -> Connection {
         let timeout_us = if over_cap { OVER_CAP_TIMEOUT_US } else { FIRST_BYTES_TIMEOUT_US };
         Connection {
-            patience: Patience::new(Arc::clone(&state)),
+            patience: Patience::new(&state),
             state,
             phase: Phase::First(Vec::new()),
             over_cap,
@@ -274,7 +281,7 @@ impl Connection {
     /// All of a [`Step::Write`] is written; its buffer is used again.
     pub fn written(&mut self, mut bytes: Vec<u8>) {
         bytes.clear();
-        bytes.shrink_to(OUT_BYTES_MAX);
+        bytes.shrink_to(OUT_BYTES_KEPT);
         self.out = bytes;
     }
 
@@ -435,6 +442,13 @@ impl Connection {
         let native = Native::new(reader, state, presented.pad(), full);
         self.phase = Phase::Native(Box::new(native));
         Progress::Goes
+    }
+}
+
+/// Makes room for a large answer, and no more: what grows by doubling would hold twice its bytes.
+fn make_room(out: &mut Vec<u8>, bytes: usize) {
+    if bytes > OUT_BYTES_KEPT {
+        out.reserve_exact(bytes + LARGE_ANSWER_BESIDE_BYTES);
     }
 }
 

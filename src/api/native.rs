@@ -2,8 +2,8 @@
 
 use super::patience::NO_ROOM;
 use super::state::{NodeState, failure};
-use super::turn::{Next, Turn, answers_with_values, waits_its_turn};
-use super::{OUT_BYTES_MAX, Progress, Step, Wait};
+use super::turn::{Next, Turn, answers_with_values, memory_of, waits_its_turn};
+use super::{OUT_BYTES_MAX, Progress, Step, Wait, make_room};
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::node::Answerer;
 use crate::wire::client::{self, Answer, Call, Class, NO_REQUEST, Request, Response};
@@ -90,7 +90,7 @@ impl Native {
                 self.turn.call(id, call, deadline_ms, now_us);
             }
             let before = out.len();
-            if let Some(step) = self.collect(out, now_us) {
+            if let Some(step) = self.collect(state, out, now_us) {
                 return Progress::Do(step);
             }
             self.collected = true;
@@ -102,10 +102,11 @@ impl Native {
             }
         }
         while out.len() <= OUT_BYTES_MAX {
-            match self.turn.next(state) {
+            match self.turn.next(state, out.len()) {
                 Next::Submit(requests) => {
                     return Progress::Do(Step::Submit { requests, direct: None });
                 }
+                Next::Flush => return Progress::Flush,
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
                 Next::Reply(id, mut result) => {
                     if let Ok(Answer::Joined(joined)) = &mut result
@@ -113,6 +114,7 @@ impl Native {
                     {
                         *bytes = self.pad.mask(bytes);
                     }
+                    make_room(out, result.as_ref().map_or(0, memory_of));
                     client::put_response(out, &Response { id, result });
                 }
                 Next::Over => return self.over(out),
@@ -146,7 +148,7 @@ impl Native {
 
     /// Collects what has arrived whole; stops at a request that needs somebody to be looked at first. What is
     /// refused because too much is under way is answered at once.
-    fn collect(&mut self, out: &mut Vec<u8>, now_us: u64) -> Option<Step> {
+    fn collect(&mut self, state: &NodeState, out: &mut Vec<u8>, now_us: u64) -> Option<Step> {
         let break_off =
             |id, message| Some(Response { id, result: Err(failure(Class::Invalid, message)) });
         while self.turn.len() < TOGETHER_MAX
@@ -179,7 +181,14 @@ impl Native {
                 client::put_response(out, &Response { id: request.id, result });
                 continue;
             }
-            self.reading_writes += usize::from(answers_with_values(&request.call));
+            if answers_with_values(&request.call) {
+                // It is done or not before anybody knows what it reads, so there must be room for all it may.
+                if !state.answers.has_room(RESULT_BYTES_MAX) {
+                    self.turn.reply(request.id, Err(state.no_room()));
+                    continue;
+                }
+                self.reading_writes += 1;
+            }
             if let Call::Change(change) = &request.call {
                 if let Err(why) = change.check_address() {
                     self.turn.reply(request.id, Err(failure(Class::Invalid, why)));

@@ -1,10 +1,11 @@
-//! How long, and with how much memory, a node waits for the rest of a request.
+//! How long, and with how much memory, a node waits for the rest of a request, and for a client to take its answers.
 
 use super::NodeState;
+use super::budget::{Budget, Share};
 use crate::node::DEADLINE_US_MAX;
 use crate::wire::frame::CLIENT_FRAME_MAX;
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A frame or command that has begun must be complete within so long, whole: an unfinished one
 /// holds memory. The largest takes 1.1 s at 16 MiB over 128 Mbit/s; this allows 4.5 Mbit/s.
@@ -17,6 +18,11 @@ const PARTIAL_FREE_BYTES: usize = 256 << 10;
 /// What all client connections together may hold beyond that: some of the largest frames at once,
 /// and a small part of a machine.
 const PARTIAL_BYTES_MAX: usize = 256 << 20;
+/// A client that takes no byte of its answers for so long is cut off.
+pub const WRITE_TIMEOUT_US: u64 = 10_000_000;
+/// While the answers of all clients hold nearly as much as they may, one that has not taken all of what is written to
+/// it after so long is cut off: 1 MiB at 8 Mbit/s.
+const SHORT_WRITE_TIMEOUT_US: u64 = 1_000_000;
 /// What is said to a client whose unfinished request no memory is left for.
 pub(super) const NO_ROOM: &str =
     "busy: the unfinished requests of all connections hold as much memory as they may";
@@ -25,26 +31,83 @@ const _: () = {
     assert!(REQUEST_TIMEOUT_US < IDLE_TIMEOUT_US);
     assert!(DEADLINE_US_MAX < IDLE_TIMEOUT_US);
     assert!(8 * CLIENT_FRAME_MAX <= PARTIAL_BYTES_MAX);
+    assert!(SHORT_WRITE_TIMEOUT_US < WRITE_TIMEOUT_US);
 };
 
-/// What all client connections hold for unfinished input beyond what each may hold freely.
-#[derive(Debug, Default)]
-pub struct PartialBytes(AtomicUsize);
+/// The budget of what all clients hold for requests that are not complete.
+pub(super) fn partial_budget() -> Arc<Budget> {
+    Budget::new(PARTIAL_BYTES_MAX, PARTIAL_FREE_BYTES)
+}
 
-/// The patience with one client, and its share of [`PartialBytes`].
-///
-/// Invariant: `charged` is part of the sum until this is dropped.
+/// The patience with one client that takes what is written to it, from the beginning of one write.
+#[derive(Clone, Copy, Debug)]
+pub struct WritePatience {
+    begun_us: u64,
+    moved_us: u64,
+}
+
+/// Why a client is cut off that does not take its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooSlow {
+    /// It takes nothing at all.
+    Stalled,
+    /// It is slow, and others need the memory; of which there is so much.
+    Short {
+        /// The bound, in bytes.
+        bytes_max: usize,
+    },
+}
+
+impl fmt::Display for TooSlow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            TooSlow::Stalled => {
+                write!(f, "it took no answer for {} s", WRITE_TIMEOUT_US / 1_000_000)
+            }
+            TooSlow::Short { bytes_max } => write!(
+                f,
+                "it did not take its answers within {} s, while those of all clients hold nearly as much memory as \
+                 they may ({bytes_max} bytes); read faster, or ask for less at a time",
+                SHORT_WRITE_TIMEOUT_US / 1_000_000
+            ),
+        }
+    }
+}
+
+impl WritePatience {
+    /// A write begins.
+    #[must_use]
+    pub fn new(now_us: u64) -> WritePatience {
+        WritePatience { begun_us: now_us, moved_us: now_us }
+    }
+
+    /// The client has taken some of it.
+    pub fn moved(&mut self, now_us: u64) {
+        self.moved_us = now_us;
+    }
+
+    /// Why the client is to be cut off now, if it is.
+    pub fn ends(&self, now_us: u64, answers: &Budget) -> Option<TooSlow> {
+        let over = |since_us: u64, timeout_us| now_us.saturating_sub(since_us) >= timeout_us;
+        if over(self.moved_us, WRITE_TIMEOUT_US) {
+            return Some(TooSlow::Stalled);
+        }
+        let short = answers.is_short() && over(self.begun_us, SHORT_WRITE_TIMEOUT_US);
+        short.then_some(TooSlow::Short { bytes_max: answers.max() })
+    }
+}
+
+/// The patience with one client, and its share of what requests that are not complete may hold.
 #[derive(Debug)]
 pub(super) struct Patience {
-    state: Arc<NodeState>,
-    charged: usize,
+    share: Share,
     /// When the request that is arriving must be complete; none when none has begun.
     until_us: Option<u64>,
 }
 
 impl Patience {
-    pub(super) fn new(state: Arc<NodeState>) -> Patience {
-        Patience { state, charged: 0, until_us: None }
+    pub(super) fn new(state: &NodeState) -> Patience {
+        Patience { share: Share::new(&state.partial), until_us: None }
     }
 
     /// Until when more is waited for: a time once a request has `begun`, which holds `memory`. `fresh`
@@ -63,26 +126,7 @@ impl Patience {
         if begun && self.until_us.is_none() {
             self.until_us = Some(now_us + REQUEST_TIMEOUT_US);
         }
-        let charge = if begun { memory.saturating_sub(PARTIAL_FREE_BYTES) } else { 0 };
-        self.charge(charge).then_some(self.until_us)
-    }
-
-    fn charge(&mut self, charge: usize) -> bool {
-        if charge == self.charged {
-            return true;
-        }
-        // Relaxed: the sum is a bound, nothing is ordered by it.
-        let PartialBytes(sum) = &self.state.partial;
-        sum.fetch_sub(self.charged, Ordering::Relaxed);
-        self.charged = charge;
-        let before = sum.fetch_add(charge, Ordering::Relaxed);
-        charge == 0 || before.saturating_add(charge) <= PARTIAL_BYTES_MAX
-    }
-}
-
-impl Drop for Patience {
-    fn drop(&mut self) {
-        self.state.partial.0.fetch_sub(self.charged, Ordering::Relaxed);
+        self.share.hold(if begun { memory } else { 0 }).then_some(self.until_us)
     }
 }
 
@@ -95,7 +139,7 @@ mod tests {
     /// deadline that bytes do not move, the second has none here.
     #[test]
     fn a_request_that_has_begun_has_a_deadline_that_does_not_move() {
-        let mut patience = Patience::new(state());
+        let mut patience = Patience::new(&state());
         assert_eq!(patience.with(false, false, 0, 5), Some(None), "it may begin late");
         let until = Some(Some(100 + REQUEST_TIMEOUT_US));
         for now_us in 100..110 {
@@ -114,7 +158,7 @@ mod tests {
         let most = PARTIAL_FREE_BYTES + PARTIAL_BYTES_MAX;
         let holds =
             |client: &mut Patience, begun, memory| client.with(begun, false, memory, 0).is_some();
-        let another = || Patience::new(Arc::clone(&state));
+        let another = || Patience::new(&state);
         let mut large = another();
         assert!(holds(&mut large, true, most / 2));
         assert!(holds(&mut large, true, most), "it alone may have all");
@@ -124,6 +168,29 @@ mod tests {
         assert!(holds(&mut another(), true, most));
         assert!(holds(&mut large, true, most));
         drop(large);
-        assert_eq!(state.partial.0.load(Ordering::Relaxed), 0);
+        assert_eq!(state.partial.held(), 0);
+    }
+
+    /// A client takes a byte now and then: it may go on for as long as it likes, until the memory for answers is short.
+    /// One that takes nothing is cut off in any case.
+    #[test]
+    fn a_slow_client_is_cut_off_when_others_need_the_memory() {
+        let budget = Budget::new(100, 0);
+        let mut other = Share::new(&budget);
+        let mut slow = WritePatience::new(0);
+        for n in 1..100 {
+            slow.moved(n * 1_000_000);
+            assert_eq!(slow.ends(n * 1_000_000, &budget), None);
+        }
+        assert!(other.hold(75));
+        assert_eq!(slow.ends(99_000_000, &budget), None, "a quarter is left");
+        assert!(other.hold(76));
+        assert_eq!(slow.ends(99_000_000, &budget), Some(TooSlow::Short { bytes_max: 100 }));
+        let quick = WritePatience::new(98_000_001);
+        assert_eq!(quick.ends(99_000_000, &budget), None, "it has its second");
+        other.release();
+        let stalled = WritePatience::new(0);
+        assert_eq!(stalled.ends(WRITE_TIMEOUT_US - 1, &budget), None);
+        assert_eq!(stalled.ends(WRITE_TIMEOUT_US, &budget), Some(TooSlow::Stalled));
     }
 }

@@ -1,7 +1,9 @@
 //! What a node's connections may look at: who it is, what its store holds, who leads.
 
+use super::answers::{ANSWER_BYTES_MAX, ANSWER_FREE_BYTES};
+use super::budget::Budget;
 use super::load::Load;
-use super::patience::PartialBytes;
+use super::patience::partial_budget;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
 use crate::kv::{Limits, LsmReader, Query, Reader as _, Reply, StoreError};
@@ -55,9 +57,11 @@ pub struct NodeState {
     /// A read has met damage in the store.
     pub damaged: AtomicBool,
     /// What all clients hold for requests that are not complete.
-    pub partial: PartialBytes,
+    pub partial: Arc<Budget>,
     /// How many requests are under way, and may be.
     pub load: Arc<Load>,
+    /// What the answers hold that are not sent yet, to all clients and to nodes that passed requests on.
+    pub answers: Arc<Budget>,
     /// What the raft loop knows of the cluster.
     pub view: RwLock<Arc<ClusterView>>,
 }
@@ -99,8 +103,9 @@ impl NodeState {
             fetching: Mutex::new(None),
             different: AtomicBool::new(false),
             damaged: AtomicBool::new(false),
-            partial: PartialBytes::default(),
+            partial: partial_budget(),
             load: Arc::default(),
+            answers: Budget::new(ANSWER_BYTES_MAX, ANSWER_FREE_BYTES),
             view: RwLock::new(Arc::new(view)),
         }
     }
@@ -150,6 +155,24 @@ impl NodeState {
     fn fewer_connections(&self) -> Option<String> {
         let max = self.connections_max.load(Ordering::Relaxed);
         (max < self.connections_set).then(|| format!("{max} connections at most"))
+    }
+
+    /// What unsent answers hold, where that is nearly as much as they may.
+    fn answers_held(&self) -> Option<String> {
+        let (held, max) = (self.answers.held() >> 20, self.answers.max() >> 20);
+        self.answers
+            .is_short()
+            .then(|| format!("answers not taken by clients: {held} of {max} MiB"))
+    }
+
+    /// What a client is told whose answer finds no room.
+    pub(super) fn no_room(&self) -> Failure {
+        let max = self.answers.max();
+        let message = format!(
+            "busy: the answers that clients have not taken yet hold as much memory as they may ({max} bytes); try \
+             again later"
+        );
+        failure(Class::Busy, message)
     }
 
     /// The store could not be read. Damage concerns what it hides: it is never served, and the node is
@@ -227,10 +250,11 @@ impl NodeState {
             connections: u32::try_from(connections).unwrap_or(u32::MAX),
             version: env!("CARGO_PKG_VERSION").to_string(),
             peers: status.peers.iter().map(peer).collect(),
-            state: match self.fewer_connections() {
-                None => words,
-                Some(fewer) => format!("{words}, {fewer}"),
-            },
+            state: [Some(words), self.fewer_connections(), self.answers_held()]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(", "),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Connections without sockets: bytes go in, a made-up replica answers, bytes come out.
 
+mod room;
+
 use super::*;
 use crate::kv::{
     Command, Committed, Found, Limits, LsmStore, Machine, Op, OpResult, Outcome, Query,
@@ -674,27 +676,4 @@ fn a_read_that_was_confirmed_too_late_is_refused() {
     let responses = client.responses();
     assert_eq!(responses[0].result.as_ref().unwrap_err().class, Class::Unavailable);
     assert_eq!(responses[1].result, Ok(Reply::Reply(KvReply::Value(None))));
-}
-
-/// More answers than are held at once leave in several writes, in order; a page is not read before
-/// those in front of it are written.
-#[test]
-fn answers_are_written_as_they_are_made() {
-    let mut client = Driver::native(state());
-    let count = 3 * OUT_BYTES_MAX / BIG_VALUE_BYTES;
-    let read = |id| request(id as u64, get(BIG_KEY, Consistency::Stale));
-    let bytes: Vec<u8> = (1..=count).flat_map(read).collect();
-    let space = client.connection.space();
-    space[..bytes.len()].copy_from_slice(&bytes);
-    client.connection.filled(bytes.len());
-    let mut writes = 0;
-    while let Step::Write(bytes) = client.connection.next(0) {
-        assert!(bytes.len() < OUT_BYTES_MAX + BIG_VALUE_BYTES + 100);
-        client.out.extend_from_slice(&bytes);
-        client.connection.written(bytes);
-        writes += 1;
-    }
-    assert!(writes >= 3);
-    let ids: Vec<u64> = client.responses().iter().map(|r| r.id).collect();
-    assert_eq!(ids, (1..=count as u64).collect::<Vec<_>>());
 }

@@ -8,7 +8,7 @@ use super::load::Charge;
 use super::replies::{outcome_of, stopping};
 use super::state::{NodeState, failure};
 use super::turn::{Next, Turn};
-use super::{Encode, OUT_BYTES_MAX, Progress, Step, Wait};
+use super::{Encode, OUT_BYTES_MAX, Progress, Step, Wait, make_room};
 use crate::kv::limits::{OP_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES, op_bytes};
 use crate::kv::{Found, Limits, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::Answer;
@@ -148,12 +148,13 @@ impl Text {
         }
         while out.len() <= OUT_BYTES_MAX {
             let direct = if out.is_empty() { self.few_writes() } else { None };
-            match self.turn.next(state) {
+            match self.turn.next(state, out.len()) {
                 Next::Submit(requests) => {
                     let direct =
                         direct.map(|counts| encode(state, counts, self.turn.charge().hand_over()));
                     return Progress::Do(Step::Submit { requests, direct });
                 }
+                Next::Flush => return Progress::Flush,
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
                 Next::Reply(Mark::Known(bytes), _) => out.extend_from_slice(&bytes),
                 Next::Reply(Mark::Read, result) => put_value(out, result),
@@ -415,7 +416,10 @@ fn put_results(out: &mut Vec<u8>, counts: &[usize], result: Result<Told, Failure
 
 fn put_value(out: &mut Vec<u8>, result: Result<Told, Failure>) {
     match result {
-        Ok(Told::Reply(Reply::Value(Some(Found { value, .. })))) => put_bulk(out, &value),
+        Ok(Told::Reply(Reply::Value(Some(Found { value, .. })))) => {
+            make_room(out, value.len());
+            put_bulk(out, &value);
+        }
         Ok(_) => put_nil(out),
         Err(failure) => put_failure(out, &failure),
     }

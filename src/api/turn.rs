@@ -2,15 +2,19 @@
 //!
 //! Everything of a turn that the replica must do is put to it in one message; all linearizable reads
 //! share one read index, which is asked for last. The answers come in the order of the requests. What
-//! is read from the store is read when its reply's turn comes, so that pages are not piled up.
+//! is read from the store is read when its reply's turn comes, so that pages are not piled up. What it holds, and the
+//! bytes that are not written yet, is part of the node's budget. A reply that finds no room there waits until those are
+//! written, and is *busy* where there are none.
 
+use super::answers::admit;
+use super::budget::Share;
 use super::load::Charge;
 use super::replies::{reply_of, stopping};
 use super::state::{DAMAGED, DAMAGED_ALONE, NodeState, QueryError, deadline_us, failure};
 use crate::kv::codec::encode_command;
-use crate::kv::{Command, Op, Piece, Query, StoreError};
+use crate::kv::{Command, Op, Piece, Query, Reply as KvReply, StoreError};
 use crate::node::{
-    Answer, Request, SenderEffect, SnapshotRequest, SnapshotResponse, SnapshotSender,
+    Answer, Request, SenderEffect, SnapshotRequest, SnapshotResponse, SnapshotSender, Verdict,
 };
 use crate::wire::client::{Answer as Reply, Call, Change, Class, Consistency, Failure};
 use std::collections::VecDeque;
@@ -71,6 +75,10 @@ pub(super) struct Turn<M> {
     read_by_us: Option<u64>,
     /// The answers that are not used yet.
     answers: VecDeque<Answer>,
+    /// What they hold.
+    answers_bytes: usize,
+    /// That, and what is not written yet.
+    held: Share,
     may_read: Option<Answer>,
     answered_us: u64,
     /// What is asked is about the backup alone.
@@ -88,6 +96,8 @@ pub(super) enum Next<M> {
     Submit(Vec<(u64, Request)>),
     /// A reply.
     Reply(M, Result<Reply, Failure>),
+    /// What is not written yet is to be written first: there is no room for more.
+    Flush,
     /// The store could not be read; the reply says so next.
     Unreadable(StoreError),
     /// Nothing is left.
@@ -102,6 +112,8 @@ impl<M> Turn<M> {
             requests: Vec::new(),
             read_by_us: None,
             answers: VecDeque::new(),
+            answers_bytes: 0,
+            held: Share::new(&state.answers),
             may_read: None,
             answered_us: 0,
             about_backup: false,
@@ -134,6 +146,7 @@ impl<M> Turn<M> {
         self.work.clear();
         self.answers.clear();
         self.charge.settle();
+        self.answers_bytes = 0;
     }
 
     /// Adds a reply that needs nobody.
@@ -190,11 +203,17 @@ impl<M> Turn<M> {
         }
         self.answered_us = now_us;
         self.may_read = self.read_by_us.take().and_then(|_| answers.pop_back());
+        self.answers_bytes = 0;
+        for answer in &mut answers {
+            admit(answer, &mut self.answers_bytes, &mut self.held);
+        }
         self.answers = answers;
     }
 
-    /// What comes next.
-    pub(super) fn next(&mut self, state: &NodeState) -> Next<M> {
+    /// What comes next, when so many bytes are not written yet.
+    pub(super) fn next(&mut self, state: &NodeState, unsent: usize) -> Next<M> {
+        // Mostly less than before, since something was written. More is what was held by an answer in another form.
+        let _ = self.held.hold(self.answers_bytes + unsent);
         if !self.requests.is_empty() || self.read_by_us.is_some() {
             let mut requests = std::mem::take(&mut self.requests);
             requests.extend(self.read_by_us.map(|by_us| (by_us, Request::Read)));
@@ -212,7 +231,7 @@ impl<M> Turn<M> {
                 let bytes = state.reader.stats().levels.iter().map(|(_, bytes)| bytes).sum();
                 Ok(Reply::Compaction { left, bytes })
             }
-            Work::Stale(query) => return self.query(mark, &query, state),
+            Work::Stale(query) => return self.query(mark, query, state, unsent),
             Work::Backup { deadline_us, stage } => match self.back_up(stage, state) {
                 BackUp::Ask(request, stage) => {
                     self.work.push_front((mark, Work::Backup { deadline_us, stage }));
@@ -221,6 +240,9 @@ impl<M> Turn<M> {
                 }
                 BackUp::Done(result) => result,
             },
+            Work::Piece(piece) if !self.has_room(unsent, piece.len) => {
+                return self.without_room(mark, Work::Piece(piece), state, unsent);
+            }
             Work::Piece(piece) => match self.backup.asked(SnapshotRequest::Piece(piece)) {
                 SenderEffect::Send(SnapshotResponse::Piece { bytes, .. }) => {
                     Ok(Reply::Bytes(bytes))
@@ -237,24 +259,49 @@ impl<M> Turn<M> {
                 Err(failure(Class::Unavailable, message))
             }
             Work::Asked(Asked::Query { query, .. }) => match &self.may_read {
-                Some(Answer::Read(Ok(()))) => return self.query(mark, &query, state),
+                Some(Answer::Read(Ok(()))) => return self.query(mark, query, state, unsent),
                 Some(Answer::Read(Err(refusal))) => Err(state.refused(*refusal)),
                 _ => Err(stopping()),
             },
             Work::Asked(asked) => match self.answers.pop_front() {
-                Some(answer) => reply_of(state, &asked, answer),
+                Some(answer) => {
+                    if let Answer::Write(Verdict::Applied(outcome)) = &answer {
+                        self.answers_bytes = self.answers_bytes.saturating_sub(outcome.memory());
+                    }
+                    reply_of(state, &asked, answer)
+                }
                 None => Err(stopping()),
             },
         };
         Next::Reply(mark, result)
     }
 
-    fn query(&mut self, mark: M, query: &Query, state: &NodeState) -> Next<M> {
-        match state.query(query) {
-            Ok(reply) => Next::Reply(mark, Ok(Reply::Reply(reply))),
+    fn query(&mut self, mark: M, query: Query, state: &NodeState, unsent: usize) -> Next<M> {
+        match state.query(&query) {
+            Ok(reply) => {
+                let reply = Reply::Reply(reply);
+                if self.has_room(unsent, memory_of(&reply)) {
+                    return Next::Reply(mark, Ok(reply));
+                }
+                // Read again then: what is confirmed may be read later.
+                self.without_room(mark, Work::Stale(query), state, unsent)
+            }
             Err(QueryError::Refused(failure)) => Next::Reply(mark, Err(failure)),
             Err(QueryError::Unreadable(e)) => self.unreadable(mark, e, state),
         }
+    }
+
+    /// Whether there is room for a reply behind what is not written yet; then it is held.
+    fn has_room(&mut self, unsent: usize, bytes: usize) -> bool {
+        self.held.hold(self.answers_bytes + unsent + bytes)
+    }
+
+    fn without_room(&mut self, mark: M, work: Work, state: &NodeState, unsent: usize) -> Next<M> {
+        if unsent == 0 {
+            return Next::Reply(mark, Err(state.no_room()));
+        }
+        self.work.push_front((mark, work));
+        Next::Flush
     }
 
     fn unreadable(&mut self, mark: M, e: StoreError, state: &NodeState) -> Next<M> {
@@ -296,6 +343,21 @@ impl<M> Turn<M> {
 enum BackUp {
     Ask(Request, Stage),
     Done(Result<Reply, Failure>),
+}
+
+/// Bytes of memory that a reply holds beside itself; in its byte form it has hardly more.
+pub(super) fn memory_of(reply: &Reply) -> usize {
+    match reply {
+        Reply::Outcome(outcome) => outcome.memory(),
+        Reply::Reply(KvReply::Value(found)) => found.as_ref().map_or(0, |found| found.value.len()),
+        Reply::Reply(KvReply::Page(page)) => {
+            let bytes = page.items.iter().map(|item| item.key.len() + item.value.len());
+            size_of_val(&page.items[..]) + bytes.sum::<usize>()
+        }
+        Reply::Backup { manifest } => manifest.len(),
+        Reply::Bytes(bytes) => bytes.len(),
+        _ => 0,
+    }
 }
 
 fn command(command: &Command) -> Request {

@@ -5,7 +5,10 @@
 //! front of the store's view; a condition, an increment or a read looks there first. A plain put
 //! reads nothing at all, and its value is copied once, into the store.
 //!
-//! Equal logs give equal states and equal outcomes, however they are cut into batches. Nothing here
+//! Equal logs give equal states and equal outcomes, however they are cut into batches. What an entry reads is in
+//! memory until its outcome is part of the digest, and longer only where somebody waits for the outcome; so
+//! commands of a few bytes that read large values take no more memory than one of them, also when a whole log of
+//! them is applied again. Nothing here
 //! looks at a flag; what must be bounded in apply ([`RESULT_BYTES_MAX`], the sessions' bounds) is a
 //! constant of the replicated state. Left out: when to apply, and whom to answer.
 
@@ -20,6 +23,10 @@ use std::collections::BTreeMap;
 /// Bytes of values that the reads of one write may have found before a further read that finds
 /// something is refused: bounds an answer to this and one value more.
 pub const RESULT_BYTES_MAX: usize = 4 << 20;
+
+/// Bytes that one call of [`Machine::apply_some`] reads for writes, and keeps of outcomes, before it ends early: what
+/// the answers to one step of apply hold at most, beside one outcome. Below it no step pays for being cut.
+pub const STEP_BYTES_MAX: usize = 8 << 20;
 
 /// Key in [`Space::Meta`] of the last applied configuration, as [`Committed::Configuration`] gave
 /// it.
@@ -41,6 +48,9 @@ pub const DIGEST_EVERY: u64 = 4096;
 /// applied since: the log may not have been told yet. It concerns one node, and is no part of what
 /// replicas have in common.
 pub const INSTALLED_KEY: &[u8] = b"i";
+
+/// Memory for the byte form of an outcome that is kept for the next one.
+const OUTCOME_BYTES_KEPT: usize = 64 << 10;
 
 /// Longest decimal `i64`: nineteen digits and a sign.
 const NUMBER_BYTES_MAX: usize = 20;
@@ -279,10 +289,28 @@ impl<S: Store> Machine<S> {
         &mut self,
         entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
     ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
+        self.apply_some(entries, |_| true, &mut { usize::MAX })
+    }
+
+    /// The same for as many of the entries, at least one, as there is `room` for: bytes that they may read and that
+    /// the outcomes given may take, of which what was needed is taken. [`Machine::applied`] says how far it came.
+    /// Outcomes are given, and kept in memory, only of the indexes that are `wanted`.
+    ///
+    /// # Errors
+    /// As [`Machine::apply`].
+    ///
+    /// # Panics
+    /// As [`Machine::apply`].
+    pub fn apply_some<'a>(
+        &mut self,
+        entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
+        wanted: impl Fn(Revision) -> bool,
+        room: &mut usize,
+    ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
         if self.failed {
             return Err(StoreError::Failed);
         }
-        let outcomes = self.apply_batch(entries);
+        let outcomes = self.apply_batch(entries, wanted, room);
         self.failed = outcomes.is_err();
         outcomes
     }
@@ -290,9 +318,12 @@ impl<S: Store> Machine<S> {
     fn apply_batch<'a>(
         &mut self,
         entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
+        wanted: impl Fn(Revision) -> bool,
+        room: &mut usize,
     ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
         let view = self.reader.view();
-        let mut overlay = Overlay { view: &view, changed: BTreeMap::new(), undo: Vec::new() };
+        let (changed, undo) = (BTreeMap::new(), Vec::new());
+        let mut overlay = Overlay { view: &view, changed, undo, read: 0 };
         let mut outcomes = Vec::new();
         let mut skipped = Vec::new();
         let mut configuration = None;
@@ -312,10 +343,14 @@ impl<S: Store> Machine<S> {
                         Err(_) => Ok(Outcome::Malformed),
                     };
                     bytes_of_outcome.clear();
+                    bytes_of_outcome.shrink_to(OUTCOME_BYTES_KEPT);
                     match outcome {
                         Ok(outcome) => {
                             put_outcome(&mut bytes_of_outcome, &outcome);
-                            outcomes.push((index, outcome));
+                            if wanted(index) {
+                                *room = room.saturating_sub(outcome.memory());
+                                outcomes.push((index, outcome));
+                            }
                         }
                         Err(e) if e.is_damage() && self.skips_damage => {
                             overlay.roll_back();
@@ -328,6 +363,10 @@ impl<S: Store> Machine<S> {
             digest = next_digest(digest, index, &committed, &bytes_of_outcome);
             if index.is_multiple_of(self.digest_every) {
                 told = Some((index, digest));
+            }
+            *room = room.saturating_sub(std::mem::take(&mut overlay.read));
+            if *room == 0 {
+                break;
             }
         }
         if applied == self.applied {
@@ -455,6 +494,8 @@ struct Overlay<'a, 'v, V> {
     changed: BTreeMap<&'a [u8], Slot<'a>>,
     /// What the current write replaced in `changed`, latest last.
     undo: Vec<(&'a [u8], Option<Slot<'a>>)>,
+    /// Bytes of values that were read since this was last taken.
+    read: usize,
 }
 
 impl<'a, V: View> Overlay<'a, '_, V> {
@@ -539,13 +580,15 @@ impl<'a, V: View> Overlay<'a, '_, V> {
         }
     }
 
-    fn get(&self, key: &'a [u8]) -> Result<Option<Found>, StoreError> {
-        match self.changed.get(key) {
-            Some(slot) => Ok(slot
+    fn get(&mut self, key: &'a [u8]) -> Result<Option<Found>, StoreError> {
+        let found = match self.changed.get(key) {
+            Some(slot) => slot
                 .as_ref()
-                .map(|(revision, value)| Found { value: value.to_vec(), revision: *revision })),
-            None => self.view.get(Space::User, key),
-        }
+                .map(|(revision, value)| Found { value: value.to_vec(), revision: *revision }),
+            None => self.view.get(Space::User, key)?,
+        };
+        self.read = self.read.saturating_add(found.as_ref().map_or(0, |found| found.value.len()));
+        Ok(found)
     }
 
     fn set(&mut self, key: &'a [u8], slot: Slot<'a>) {

@@ -152,11 +152,24 @@ pub enum Outcome {
         /// Position of the operation that no longer fits.
         op: u32,
     },
-    /// To a retry: the write was done, once, but its results were too large to remember.
+    /// The write was done, once, but its results are not told: they were too large to remember for a retry, or the
+    /// node that was asked holds as many answers as it may.
     ResultsForgotten {
         /// Its revision.
         revision: Revision,
     },
+}
+
+impl Outcome {
+    /// Bytes of memory that its results take.
+    pub fn memory(&self) -> usize {
+        let Outcome::Done { results, .. } = self else { return 0 };
+        let value = |result: &OpResult| match result {
+            OpResult::Got { found: Some(found) } => found.value.len(),
+            _ => 0,
+        };
+        std::mem::size_of_val(&results[..]) + results.iter().map(value).sum::<usize>()
+    }
 }
 
 /// What one operation of a done write gave.

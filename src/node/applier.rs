@@ -5,13 +5,17 @@
 //! bounded pieces. Nothing is answered before its write can be read: a client that was told of its
 //! write finds it.
 //!
+//! Outcomes are made for those who wait here, and for nobody else: a follower, and a node that applies its log again,
+//! keep nothing of what commands read. A step ends early, and the next one goes on, when its entries have read so many
+//! bytes, or the answers hold so many, that more would take memory ([`STEP_BYTES_MAX`]).
+//!
 //! When the store is damaged the applier *holds*: nothing is applied until a snapshot has taken the
 //! place of the state. Entries that come meanwhile wait, in order; everything else is done. The only member of a
 //! cluster has nobody to take a snapshot from: it leaves out the writes that need what is damaged, and says so.
 
 use super::events::Apply;
 use super::words::{Answer, Refusal, ReplyTo, Verdict};
-use crate::kv::machine::CONFIGURATION_KEY;
+use crate::kv::machine::{CONFIGURATION_KEY, STEP_BYTES_MAX};
 use crate::kv::{
     Committed, Machine, Malformed, Outcome, Reader as _, Store, StoreError, View, place,
 };
@@ -36,6 +40,8 @@ pub struct Applier<S: Store, C> {
     tasks: VecDeque<ApplyTask<C, S::Snapshot>>,
     /// What came of a batch in which writes were left out, until the store is flushed up to its end.
     withheld: Option<(Index, ApplyEffects<C>)>,
+    /// [`STEP_BYTES_MAX`].
+    step_bytes_max: usize,
 }
 
 impl<S: Store, C> fmt::Debug for Applier<S, C> {
@@ -161,7 +167,13 @@ impl<S: Store, C> Applier<S, C> {
     /// began with.
     pub fn new(machine: Machine<S>, log: LogReader, first: Configuration) -> Applier<S, C> {
         let holding = machine.is_spoiled();
-        Applier { machine, log, first, holding, tasks: VecDeque::new(), withheld: None }
+        let (tasks, withheld, step_bytes_max) = (VecDeque::new(), None, STEP_BYTES_MAX);
+        Applier { machine, log, first, holding, tasks, withheld, step_bytes_max }
+    }
+
+    /// Ends a step sooner or later than behind [`STEP_BYTES_MAX`]: outcomes are the same.
+    pub fn set_step_bytes(&mut self, bytes: usize) {
+        self.step_bytes_max = bytes;
     }
 
     /// Nothing is applied now: the store is damaged.
@@ -258,43 +270,44 @@ impl<S: Store, C> Applier<S, C> {
         }
         self.machine.skip_damage(alone);
         assert!(waiters.is_sorted_by(|a, b| a.0 < b.0), "one waiter an index, ascending");
-        let mut waiters = waiters.into_iter().peekable();
-        let mut answers = Vec::with_capacity(waiters.len());
-        let mut answer = |index: Index, verdict: Verdict| {
-            if let Some((_, reply_to)) = waiters.next_if(|waiter| waiter.0 == index) {
-                answers.push((reply_to, Answer::Write(verdict)));
-            }
-        };
+        let mut waiters = VecDeque::from(waiters);
+        let mut answers = Vec::new();
         let mut skipped = None;
         let mut rest_us = 0;
         let mut damage = None;
-        if committed.entries.is_empty() {
-            let mut next = committed.first;
-            while next <= committed.last && damage.is_none() {
-                let entries = match self.log.read(next, committed.last, REPLAY_BYTES_MAX) {
+        let mut room = self.step_bytes_max;
+        let mut next = committed.first;
+        while next <= committed.last && damage.is_none() && room > 0 {
+            let read;
+            let entries = if committed.entries.is_empty() {
+                read = match self.log.read(next, committed.last, REPLAY_BYTES_MAX) {
                     Ok(entries) => entries,
                     // What is committed is never truncated, but what lay behind it was just now, by
                     // a new leader. Each time it is asked again there is one truncation less to come.
                     Err(ReadError::Changed) => continue,
                     Err(e) => return Err(ApplyError::Log(e)),
                 };
-                next += entries.len() as Index;
-                match self.apply(&entries, &mut answer, &mut skipped) {
-                    Ok(more_us) => rest_us += more_us,
-                    Err(e) => damage = Some(e),
-                }
-            }
-        } else {
-            match self.apply(&committed.entries, &mut answer, &mut skipped) {
-                Ok(us) => rest_us = us,
+                &read[..]
+            } else {
+                &committed.entries[..]
+            };
+            match self.apply(entries, &mut waiters, &mut answers, &mut skipped, &mut room) {
+                Ok(more_us) => rest_us += more_us,
                 Err(e) => damage = Some(e),
             }
+            next = self.machine.applied() + 1;
         }
         let index = self.machine.applied();
         let applied = Some(Applied { index, flushed: self.machine.store().flushed() });
+        if index < committed.last && damage.as_ref().is_none_or(StoreError::is_damage) {
+            committed.entries.retain(|entry| entry.index > index);
+            committed.first = index + 1;
+            let waiters = Vec::from(std::mem::take(&mut waiters));
+            self.tasks.push_front(ApplyTask::Apply(Apply { committed, waiters, alone }));
+        }
         let Some(damage) = damage else {
             // Each waits for a command, and each command has an outcome: nobody is forgotten.
-            assert!(waiters.next().is_none(), "every waiter is answered");
+            assert!(waiters.is_empty(), "every waiter is answered");
             let digest = self.machine.take_digest();
             let effects = ApplyEffects::default();
             let effects = ApplyEffects { applied, answers, rest_us, digest, ..effects };
@@ -307,9 +320,6 @@ impl<S: Store, C> Applier<S, C> {
             return Err(ApplyError::Store(damage));
         }
         self.holding = true;
-        committed.first = index + 1;
-        let rest = Apply { committed, waiters: waiters.collect(), alone };
-        self.tasks.push_front(ApplyTask::Apply(rest));
         answers.extend(self.let_waiters_go());
         let (damage, effects) = (Some(damage), ApplyEffects::default());
         Ok(ApplyEffects { applied, answers, rest_us, damage, ..effects })
@@ -365,18 +375,32 @@ impl<S: Store, C> Applier<S, C> {
         Ok(Installed::Done { mark, repaired })
     }
 
+    /// Applies entries while there is room, and answers who waits for them.
     fn apply(
         &mut self,
         entries: &[Entry],
-        answer: &mut impl FnMut(Index, Verdict),
+        waiters: &mut VecDeque<(Index, ReplyTo<C>)>,
+        answers: &mut Vec<(ReplyTo<C>, Answer)>,
         skipped: &mut Option<StoreError>,
+        room: &mut usize,
     ) -> Result<u64, StoreError> {
-        let commands = entries.iter().map(|entry| match &entry.payload {
+        let before = self.machine.applied();
+        let wanted = |index| waiters.binary_search_by_key(&index, |waiter| waiter.0).is_ok();
+        let outcomes = apply_some(&mut self.machine, entries, wanted, room)?;
+        let applied = self.machine.applied();
+        let commands = entries.iter().filter(|entry| entry.index <= applied);
+        let commands = commands.map(|entry| match &entry.payload {
             Payload::Command(command) => command.len() as u64,
             _ => 0,
         });
         let bytes = commands.sum();
-        let outcomes = apply_entries(&mut self.machine, entries)?;
+        let mut answer = |index: Index, verdict: Verdict| {
+            if waiters.front().is_some_and(|waiter| waiter.0 == index)
+                && let Some((_, reply_to)) = waiters.pop_front()
+            {
+                answers.push((reply_to, Answer::Write(verdict)));
+            }
+        };
         let mut left_out = self.machine.take_skipped().into_iter().peekable();
         for (index, outcome) in outcomes {
             while let Some((at, e)) = left_out.next_if(|(at, _)| *at < index) {
@@ -389,17 +413,28 @@ impl<S: Store, C> Applier<S, C> {
             answer(at, Verdict::NotApplied(Refusal::Unreadable));
             *skipped = Some(e);
         }
+        debug_assert!(applied > before, "each step gets on");
         Ok(self.machine.rest_us(bytes))
     }
 }
 
-/// Applies contiguous entries of the log to a state machine, as one batch.
+/// Applies contiguous entries of the log to a state machine, as one batch, and keeps no outcome.
 ///
 /// # Errors
 /// As [`Machine::apply`].
 pub fn apply_entries<S: Store>(
     machine: &mut Machine<S>,
     entries: &[Entry],
+) -> Result<(), StoreError> {
+    apply_some(machine, entries, |_| false, &mut { usize::MAX }).map(drop)
+}
+
+/// The same while there is room, as [`Machine::apply_some`].
+fn apply_some<S: Store>(
+    machine: &mut Machine<S>,
+    entries: &[Entry],
+    wanted: impl Fn(Index) -> bool,
+    room: &mut usize,
 ) -> Result<Vec<(Index, Outcome)>, StoreError> {
     let mut configurations = Vec::new();
     for entry in entries {
@@ -420,7 +455,7 @@ pub fn apply_entries<S: Store>(
         };
         (entry.index, what)
     });
-    machine.apply(work)
+    machine.apply_some(work, wanted, room)
 }
 
 /// Where a store's contents end, for the log that goes on behind them. `first` is the configuration

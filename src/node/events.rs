@@ -209,7 +209,7 @@ impl<C> Default for Effects<C> {
 }
 
 /// Committed entries and who waits for which of them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Apply<C> {
     /// The entries.
     pub committed: Committed,

@@ -189,7 +189,7 @@ impl EntriesRead {
 }
 
 /// Committed entries, for the applier.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committed {
     /// First index.
     pub first: Index,

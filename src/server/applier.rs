@@ -4,6 +4,8 @@ use super::logging::info;
 use super::mailbox::DirectWrite;
 use super::peer_out::Command;
 use super::{ClientHandle, Shared, fatal};
+use crate::api::answers::admit;
+use crate::api::budget::Share;
 use crate::kv::{LsmStore, Staged};
 use crate::node::recording::{DidNote, Record, TaskNote, put_body};
 use crate::node::{
@@ -87,7 +89,7 @@ pub(crate) fn deliver(
     answers: Vec<(ReplyTo<ClientHandle>, Answer)>,
     mut write: impl FnMut(DirectWrite),
 ) {
-    for (reply_to, answer) in answers {
+    for (reply_to, mut answer) in answers {
         match reply_to {
             ReplyTo::Client { client, request } => {
                 if let Some(last) = client.0.put(request, answer) {
@@ -95,10 +97,12 @@ pub(crate) fn deliver(
                 }
             }
             ReplyTo::Peer { node, id } => {
+                let mut held = Share::new(&shared.node.answers);
+                admit(&mut answer, &mut 0, &mut held);
                 let Some(outgoing) = Outgoing::answer(id, answer) else { continue };
                 let senders = shared.bulk_senders.read().unwrap_or_else(PoisonError::into_inner);
                 if let Some((_, sender)) = senders.get(&node) {
-                    let _ = sender.send(Command::Send(outgoing));
+                    let _ = sender.send(Command::Answer { outgoing, held });
                 }
             }
         }

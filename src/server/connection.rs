@@ -7,10 +7,10 @@
 use super::handshakes::log_refused;
 use super::logging::{Level, info, log};
 use super::mailbox::{Encode, Mailbox};
-use super::sockets::{read, read_by, write_patiently};
+use super::sockets::{read, read_by, write_patiently, write_while};
 use super::{ClientHandle, Shared, fatal, peer_in};
 use crate::api::places::{Place, Rank};
-use crate::api::{self, IDLE_TIMEOUT_US, Step, StoreTrouble};
+use crate::api::{self, IDLE_TIMEOUT_US, Step, StoreTrouble, WritePatience};
 use crate::client::{Cause, Connection, Error};
 use crate::env::Random as _;
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, RealRandom};
@@ -57,7 +57,17 @@ pub(crate) fn serve(
                 connection.filled(n);
             }
             Step::Write(bytes) => {
-                write_patiently(stream, &bytes)?;
+                let mut patience = WritePatience::new(now_us());
+                let written = write_while(stream, &bytes, |moved| {
+                    if moved {
+                        patience.moved(now_us());
+                    }
+                    patience.ends(now_us(), &shared.node.answers)
+                })?;
+                if let Err(why) = written {
+                    info!("client connection closed: {why}");
+                    return Ok(());
+                }
                 connection.written(bytes);
             }
             // Only where whoever answers can see at once that a client does not take it.
@@ -146,7 +156,8 @@ pub(crate) struct Session {
 
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>) -> Session {
-        Session { shared, mailbox: Arc::default(), next_request: 0, direct: false }
+        let mailbox = Mailbox::new(&shared.node.answers);
+        Session { shared, mailbox, next_request: 0, direct: false }
     }
 
     /// Submits requests as one message, and waits until each is answered, in their order. The

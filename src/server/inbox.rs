@@ -88,7 +88,7 @@ mod tests {
     const REQUESTS: u64 = 2_000;
 
     fn requests(number: u64, what: Request) -> Event {
-        let client = ClientHandle(Arc::new(Mailbox::default()));
+        let client = ClientHandle(Mailbox::new(&crate::api::budget::Budget::new(0, 0)));
         Input::Client { client, requests: vec![(number, 0, what)] }
     }
 

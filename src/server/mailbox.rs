@@ -7,6 +7,8 @@
 //! not take them costs the writer one [`super::sockets::PATIENCE`], once: a thread of its own then writes the rest.
 
 use super::sockets::{is_timeout, write_patiently};
+use crate::api::answers::{AnswerSet, Brought};
+use crate::api::budget::Budget;
 use crate::env::descriptors::{RESERVE, Shortage};
 use crate::env::real::FAILED_WRITE_TAKES_NOTHING;
 use crate::node::Answer;
@@ -19,18 +21,13 @@ use std::thread;
 pub(crate) type Encode = Box<dyn FnOnce(Vec<Answer>) -> Vec<u8> + Send>;
 
 /// Collects answers; shared by the connection's thread and whoever answers.
-#[derive(Default)]
 pub(crate) struct Mailbox {
     state: Mutex<State>,
     settled: Condvar,
 }
 
-#[derive(Default)]
 struct State {
-    /// Number of the first request of the set.
-    first: u64,
-    answers: Vec<Option<Answer>>,
-    missing: usize,
+    answers: AnswerSet,
     /// Who brings the last answer writes to the socket.
     direct: Option<(Arc<TcpStream>, Encode)>,
     /// That is being done.
@@ -46,6 +43,13 @@ impl std::fmt::Debug for Mailbox {
 }
 
 impl Mailbox {
+    /// One of which the answers are part of this budget until the connection takes them.
+    pub(crate) fn new(budget: &Arc<Budget>) -> Arc<Mailbox> {
+        let answers = AnswerSet::new(budget);
+        let state = Mutex::new(State { answers, direct: None, writing: false, slow: false });
+        Arc::new(Mailbox { state, settled: Condvar::new() })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -53,10 +57,7 @@ impl Mailbox {
     /// Makes room for answers to `count` requests numbered from `first`. Nothing may be under way.
     pub(crate) fn open(&self, first: u64, count: usize, direct: Option<(Arc<TcpStream>, Encode)>) {
         let mut state = self.lock();
-        state.first = first;
-        state.answers.clear();
-        state.answers.resize(count, None);
-        state.missing = count;
+        state.answers.open(first, count);
         state.direct = direct;
     }
 
@@ -65,12 +66,7 @@ impl Mailbox {
     #[must_use]
     pub(crate) fn put(self: &Arc<Self>, number: u64, answer: Answer) -> Option<DirectWrite> {
         let mut state = self.lock();
-        let at = number.checked_sub(state.first).and_then(|at| usize::try_from(at).ok())?;
-        if state.answers.get_mut(at)?.replace(answer).is_some() {
-            return None;
-        }
-        state.missing -= 1;
-        if state.missing > 0 {
+        if state.answers.put(number, answer) != Brought::Last {
             return None;
         }
         let Some((stream, encode)) = state.direct.take() else {
@@ -79,7 +75,7 @@ impl Mailbox {
             return None;
         };
         state.writing = true;
-        let answers = state.answers.drain(..).flatten().collect();
+        let answers = state.answers.take();
         Some(DirectWrite { mailbox: Arc::clone(self), stream, encode, answers })
     }
 
@@ -121,10 +117,10 @@ impl Mailbox {
     /// that were not.
     pub(crate) fn wait(&self) -> Vec<Answer> {
         let mut state = self.lock();
-        while state.missing > 0 || state.writing {
+        while state.answers.missing() > 0 || state.writing {
             state = self.settled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        state.answers.drain(..).flatten().collect()
+        state.answers.take()
     }
 }
 
@@ -205,7 +201,7 @@ mod tests {
     /// sets that are over. The connection's thread never waits in vain, and finds each answer in its place.
     #[test]
     fn no_answer_is_lost_or_misplaced() {
-        let mailbox: Arc<Mailbox> = Arc::default();
+        let mailbox = Mailbox::new(&Budget::new(0, 0));
         let senders = answerers(&mailbox, 3);
         let mut first = 0;
         for set in 0..SETS {
@@ -240,7 +236,7 @@ mod tests {
             }
             all
         });
-        let mailbox: Arc<Mailbox> = Arc::default();
+        let mailbox = Mailbox::new(&Budget::new(0, 0));
         let senders = answerers(&mailbox, 3);
         let mut first = 0;
         for _ in 0..SETS {
@@ -265,7 +261,7 @@ mod tests {
         let (ours, theirs) = socket_pair();
         ours.set_write_timeout(Some(SEND_TIMEOUT)).unwrap();
         let ours = Arc::new(ours);
-        let mailbox: Arc<Mailbox> = Arc::default();
+        let mailbox = Mailbox::new(&Budget::new(0, 0));
         // More than any buffers of two sockets hold.
         let size = 32 << 20;
         let big: Encode = Box::new(move |_| vec![b'x'; size]);
@@ -295,7 +291,7 @@ mod tests {
     #[test]
     fn bringing_an_answer_touches_no_socket() {
         let (ours, theirs) = socket_pair();
-        let mailbox: Arc<Mailbox> = Arc::default();
+        let mailbox = Mailbox::new(&Budget::new(0, 0));
         let encode: Encode = Box::new(|answers| vec![b'x'; answers.len()]);
         mailbox.open(0, 2, Some((Arc::new(ours), encode)));
         assert!(mailbox.put(1, answer(1)).is_none(), "one is missing");

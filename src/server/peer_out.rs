@@ -8,6 +8,7 @@ use super::handshakes::{handshake_reader, shake_hands};
 use super::logging::debug;
 use super::peer_pump::Pump;
 use super::{Shared, lock};
+use crate::api::budget::Share;
 use crate::env::resolve::connect;
 use crate::node::{ConnectionId, Input, Outgoing, PeerEvent};
 use crate::raft::NodeId;
@@ -32,6 +33,13 @@ pub(crate) enum Command {
     Open,
     /// To be sent; only behind [`Command::Open`].
     Send(Outgoing),
+    /// The answer to what the peer has forwarded, to be sent.
+    Answer {
+        /// The answer.
+        outgoing: Outgoing,
+        /// Its part of what unsent answers may hold.
+        held: Share,
+    },
     /// The next ping is due now.
     Hasten,
 }

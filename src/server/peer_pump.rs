@@ -74,6 +74,10 @@ impl<'a> Pump<'a> {
                     Command::Open => {}
                     Command::Hasten => self.hasten()?,
                     Command::Send(outgoing) => self.encode(outgoing),
+                    Command::Answer { outgoing, held } => {
+                        self.encode(outgoing);
+                        drop(held);
+                    }
                 }
                 next = if self.outbox.held() < WRITE_BYTES { inbox.try_recv().ok() } else { None };
             }

@@ -3,6 +3,7 @@
 //! A stopped and continued process sees its timed reads and writes interrupted (signal(7)): that
 //! never ends a connection here.
 
+use crate::api::WRITE_TIMEOUT_US;
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -11,7 +12,9 @@ use std::time::{Duration, Instant};
 /// How long one write may block when somebody else's work waits for it.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(1);
 /// A client that does not take its answers for so long is cut off.
-pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_micros(WRITE_TIMEOUT_US);
+/// How often it is looked at whether it is to be cut off.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// The send timeout of every accepted connection. Where a write cannot be tried again, there is
 /// only one time-out, the last.
@@ -61,22 +64,53 @@ pub(crate) fn write_patiently(stream: &TcpStream, bytes: &[u8]) -> io::Result<()
     write_for(stream, bytes, WRITE_TIMEOUT)
 }
 
-fn write_for(mut stream: &TcpStream, mut bytes: &[u8], timeout: Duration) -> io::Result<()> {
+fn write_for(stream: &TcpStream, bytes: &[u8], timeout: Duration) -> io::Result<()> {
+    let mut since = Instant::now();
+    let written = write_while(stream, bytes, |moved| {
+        if moved {
+            since = Instant::now();
+        }
+        (since.elapsed() >= timeout).then_some(())
+    })?;
+    written.map_err(|()| io::ErrorKind::TimedOut.into())
+}
+
+/// Writes all of it to an accepted connection. Now and then, when the client has taken some of it (`true`) or nothing for
+/// a while, it is asked whether to go on; a reason to end is given back. Where a write cannot be tried again, the first
+/// that takes nothing for [`WRITE_TIMEOUT`] is an error.
+pub(crate) fn write_while<E>(
+    mut stream: &TcpStream,
+    mut bytes: &[u8],
+    mut ends: impl FnMut(bool) -> Option<E>,
+) -> io::Result<Result<(), E>> {
     let mut patient = false;
     while let Some(piece) = bytes.chunks(WRITE_AT_ONCE).next() {
         match stream.write(piece) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => bytes = &bytes[n..],
+            Ok(n) => {
+                bytes = &bytes[n..];
+                if patient && let Some(why) = ends(true) {
+                    return Ok(Err(why));
+                }
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            // Sleeps from here on instead of looking every millisecond.
-            Err(e) if is_timeout(&e) && !patient && FAILED_WRITE_TAKES_NOTHING => {
-                stream.set_write_timeout(Some(timeout))?;
-                patient = true;
+            Err(e) if is_timeout(&e) && FAILED_WRITE_TAKES_NOTHING => {
+                // Sleeps from here on instead of looking every millisecond.
+                if !patient {
+                    stream.set_write_timeout(Some(LOOK_EVERY))?;
+                    patient = true;
+                }
+                if let Some(why) = ends(false) {
+                    return Ok(Err(why));
+                }
             }
             Err(e) => return Err(e),
         }
     }
-    if patient { stream.set_write_timeout(Some(SEND_TIMEOUT)) } else { Ok(()) }
+    if patient {
+        stream.set_write_timeout(Some(SEND_TIMEOUT))?;
+    }
+    Ok(Ok(()))
 }
 
 #[cfg(test)]

@@ -10,8 +10,12 @@ use super::snapshots::Transfer;
 use super::store::store_options;
 use super::world::ClusterBounds;
 use super::world::Event;
+use crate::api::answers::ANSWER_BYTES_MAX;
+use crate::api::budget::Budget;
 use crate::api::{Load, NodeState};
 use crate::env::Disk;
+use crate::kv::limits::DEFAULT_MAX_PAGE_BYTES;
+use crate::kv::machine::STEP_BYTES_MAX;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
 use crate::lsm;
 use crate::node::recording;
@@ -46,6 +50,14 @@ const BATCH_REQUESTS: [usize; 4] = [1, 3, BATCH_REQUESTS_MAX, BATCH_REQUESTS_MAX
 
 /// Requests that a node takes at any rate: in production more than the clients of a run have under way.
 const LOADS: [usize; 4] = [1, 4, 4096, 4096];
+/// Bytes that writes may have read, and answers may hold, when a step of apply ends: one entry a step, a few, or as in
+/// production. A node's lives take turns.
+const STEP_BYTES: [usize; 4] = [STEP_BYTES_MAX, 1, 100, 3_000];
+
+/// What unsent answers may hold: as in production, or one page and a few values. A node's lives take turns.
+const ANSWER_BYTES: [usize; 2] = [ANSWER_BYTES_MAX, DEFAULT_MAX_PAGE_BYTES + (192 << 10)];
+/// And each client's beside that.
+const ANSWER_FREE_BYTES: usize = 256;
 
 /// Largest values that a node's flags may allow; clients write some of about these lengths.
 pub(super) const VALUE_LIMITS_BYTES: [usize; 4] = [600, 6_000, 20_000, 40_000];
@@ -410,13 +422,18 @@ impl SimNode {
         let replica = Replica::new(raft, options);
         let node = Node::new(replica, peers, self.local_us(now_us));
         let view = ClusterView::of(&node);
+        let first = first_configuration(&identity);
+        let (reader, log) = (machine.reader(), wal.reader());
+        let mut applier = Applier::new(machine, wal.reader(), first);
+        applier.set_step_bytes(STEP_BYTES[self.life as usize % STEP_BYTES.len()]);
         let state = NodeState {
             address: self.address.clone(),
             token: CLIENTS_TOKEN.to_vec(),
             limits: self.limits,
             log_bytes: AtomicU64::new(wal.bytes()),
             load: Arc::new(Load::new(load)),
-            ..NodeState::of(&identity, machine.reader(), wal.reader(), view)
+            answers: Budget::new(ANSWER_BYTES[self.life as usize % 2], ANSWER_FREE_BYTES),
+            ..NodeState::of(&identity, reader.clone(), log.clone(), view)
         };
         self.up = Some(Up {
             node,
@@ -442,14 +459,14 @@ impl SimNode {
             lacks_space: false,
             waits_since_us: None,
             preparers: VecDeque::new(),
-            log: wal.reader(),
-            reader: machine.reader(),
+            transfer: Transfer::new(SnapshotReceiver::new(disk, data, reader.clone())),
+            log,
+            reader,
             worker,
             storing: false,
             full: false,
-            transfer: Transfer::new(SnapshotReceiver::new(disk, data, machine.reader())),
             senders: BTreeMap::new(),
-            applier: Applier::new(machine, wal.reader(), first_configuration(&identity)),
+            applier,
             log_writer: LogWriter::new(wal, batch_requests_max),
             to_apply: VecDeque::new(),
             applying: false,

@@ -6,7 +6,8 @@
 use super::checks::{Violation, violated};
 use super::node::ClientId;
 use super::world::{Event, World};
-use crate::api::{self, Encode, Step};
+use crate::api::answers::{AnswerSet, Brought};
+use crate::api::{self, Encode, Step, WritePatience};
 use crate::kv::{Reader as _, View as _};
 use crate::node::{Answer, Answerer, Input, Request};
 use crate::raft::{Index, NodeId};
@@ -14,6 +15,11 @@ use crate::wire::proof::NONCE_BYTES;
 
 /// How late an answer may be behind its deadline: hops, and pauses of the process between them.
 const LATE_US_MAX: u64 = 2_000_000;
+
+/// One of so many writes to a client is taken late.
+const SLOW_WRITES: (u64, u64) = (1, 12);
+/// After so long, mostly much less.
+const SLOW_WRITE_US: (u64, u64) = (200, 1_500_000);
 
 /// A connection that a node serves.
 #[derive(Debug)]
@@ -24,16 +30,15 @@ pub(super) struct Served {
     /// The set that is under way.
     waits: Option<Waiting>,
     next_request: u64,
+    /// What the client has not taken yet.
+    writing: Option<(Vec<u8>, WritePatience)>,
     /// When what was written last arrives at the client.
     due_us: u64,
 }
 
 #[derive(Debug)]
 struct Waiting {
-    /// Number of the first request.
-    first: u64,
-    answers: Vec<Option<Answer>>,
-    missing: usize,
+    answers: AnswerSet,
     /// Whoever brings the last answer writes.
     direct: Option<DirectWrite>,
     /// A linearizable read is among them: what was committed when it was asked.
@@ -57,6 +62,8 @@ pub(super) enum ServedEvent {
     Bytes(Vec<u8>),
     /// The client has closed it.
     Gone,
+    /// The client has taken what was written to it.
+    Taken,
     /// All answers to the set that begins with this request are there.
     Settled { first: u64 },
     /// They must be there, at this time.
@@ -82,8 +89,10 @@ impl World {
             let state = std::sync::Arc::clone(&up.state);
             let made = api::Connection::new(state, over_cap, nonce, local_us);
             let (arrived, waits) = (Vec::new(), None);
-            let served = Served { connection: made, arrived, waits, next_request: 0, due_us: 0 };
-            up.served.insert(connection, served);
+            let (writing, next_request) = (None, 0);
+            let made =
+                Served { connection: made, arrived, waits, next_request, writing, due_us: 0 };
+            up.served.insert(connection, made);
             return Ok(());
         }
         let Some(served) = up.served.get_mut(&connection) else { return Ok(()) };
@@ -91,7 +100,7 @@ impl World {
             ServedEvent::Accepted { .. } => {}
             ServedEvent::Bytes(bytes) => {
                 served.arrived.extend(bytes);
-                if served.waits.is_none() {
+                if served.waits.is_none() && served.writing.is_none() {
                     let load = std::sync::Arc::clone(&up.state.load);
                     let before = load.refused();
                     self.serve(node, connection)?;
@@ -99,6 +108,17 @@ impl World {
                         self.count("requests refused because too many wait");
                     }
                 }
+            }
+            ServedEvent::Taken => {
+                let Some((bytes, patience)) = served.writing.take() else { return Ok(()) };
+                if patience.ends(local_us, &up.state.answers).is_some() {
+                    self.count("slow clients cut off for the memory of others");
+                    self.close_to_client(node, connection);
+                    return Ok(());
+                }
+                served.connection.written(bytes.clone());
+                self.write_to_client(node, connection, bytes);
+                return self.serve(node, connection);
             }
             ServedEvent::Gone => {
                 up.served.remove(&connection);
@@ -109,9 +129,11 @@ impl World {
                 }
             }
             ServedEvent::Settled { first } => {
-                let waits = served.waits.take_if(|waits| waits.first == first);
-                let Some(Waiting { answers, direct, committed, .. }) = waits else { return Ok(()) };
-                let answers: Vec<Answer> = answers.into_iter().flatten().collect();
+                let waits = served.waits.take_if(|waits| waits.answers.first() == first);
+                let Some(Waiting { mut answers, direct, committed }) = waits else {
+                    return Ok(());
+                };
+                let answers = answers.take();
                 let applied = up.reader.view().applied();
                 let read = matches!(answers.last(), Some(Answer::Read(Ok(()))));
                 if let Some(committed) = committed.filter(|&committed| read && applied < committed)
@@ -130,7 +152,8 @@ impl World {
                 return self.serve(node, connection);
             }
             ServedEvent::Overdue { first, at_us } => {
-                let late = |waits: &Waiting| waits.first == first && waits.missing > 0;
+                let late =
+                    |waits: &Waiting| waits.answers.first() == first && waits.answers.missing() > 0;
                 if served.waits.as_ref().is_some_and(late) {
                     if now_us > at_us {
                         // The process was paused, and has just woken.
@@ -155,8 +178,14 @@ impl World {
         loop {
             let now_us = self.now_us;
             let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
-            let local_us = n.local_us(now_us);
+            let (life, local_us) = (n.life, n.local_us(now_us));
             let Some(up) = &mut n.up else { return Ok(()) };
+            if up.state.answers.is_short() {
+                *self
+                    .counters
+                    .entry("requests while answers held nearly all they may")
+                    .or_default() += 1;
+            }
             let Some(served) = up.served.get_mut(&connection) else { return Ok(()) };
             match served.connection.next(local_us) {
                 Step::Read { .. } if served.arrived.is_empty() => return Ok(()),
@@ -168,6 +197,15 @@ impl World {
                     served.arrived.drain(..n);
                 }
                 Step::Write(bytes) => {
+                    let (slow, of) = SLOW_WRITES;
+                    if self.dice.chance(slow, of) {
+                        let delay_us = self.dice.log_between(SLOW_WRITE_US.0, SLOW_WRITE_US.1);
+                        let Some(served) = self.served(node, connection) else { return Ok(()) };
+                        served.writing = Some((bytes, WritePatience::new(local_us)));
+                        let event = Event::Served { connection, event: ServedEvent::Taken };
+                        self.schedule(delay_us, node, life, event);
+                        return Ok(());
+                    }
                     self.write_to_client(node, connection, bytes.clone());
                     if let Some(served) = self.served(node, connection) {
                         served.connection.written(bytes);
@@ -221,16 +259,15 @@ impl World {
         let last_us = requests.iter().map(|(deadline_us, _)| *deadline_us).max().unwrap_or(0);
         let overdue_us = n.global_us(last_us) + LATE_US_MAX;
         let life = n.life;
-        let Some(served) = n.up.as_mut().and_then(|up| up.served.get_mut(&connection)) else {
-            return;
-        };
+        let Some(up) = n.up.as_mut() else { return };
+        let mut answers = AnswerSet::new(&up.state.answers);
+        let Some(served) = up.served.get_mut(&connection) else { return };
         let (first, count) = (served.next_request, requests.len());
         served.next_request += count as u64;
         let reads = matches!(requests.last(), Some((_, Request::Read)));
+        answers.open(first, count);
         served.waits = Some(Waiting {
-            first,
-            answers: vec![None; count],
-            missing: count,
+            answers,
             direct: direct.map(DirectWrite),
             committed: reads.then_some(committed),
         });
@@ -268,22 +305,17 @@ impl World {
         let Some(served) = n.up.as_mut().and_then(|up| up.served.get_mut(&connection)) else {
             return Ok(());
         };
-        let waits = served.waits.as_mut();
-        let waits =
-            waits.filter(|w| (w.first..w.first + w.answers.len() as u64).contains(&request));
-        let Some(waits) = waits else {
-            let detail = format!("node {node}: {request} of {connection}, which waits for others");
-            return violated("every request is answered once", detail);
-        };
-        let slot = &mut waits.answers[(request - waits.first) as usize];
-        if let Some(before) = slot {
-            let detail = format!("node {node}: {before:?}, then {answer:?}");
+        let told = answer.clone();
+        let brought = served.waits.as_mut().map(|waits| waits.answers.put(request, answer));
+        if matches!(brought, None | Some(Brought::Unwanted)) {
+            let detail = format!(
+                "node {node}: {told:?} to {request} of {connection}, which waits for {:?}",
+                served.waits
+            );
             return violated("every request is answered once", detail);
         }
-        *slot = Some(answer);
-        waits.missing -= 1;
-        if waits.missing == 0 {
-            let (first, direct) = (waits.first, waits.direct.is_some());
+        if let (Some(Brought::Last), Some(waits)) = (brought, &served.waits) {
+            let (first, direct) = (waits.answers.first(), waits.direct.is_some());
             // The connection's thread goes on a while after it was woken.
             let delay_us = if direct { 0 } else { self.hop_us() };
             let event = Event::Served { connection, event: ServedEvent::Settled { first } };

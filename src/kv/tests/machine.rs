@@ -20,19 +20,37 @@ pub(super) fn open(bounds: SessionBounds) -> Machine<MemoryStore> {
 /// Applies commands as one batch, right after what is applied.
 pub(super) fn apply<S: Store>(machine: &mut Machine<S>, commands: &[Command]) -> Vec<Outcome> {
     let first = machine.applied() + 1;
-    let bytes: Vec<Vec<u8>> = commands
-        .iter()
-        .map(|command| {
-            let mut out = Vec::new();
-            encode_command(command, &mut out);
-            out
-        })
-        .collect();
+    let bytes: Vec<Vec<u8>> = commands.iter().map(bytes_of).collect();
     let entries = (first..).zip(bytes.iter().map(|bytes| Committed::Command(bytes)));
     let outcomes = machine.apply(entries).expect("memory does not fail");
     let indexes: Vec<u64> = outcomes.iter().map(|(index, _)| *index).collect();
     assert_eq!(indexes, (first..).take(commands.len()).collect::<Vec<_>>());
     outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Applies commands step by step, each with so much room, right after what is applied: the outcomes that are wanted.
+fn in_steps<S: Store>(
+    machine: &mut Machine<S>,
+    commands: &[Command],
+    wanted: impl Fn(u64) -> bool,
+    room: usize,
+) -> Vec<(u64, Outcome)> {
+    let bytes: Vec<Vec<u8>> = commands.iter().map(bytes_of).collect();
+    let (first, mut outcomes) = (machine.applied() + 1, Vec::new());
+    while machine.applied() + 1 < first + commands.len() as u64 {
+        let next = machine.applied() + 1;
+        let rest = (next..).zip(&bytes[(next - first) as usize..]);
+        let rest = rest.map(|(index, bytes)| (index, Committed::Command(bytes)));
+        outcomes.extend(machine.apply_some(rest, &wanted, &mut { room }).expect("no failure"));
+        assert!(machine.applied() >= next, "a step applies one entry at least");
+    }
+    outcomes
+}
+
+fn bytes_of(command: &Command) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_command(command, &mut out);
+    out
 }
 
 pub(super) fn apply_one<S: Store>(machine: &mut Machine<S>, command: Command) -> Outcome {
@@ -112,6 +130,15 @@ proptest! {
             }
         }
         prop_assert_eq!(&outcomes, &expected);
+
+        // A third one applies as much as fits a little room, and is asked for every second outcome.
+        let mut stepped = open(SMALL);
+        let wanted = |index: u64| index.is_multiple_of(2);
+        let outcomes = in_steps(&mut stepped, &commands, wanted, cuts[0]);
+        let halves = (1..).zip(expected.clone()).filter(|(index, _)| wanted(*index));
+        prop_assert_eq!(outcomes, halves.collect::<Vec<_>>());
+        prop_assert_eq!((print_of(&stepped), stepped.digest()), (print_of(&single), single.digest()));
+
         prop_assert_eq!(rows_of(&batched), model.rows());
         prop_assert_eq!(batched.applied(), commands.len() as u64);
         prop_assert_eq!(print_of(&single), print_of(&batched));
@@ -341,4 +368,34 @@ fn equal_logs_give_equal_digests_however_they_are_cut() {
     apply(&mut machine, &log);
     assert_eq!(machine.take_digest(), Some((20, digest)), "the latest one, all at once");
     assert_eq!(machine.take_digest(), None, "once");
+}
+
+/// Commands of a few bytes read a large value, over and over. A step ends when they have read as much as there was room
+/// for, whoever waits for the outcomes; those that nobody wants are not among what it gives, and take no room.
+#[test]
+fn a_step_ends_when_its_entries_have_read_enough() {
+    let value = vec![b'v'; 1000];
+    let mut machine = open(SessionBounds::STANDARD);
+    apply_one(&mut machine, write(vec![put("large", &value), put("small", b"1")]));
+    let reads: Vec<Vec<u8>> = vec![bytes_of(&write(vec![get("large")])); 10];
+    let step = |machine: &mut Machine<MemoryStore>, wanted: bool, mut room: usize| {
+        let next = machine.applied() + 1;
+        let entries = (next..).zip(reads.iter().map(|bytes| Committed::Command(bytes)));
+        let outcomes = machine.apply_some(entries, |_| wanted, &mut room).expect("no failure");
+        (machine.applied() + 1 - next, outcomes.len())
+    };
+    assert_eq!(step(&mut machine, false, 3000), (3, 0), "three values were read");
+    assert_eq!(step(&mut machine, false, 3001), (4, 0), "nothing is kept of them");
+    let kept = 1000 + size_of::<OpResult>();
+    assert_eq!(step(&mut machine, true, 2 * (1000 + kept)), (2, 2), "read, and kept");
+    assert_eq!(step(&mut machine, true, 1), (1, 1), "one at least");
+    assert_eq!(step(&mut machine, true, usize::MAX), (10, 10));
+    // A number that is too long for one is read, too, and so is what the batch itself has put there.
+    let long = vec![bytes_of(&write(vec![increment("large", 1)])); 3];
+    let next = machine.applied() + 1;
+    let entries = (next..).zip(long.iter().map(|bytes| Committed::Command(bytes)));
+    let outcomes = machine.apply_some(entries, |_| true, &mut 1500).expect("no failure");
+    assert_eq!(outcomes.len(), 2);
+    let own = [write(vec![put("own", &value)]), write(vec![get("own")]), write(vec![get("own")])];
+    assert_eq!(in_steps(&mut machine, &own, |_| false, 900), []);
 }

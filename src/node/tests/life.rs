@@ -174,3 +174,45 @@ fn a_replay_that_meets_a_truncation_is_continued() {
     assert_eq!(applier.step().unwrap().unwrap().applied, Some(Applied { index: 5, flushed: 0 }));
     assert_eq!(applier.machine().applied(), 5);
 }
+
+/// Ten entries that each read a value come from the log file, and a client waits for the fourth and the last. A step
+/// ends when so much was read, the next one goes on behind it, and each waiter is answered by the step that has its entry.
+#[test]
+fn a_step_that_reads_much_ends_early_and_the_next_goes_on() {
+    let disk = TestDisk::default();
+    let options = wal::Options { segment_bytes: 1 << 20, identity: 1, must_exist: false };
+    let (mut wal, _) = Wal::open(disk.shared(), &PathBuf::from("/log"), options).unwrap();
+    let read = Write { ops: vec![Op::Get { key: b"large".to_vec() }], ..Write::default() };
+    let mut bytes = Vec::new();
+    encode_command(&Command::Write(read), &mut bytes);
+    let entries = (1..=11).map(|index| {
+        let payload = match index {
+            1 => Payload::Command(put("large", &"v".repeat(1000))),
+            _ => Payload::Command(bytes.clone().into()),
+        };
+        Entry { index, term: 1, payload }
+    });
+    let entries: Vec<Entry> = entries.collect();
+    let hard_state = Some(HardState { term: 1, vote: None });
+    wal.write(&[Persist { seq: 1, hard_state, reset: None, entries: entries.clone() }]).unwrap();
+    for in_memory in [Vec::new(), entries] {
+        let machine = Machine::open(MemoryStore::default()).unwrap();
+        let mut applier: Applier<_, Client> =
+            Applier::new(machine, wal.reader(), Configuration::default());
+        applier.set_step_bytes(4000);
+        let committed = Committed { first: 1, last: 11, entries: in_memory };
+        let waits = |n| (n, ReplyTo::Client { client: n, request: n });
+        let waiters = vec![waits(4), waits(11)];
+        applier.handle(ApplyTask::Apply(Apply { committed, waiters, alone: false }));
+        let mut steps = Vec::new();
+        while let Some(effects) = applier.step().unwrap() {
+            let answered = effects.answers.iter().map(|(to, answer)| match (to, answer) {
+                (ReplyTo::Client { request, .. }, Answer::Write(Verdict::Applied(_))) => *request,
+                other => panic!("{other:?}"),
+            });
+            steps.push((effects.applied.unwrap().index, answered.collect::<Vec<_>>()));
+        }
+        // The fourth is read, and kept for the answer.
+        assert_eq!(steps, [(4, vec![4]), (8, vec![]), (11, vec![11])]);
+    }
+}

@@ -51,7 +51,10 @@ impl StateReplay {
         }
         machine.set_digest_every(start.digest_every);
         let _ = machine.take_digest();
-        Ok(StateReplay::Follows(Box::new(Applier::new(machine, log, start.first.clone()))))
+        let mut applier = Applier::new(machine, log, start.first.clone());
+        // It is given what one recorded step has applied.
+        applier.set_step_bytes(usize::MAX);
+        Ok(StateReplay::Follows(Box::new(applier)))
     }
 
     /// Nothing of it is replayed from now on.

@@ -1,0 +1,128 @@
+//! What answers hold until the client has taken them.
+
+use super::*;
+use crate::api::budget::{Budget, Share};
+
+/// More answers than are held at once leave in several writes, in order; a page is not read before
+/// those in front of it are written.
+#[test]
+fn answers_are_written_as_they_are_made() {
+    let mut client = Driver::native(state());
+    let count = 3 * OUT_BYTES_MAX / BIG_VALUE_BYTES;
+    let read = |id| request(id as u64, get(BIG_KEY, Consistency::Stale));
+    let bytes: Vec<u8> = (1..=count).flat_map(read).collect();
+    let space = client.connection.space();
+    space[..bytes.len()].copy_from_slice(&bytes);
+    client.connection.filled(bytes.len());
+    let mut writes = 0;
+    while let Step::Write(bytes) = client.connection.next(0) {
+        assert!(bytes.len() < OUT_BYTES_MAX + BIG_VALUE_BYTES + 100);
+        client.out.extend_from_slice(&bytes);
+        client.connection.written(bytes);
+        writes += 1;
+    }
+    assert!(writes >= 3);
+    let ids: Vec<u64> = client.responses().iter().map(|r| r.id).collect();
+    assert_eq!(ids, (1..=count as u64).collect::<Vec<_>>());
+}
+
+/// A node whose unsent answers may hold so much in all.
+fn state_with_room(bytes: usize) -> Arc<NodeState> {
+    let (state, _) = node_of_two::<u64>("host:2", 10, 0);
+    Arc::new(NodeState { answers: Budget::new(bytes, 1000), ..state })
+}
+
+fn class_of(response: &Response) -> Option<Class> {
+    response.result.as_ref().err().map(|failure| failure.class)
+}
+
+/// Other clients do not take their answers, and those hold all they may. A read that finds something large is busy, in
+/// both dialects, and says which bound that is; small ones and everything else go on. When the others are gone, or have
+/// taken what they asked for, large ones are answered again, and nothing is left behind.
+#[test]
+fn a_read_that_finds_no_room_for_its_answer_is_busy() {
+    let state = state_with_room(BIG_VALUE_BYTES);
+    let mut others = Share::new(&state.answers);
+    assert!(others.hold(3000));
+    let mut native = Driver::native(Arc::clone(&state));
+    let reads = [get(BIG_KEY, Consistency::Stale), get(BIG_KEY, Consistency::Linearizable)];
+    let calls = reads.into_iter().chain([get(b"none", Consistency::Stale), put("a")]);
+    let calls: Vec<u8> = (1..).zip(calls).flat_map(|(id, call)| request(id, call)).collect();
+    native.send(&calls);
+    let responses = native.responses();
+    let classes: Vec<_> = responses.iter().map(class_of).collect();
+    assert_eq!(classes, [Some(Class::Busy), Some(Class::Busy), None, None]);
+    let said = &responses[0].result.as_ref().unwrap_err().message;
+    assert!(said.starts_with("busy: ") && said.contains("102400 bytes"), "{said}");
+    let mut text = Driver::new(Arc::clone(&state), false);
+    text.send(b"GET big\r\nGET none\r\nSET a 1\r\n");
+    let told = text.text();
+    let start = told.chars().take(100).collect::<String>();
+    assert!(
+        told.starts_with("-TRYAGAIN busy: ") && told.ends_with("\r\n$-1\r\n+OK\r\n"),
+        "{start}"
+    );
+    assert_eq!(state.answers.held(), 2000, "what the others hold");
+    others.release();
+    native.send(&calls);
+    assert!(native.responses().iter().all(|response| response.result.is_ok()));
+    text.send(b"GET big\r\n");
+    assert_eq!(text.text().len(), BIG_VALUE_BYTES + "$102400\r\n\r\n".len());
+    assert_eq!(state.answers.held(), 0);
+}
+
+/// What is made for a client and not written yet is held, whatever becomes of the client.
+#[test]
+fn an_answer_is_held_until_it_is_written() {
+    let state = state_with_room(1 << 20);
+    let mut client = Driver::native(Arc::clone(&state));
+    let bytes: Vec<u8> =
+        (1..=20).flat_map(|id| request(id, get(BIG_KEY, Consistency::Stale))).collect();
+    let space = client.connection.space();
+    space[..bytes.len()].copy_from_slice(&bytes);
+    client.connection.filled(bytes.len());
+    let Step::Write(bytes) = client.connection.next(0) else { panic!() };
+    let held = state.answers.held();
+    assert!(bytes.len() >= held && held > bytes.len() - 4000, "{held} of {}", bytes.len());
+    drop(client);
+    assert_eq!(state.answers.held(), 0);
+}
+
+/// A write that reads is done before it is known what its answer holds. So none is begun without room for all it may
+/// find; where others took that meanwhile, it is answered as done, without its results.
+#[test]
+fn a_write_that_reads_needs_room_for_all_it_may_find() {
+    use crate::kv::machine::RESULT_BYTES_MAX;
+    let reads = |id| {
+        let ops = vec![Op::Get { key: BIG_KEY.to_vec() }];
+        request(id, Call::Write(Write { ops, ..Write::default() }))
+    };
+    let found = |_: &Request| {
+        let found = Some(Found { value: vec![b'v'; BIG_VALUE_BYTES], revision: 1 });
+        let results = vec![OpResult::Got { found }];
+        Answer::Write(Verdict::Applied(Outcome::Done { revision: 9, results }))
+    };
+    let state = state_with_room(RESULT_BYTES_MAX);
+    let mut others = Share::new(&state.answers);
+    let mut client = Driver::native(Arc::clone(&state));
+    client.answer = found;
+    assert!(others.hold(1001));
+    client.send(&reads(1));
+    assert_eq!(class_of(&client.responses()[0]), Some(Class::Busy));
+    assert!(client.sets.is_empty(), "it was not put to the replica");
+    others.release();
+    client.send(&reads(2));
+    let told = client.responses().remove(0).result;
+    assert!(matches!(told, Ok(Reply::Outcome(Outcome::Done { revision: 9, .. }))), "{told:?}");
+    // The room goes while the write is under way.
+    let bytes = reads(3);
+    let space = client.connection.space();
+    space[..bytes.len()].copy_from_slice(&bytes);
+    client.connection.filled(bytes.len());
+    let Step::Submit { requests, .. } = client.connection.next(0) else { panic!() };
+    assert!(others.hold(RESULT_BYTES_MAX));
+    client.connection.answered(requests.iter().map(|(_, r)| found(r)).collect(), 0);
+    client.send(b"");
+    let told = client.responses().remove(0).result;
+    assert_eq!(told, Ok(Reply::Outcome(Outcome::ResultsForgotten { revision: 9 })));
+}
