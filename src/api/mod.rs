@@ -12,7 +12,7 @@
 //! | [`Step::Write`]     | [`Connection::written`]                                    |
 //! | [`Step::Submit`]    | [`Connection::answered`], or [`Connection::answered_there`] |
 //! | [`Step::Look`]      | [`Connection::looked`]                                     |
-//! | [`Step::Rest`]      | nothing                                                    |
+//! | [`Step::Rest`], [`Step::Check`] | nothing                                        |
 //!
 //! ```text
 //! bytes ─> dialect ─> Turn: requests ─> Step::Submit ─> answers ─> Turn: replies ─> dialect ─> bytes
@@ -20,7 +20,9 @@
 //!
 //! So that no client holds much memory, nothing is read while a turn is under way, and what is read from
 //! the store for it is written before more is. So that all of them together do not, what is not sent yet is part of a
-//! budget that they share ([`NodeState::answers`]): a read whose answer finds no room there is answered *busy*. What a connection may look at beside its bytes is
+//! budget that they share ([`NodeState::answers`]): a read whose answer finds no room there is answered *busy*. Nothing is
+//! read for a client that has left, or behind a deadline: scans and counts are done in pieces, between which both are
+//! looked at. What a connection may look at beside its bytes is
 //! [`NodeState`]: who the node is, what its store holds, who leads.
 //!
 //! Left out: threads, sockets and time-outs of single writes (`server`), and what is done with a request
@@ -32,6 +34,7 @@ mod http;
 mod load;
 mod metrics;
 mod native;
+pub mod opening;
 mod patience;
 pub mod places;
 mod replies;
@@ -105,6 +108,8 @@ pub enum Step {
         /// For the log.
         why: String,
     },
+    /// Much work is still to be done for it: if the client has closed the connection, that ends here.
+    Check,
     /// Find out who answers at an address; it may be nobody.
     Look {
         /// `HOST:PORT`.
@@ -144,6 +149,7 @@ impl std::fmt::Debug for Step {
             Step::Write(bytes) => write!(f, "Write({} bytes)", bytes.len()),
             Step::Submit { requests, .. } => write!(f, "Submit({requests:?})"),
             Step::Rest { us, why } => write!(f, "Rest({us} us: {why})"),
+            Step::Check => f.write_str("Check"),
             Step::Look { address } => write!(f, "Look({address})"),
             Step::Unreadable(e) => write!(f, "Unreadable({e})"),
             Step::Refuse { reject, .. } => write!(f, "Refuse({reject:?})"),

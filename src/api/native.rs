@@ -1,5 +1,6 @@
 //! Clients that speak frames (docs/protocol.md, "Client frames"), behind the handshake.
 
+use super::opening::Ration;
 use super::patience::NO_ROOM;
 use super::state::{NodeState, failure};
 use super::turn::{Next, Turn, answers_with_values, memory_of, waits_its_turn};
@@ -36,6 +37,8 @@ pub(super) struct Native {
     broken: Option<Response>,
     /// A request was completed since the last read.
     fresh: bool,
+    /// How often it opens sessions.
+    opening: Ration,
     /// It came when every place was taken: why nothing is answered but how the node is, and when it ends.
     full: Option<(String, u64)>,
 }
@@ -58,6 +61,7 @@ impl Native {
             looks: None,
             broken: None,
             fresh: false,
+            opening: Ration::of_connection(),
             full,
         }
     }
@@ -102,11 +106,12 @@ impl Native {
             }
         }
         while out.len() <= OUT_BYTES_MAX {
-            match self.turn.next(state, out.len()) {
+            match self.turn.next(state, out.len(), now_us) {
                 Next::Submit(requests) => {
                     return Progress::Do(Step::Submit { requests, direct: None });
                 }
                 Next::Flush => return Progress::Flush,
+                Next::Check => return Progress::Do(Step::Check),
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
                 Next::Reply(id, mut result) => {
                     if let Ok(Answer::Joined(joined)) = &mut result
@@ -188,6 +193,12 @@ impl Native {
                     continue;
                 }
                 self.reading_writes += 1;
+            }
+            if let Call::OpenSession = &request.call
+                && let Err(why) = state.opening.take(&mut self.opening, now_us)
+            {
+                self.turn.reply(request.id, Err(failure(Class::Busy, why)));
+                continue;
             }
             if let Call::Change(change) = &request.call {
                 if let Err(why) = change.check_address() {

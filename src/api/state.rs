@@ -3,6 +3,7 @@
 use super::answers::{ANSWER_BYTES_MAX, ANSWER_FREE_BYTES};
 use super::budget::Budget;
 use super::load::Load;
+use super::opening::Opening;
 use super::patience::partial_budget;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
@@ -62,6 +63,8 @@ pub struct NodeState {
     pub load: Arc<Load>,
     /// What the answers hold that are not sent yet, to all clients and to nodes that passed requests on.
     pub answers: Arc<Budget>,
+    /// How often clients open sessions.
+    pub opening: Opening,
     /// What the raft loop knows of the cluster.
     pub view: RwLock<Arc<ClusterView>>,
 }
@@ -106,6 +109,7 @@ impl NodeState {
             partial: partial_budget(),
             load: Arc::default(),
             answers: Budget::new(ANSWER_BYTES_MAX, ANSWER_FREE_BYTES),
+            opening: Opening::default(),
             view: RwLock::new(Arc::new(view)),
         }
     }
@@ -214,13 +218,18 @@ impl NodeState {
         Failure { class: refusal.class(), message: refusal.to_string(), leader: self.leader_hint() }
     }
 
-    /// Answers a query from what this node has applied.
-    pub(super) fn query(&self, query: &Query) -> Result<Reply, QueryError> {
-        if let Err(e) = self.limits.check_query(query) {
+    /// Why a query is not answered.
+    pub(super) fn check_query(&self, query: &Query) -> Result<(), Failure> {
+        self.limits.check_query(query).map_err(|e| {
             // An empty key is no matter of size.
             let class = if e == TooLarge::EmptyKey { Class::Invalid } else { Class::TooLarge };
-            return Err(QueryError::Refused(failure(class, e.to_string())));
-        }
+            failure(class, e.to_string())
+        })
+    }
+
+    /// Answers a query from what this node has applied.
+    pub(super) fn query(&self, query: &Query) -> Result<Reply, QueryError> {
+        self.check_query(query).map_err(QueryError::Refused)?;
         answer_query(&self.reader.view(), query, &self.limits).map_err(QueryError::Unreadable)
     }
 

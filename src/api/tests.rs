@@ -113,6 +113,8 @@ pub(crate) struct Driver {
     answerer: Option<Answerer>,
     /// How long it was to do nothing.
     pub(super) rested_us: u64,
+    /// How often it was looked at whether the client is there.
+    checks: usize,
 }
 
 /// What stops a driver.
@@ -173,6 +175,7 @@ impl Driver {
             answer: fine,
             answerer: None,
             rested_us: 0,
+            checks: 0,
         }
     }
 
@@ -230,6 +233,7 @@ impl Driver {
                         _ => self.connection.answered(answers, 5),
                     }
                 }
+                Step::Check => self.checks += 1,
                 Step::Rest { us, .. } => self.rested_us += us,
                 Step::Look { .. } => self.connection.looked(self.answerer.clone()),
                 Step::Unreadable(e) => panic!("{e}"),

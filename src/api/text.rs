@@ -148,13 +148,14 @@ impl Text {
         }
         while out.len() <= OUT_BYTES_MAX {
             let direct = if out.is_empty() { self.few_writes() } else { None };
-            match self.turn.next(state, out.len()) {
+            match self.turn.next(state, out.len(), now_us) {
                 Next::Submit(requests) => {
                     let direct =
                         direct.map(|counts| encode(state, counts, self.turn.charge().hand_over()));
                     return Progress::Do(Step::Submit { requests, direct });
                 }
                 Next::Flush => return Progress::Flush,
+                Next::Check => return Progress::Do(Step::Check),
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
                 Next::Reply(Mark::Known(bytes), _) => out.extend_from_slice(&bytes),
                 Next::Reply(Mark::Read, result) => put_value(out, result),

@@ -12,7 +12,9 @@ use super::load::Charge;
 use super::replies::{reply_of, stopping};
 use super::state::{DAMAGED, DAMAGED_ALONE, NodeState, QueryError, deadline_us, failure};
 use crate::kv::codec::encode_command;
-use crate::kv::{Command, Op, Piece, Query, Reply as KvReply, StoreError};
+use crate::kv::limits::COUNT_STEP_PAGES;
+use crate::kv::query::Counting;
+use crate::kv::{Command, LsmView, Op, Piece, Query, Reader as _, Reply as KvReply, StoreError};
 use crate::node::{
     Answer, Request, SenderEffect, SnapshotRequest, SnapshotResponse, SnapshotSender, Verdict,
 };
@@ -24,8 +26,10 @@ use std::sync::Arc;
 #[derive(Debug)]
 enum Work {
     Ready(Result<Reply, Failure>),
-    /// Read from what is applied here.
-    Stale(Query),
+    /// Read from what is applied here, until then.
+    Here(Query, u64),
+    /// A count that is under way, until then.
+    Counting(Box<Counting<LsmView>>, u64),
     /// Begin a backup: it holds every write that was answered before it was asked for, so it begins
     /// like a linearizable read; then the store makes that durable.
     Backup {
@@ -50,10 +54,11 @@ enum Stage {
 #[derive(Debug)]
 pub(super) enum Asked {
     Write,
-    /// A linearizable read, and when it must be answered.
+    /// A linearizable read, when it must be confirmed, and until when it is read here.
     Query {
         query: Query,
         deadline_us: u64,
+        read_by_us: u64,
     },
     Status,
     Members,
@@ -81,6 +86,8 @@ pub(super) struct Turn<M> {
     held: Share,
     may_read: Option<Answer>,
     answered_us: u64,
+    /// Much was read since it was last looked at whether the client is there.
+    worked: bool,
     /// What is asked is about the backup alone.
     about_backup: bool,
     backup_answer: Option<Answer>,
@@ -96,6 +103,8 @@ pub(super) enum Next<M> {
     Submit(Vec<(u64, Request)>),
     /// A reply.
     Reply(M, Result<Reply, Failure>),
+    /// Much was read: it is to be looked at whether the client is still there.
+    Check,
     /// What is not written yet is to be written first: there is no room for more.
     Flush,
     /// The store could not be read; the reply says so next.
@@ -116,6 +125,7 @@ impl<M> Turn<M> {
             held: Share::new(&state.answers),
             may_read: None,
             answered_us: 0,
+            worked: false,
             about_backup: false,
             backup_answer: None,
             backup: SnapshotSender::new(state.reader.clone()),
@@ -156,6 +166,7 @@ impl<M> Turn<M> {
 
     /// Adds a call. One that changes members was looked at before.
     pub(super) fn call(&mut self, mark: M, call: Call, deadline_ms: u32, now_us: u64) {
+        let explicit = deadline_ms != 0;
         let deadline_us = deadline_us(deadline_ms, now_us);
         let mut ask = |request, asked| {
             self.requests.push((deadline_us, request));
@@ -170,9 +181,13 @@ impl<M> Turn<M> {
             Call::Query { query, consistency: Consistency::Linearizable } => {
                 let by_us = self.read_by_us.map_or(deadline_us, |at| at.max(deadline_us));
                 self.read_by_us = Some(by_us);
-                Work::Asked(Asked::Query { query, deadline_us })
+                let read_by_us = read_by_us(&query, explicit, deadline_us);
+                Work::Asked(Asked::Query { query, deadline_us, read_by_us })
             }
-            Call::Query { query, consistency: Consistency::Stale } => Work::Stale(query),
+            Call::Query { query, consistency: Consistency::Stale } => {
+                let read_by_us = read_by_us(&query, explicit, deadline_us);
+                Work::Here(query, read_by_us)
+            }
             Call::Ping => Work::Ready(Ok(Reply::Pong)),
             Call::Status => ask(Request::Status, Asked::Status),
             Call::Members => ask(Request::Status, Asked::Members),
@@ -211,7 +226,7 @@ impl<M> Turn<M> {
     }
 
     /// What comes next, when so many bytes are not written yet.
-    pub(super) fn next(&mut self, state: &NodeState, unsent: usize) -> Next<M> {
+    pub(super) fn next(&mut self, state: &NodeState, unsent: usize, now_us: u64) -> Next<M> {
         // Mostly less than before, since something was written. More is what was held by an answer in another form.
         let _ = self.held.hold(self.answers_bytes + unsent);
         if !self.requests.is_empty() || self.read_by_us.is_some() {
@@ -221,6 +236,7 @@ impl<M> Turn<M> {
         }
         let Some((mark, work)) = self.work.pop_front() else {
             (self.may_read, self.answers) = (None, VecDeque::new());
+            self.worked = false;
             self.charge.settle();
             return Next::Over;
         };
@@ -231,7 +247,24 @@ impl<M> Turn<M> {
                 let bytes = state.reader.stats().levels.iter().map(|(_, bytes)| bytes).sum();
                 Ok(Reply::Compaction { left, bytes })
             }
-            Work::Stale(query) => return self.query(mark, query, state, unsent),
+            Work::Here(_, by_us) if now_us >= by_us => Err(too_late(0)),
+            Work::Counting(counting, by_us) if now_us >= by_us => Err(too_late(counting.counted())),
+            Work::Here(Query::Range(_), _) | Work::Counting(..) if self.worked => {
+                self.worked = false;
+                self.work.push_front((mark, work));
+                return Next::Check;
+            }
+            Work::Here(Query::Range(range), by_us) if range.count_only => {
+                match state.check_query(&Query::Range(range.clone())) {
+                    Err(failure) => Err(failure),
+                    Ok(()) => {
+                        let counting = Counting::new(state.reader.view(), range);
+                        return self.count(mark, Box::new(counting), by_us, state);
+                    }
+                }
+            }
+            Work::Counting(counting, by_us) => return self.count(mark, counting, by_us, state),
+            Work::Here(query, by_us) => return self.query(mark, query, by_us, state, unsent),
             Work::Backup { deadline_us, stage } => match self.back_up(stage, state) {
                 BackUp::Ask(request, stage) => {
                     self.work.push_front((mark, Work::Backup { deadline_us, stage }));
@@ -258,8 +291,11 @@ impl<M> Turn<M> {
                 let message = "the read was not confirmed before its deadline".to_string();
                 Err(failure(Class::Unavailable, message))
             }
-            Work::Asked(Asked::Query { query, .. }) => match &self.may_read {
-                Some(Answer::Read(Ok(()))) => return self.query(mark, query, state, unsent),
+            Work::Asked(Asked::Query { query, read_by_us, .. }) => match &self.may_read {
+                Some(Answer::Read(Ok(()))) => {
+                    self.work.push_front((mark, Work::Here(query, read_by_us)));
+                    return self.next(state, unsent, now_us);
+                }
                 Some(Answer::Read(Err(refusal))) => Err(state.refused(*refusal)),
                 _ => Err(stopping()),
             },
@@ -276,7 +312,35 @@ impl<M> Turn<M> {
         Next::Reply(mark, result)
     }
 
-    fn query(&mut self, mark: M, query: Query, state: &NodeState, unsent: usize) -> Next<M> {
+    /// Goes on with a count, a step.
+    fn count(
+        &mut self,
+        mark: M,
+        mut counting: Box<Counting<LsmView>>,
+        by_us: u64,
+        state: &NodeState,
+    ) -> Next<M> {
+        self.worked = true;
+        match counting.step(COUNT_STEP_PAGES * state.limits.max_page_work) {
+            Ok(Some(page)) => Next::Reply(mark, Ok(Reply::Reply(KvReply::Page(page)))),
+            Ok(None) => {
+                self.worked = false;
+                self.work.push_front((mark, Work::Counting(counting, by_us)));
+                Next::Check
+            }
+            Err(e) => self.unreadable(mark, e, state),
+        }
+    }
+
+    fn query(
+        &mut self,
+        mark: M,
+        query: Query,
+        by_us: u64,
+        state: &NodeState,
+        unsent: usize,
+    ) -> Next<M> {
+        self.worked |= matches!(query, Query::Range(_));
         match state.query(&query) {
             Ok(reply) => {
                 let reply = Reply::Reply(reply);
@@ -284,7 +348,7 @@ impl<M> Turn<M> {
                     return Next::Reply(mark, Ok(reply));
                 }
                 // Read again then: what is confirmed may be read later.
-                self.without_room(mark, Work::Stale(query), state, unsent)
+                self.without_room(mark, Work::Here(query, by_us), state, unsent)
             }
             Err(QueryError::Refused(failure)) => Next::Reply(mark, Err(failure)),
             Err(QueryError::Unreadable(e)) => self.unreadable(mark, e, state),
@@ -343,6 +407,27 @@ impl<M> Turn<M> {
 enum BackUp {
     Ask(Request, Stage),
     Done(Result<Reply, Failure>),
+}
+
+/// Until when a query is read. One of a single key costs hardly more than to say that it is too late; so where the client
+/// has said nothing, it is read whenever its turn comes, though the client be slow to take what is in front of it.
+fn read_by_us(query: &Query, explicit: bool, deadline_us: u64) -> u64 {
+    match query {
+        Query::Get { .. } if !explicit => u64::MAX,
+        _ => deadline_us,
+    }
+}
+
+/// What is told of a read that came to its turn, or went on, behind its deadline.
+fn too_late(counted: u64) -> Failure {
+    let message = match counted {
+        0 => "the deadline passed before it was read; allow more time, or ask for less at once"
+            .to_string(),
+        n => format!(
+            "the deadline passed when {n} keys were counted; allow more time, or count a smaller range"
+        ),
+    };
+    failure(Class::Unavailable, message)
 }
 
 /// Bytes of memory that a reply holds beside itself; in its byte form it has hardly more.

@@ -34,6 +34,9 @@ pub const DEFAULT_MAX_PAGE_BYTES: usize = 1 << 20;
 /// that meets nothing else takes a millisecond or two.
 pub const DEFAULT_MAX_PAGE_WORK: u64 = 1024;
 
+/// Keys that a count passes at once, for each [`Limits::max_page_work`]: some milliseconds' work.
+pub const COUNT_STEP_PAGES: u64 = 16;
+
 /// Most that a command's byte form adds to a write as a whole: kind, stamp and two counts.
 pub const WRITE_OVERHEAD_BYTES: usize = 1 + 3 * 10 + 2 * 3;
 /// Most that it adds to one operation or condition: kind, lengths, a number.

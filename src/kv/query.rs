@@ -3,7 +3,8 @@
 //! A page is bounded by the query's own limits and by the node's, whichever is less. It also ends when it has passed
 //! over much that is deleted, so that it costs a bounded amount of work whatever it meets; it then may be empty. Its
 //! cursor is the key that it has come to, there or not, so that a walk by cursor always gets on. A count is no page:
-//! it is of one cut, and costs what it counts. Whether a cut is fresh enough to answer
+//! it is of one cut, and costs what it counts; so it is done in steps ([`Counting`]), between which whoever asked may be
+//! looked at. Whether a cut is fresh enough to answer
 //! from (the read index) is decided before a query comes here.
 
 use super::limits::Limits;
@@ -40,12 +41,70 @@ fn scan_of(range: &Range) -> Scan<'_> {
 }
 
 fn count(view: &impl View, range: &Range) -> Result<Page, StoreError> {
-    let mut count = 0;
-    view.scan(&scan_of(range), &mut |_| {
-        count += 1;
+    let mut page = Page::default();
+    loop {
+        if let Some(counted) = count_on(view, range, u64::MAX, &mut page)? {
+            return Ok(counted);
+        }
+    }
+}
+
+/// Goes on with a count by so many keys, or as much work for what is not counted; the page when it is complete.
+fn count_on(
+    view: &impl View,
+    range: &Range,
+    work_max: u64,
+    page: &mut Page,
+) -> Result<Option<Page>, StoreError> {
+    let after = page.cursor.take().or_else(|| range.after.clone());
+    let rest = Range { start: range.start.clone(), end: range.end.clone(), after, ..*range };
+    let mut left = work_max;
+    let mut last = None;
+    let passed = view.scan_within(&scan_of(&rest), work_max, &mut |row| {
+        page.count += 1;
+        left -= 1;
+        if left == 0 {
+            last = Some(row.key.to_vec());
+            return ControlFlow::Break(());
+        }
         ControlFlow::Continue(())
     })?;
-    Ok(Page { count, revision: view.applied(), ..Page::default() })
+    page.cursor = last.or(passed);
+    if page.cursor.is_some() {
+        return Ok(None);
+    }
+    page.revision = view.applied();
+    Ok(Some(std::mem::take(page)))
+}
+
+/// A count that is under way, of one cut.
+#[derive(Debug)]
+pub struct Counting<V> {
+    view: V,
+    range: Range,
+    /// What is counted so far, and the key behind which it goes on.
+    page: Page,
+}
+
+impl<V: View> Counting<V> {
+    /// Counts what lies in a range in this cut.
+    pub fn new(view: V, range: Range) -> Counting<V> {
+        Counting { view, range, page: Page::default() }
+    }
+
+    /// Keys that were counted so far.
+    pub fn counted(&self) -> u64 {
+        self.page.count
+    }
+
+    /// Goes on by so many keys, at least one, or as much work for what is not counted (as [`View::scan_within`]). The
+    /// answer when it is complete.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn step(&mut self, work_max: u64) -> Result<Option<Page>, StoreError> {
+        count_on(&self.view, &self.range, work_max.max(1), &mut self.page)
+    }
 }
 
 fn page(view: &impl View, range: &Range, limits: &Limits) -> Result<Page, StoreError> {

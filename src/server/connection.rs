@@ -5,9 +5,9 @@
 //! itself, from the store, without another hop.
 
 use super::handshakes::log_refused;
-use super::logging::{Level, info, log};
+use super::logging::{Level, debug, info, log};
 use super::mailbox::{Encode, Mailbox};
-use super::sockets::{read, read_by, write_patiently, write_while};
+use super::sockets::{has_left, read, read_by, write_patiently, write_while};
 use super::{ClientHandle, Shared, fatal, peer_in};
 use crate::api::places::{Place, Rank};
 use crate::api::{self, IDLE_TIMEOUT_US, Step, StoreTrouble, WritePatience};
@@ -79,6 +79,11 @@ pub(crate) fn serve(
                 let answers = session.call(requests);
                 connection.answered(answers, now_us());
             }
+            Step::Check if has_left(stream) => {
+                debug!("client connection closed: it has left, and what it asked for is not done");
+                return Ok(());
+            }
+            Step::Check => {}
             Step::Rest { us, why } => {
                 log_refused(shared, stream, None, &why);
                 std::thread::sleep(Duration::from_micros(us));

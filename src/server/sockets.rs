@@ -58,6 +58,19 @@ pub(crate) fn read_by(
     }
 }
 
+/// Whether the other side has closed the connection, as far as can be seen: behind bytes that nobody has read, it cannot.
+/// Nobody may read or write meanwhile.
+pub(crate) fn has_left(stream: &TcpStream) -> bool {
+    if stream.set_nonblocking(true).is_err() {
+        return true;
+    }
+    let left = match stream.peek(&mut [0]) {
+        Ok(n) => n == 0,
+        Err(e) => !is_timeout(&e) && e.kind() != io::ErrorKind::Interrupted,
+    };
+    left || stream.set_nonblocking(false).is_err()
+}
+
 /// Writes all of it to an accepted connection, giving up on a client that takes nothing for
 /// [`WRITE_TIMEOUT`]. Nobody else writes meanwhile.
 pub(crate) fn write_patiently(stream: &TcpStream, bytes: &[u8]) -> io::Result<()> {
@@ -138,6 +151,23 @@ mod tests {
         assert!(is_timeout(&e) && Instant::now() >= until);
         drop(ours);
         trickle.join().unwrap();
+    }
+
+    /// A client is silent, then says something, then goes.
+    #[test]
+    fn a_client_that_has_left_is_noticed() {
+        let (ours, theirs) = socket_pair();
+        assert!(!has_left(&ours));
+        (&theirs).write_all(b"x").unwrap();
+        assert!(!has_left(&ours));
+        assert_eq!(read(&ours, &mut [0; 8]).unwrap(), 1);
+        drop(theirs);
+        // The end arrives soon.
+        let begun = Instant::now();
+        while !has_left(&ours) {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            thread::yield_now();
+        }
     }
 
     /// A client reads nothing: the writer gives up in bounded time. One that reads slowly gets

@@ -218,6 +218,8 @@ impl World {
                     self.submit(node, connection, requests, direct);
                     return Ok(());
                 }
+                // Whoever has left is not served any more.
+                Step::Check => self.count("looks at whether a client has left"),
                 // It is answered later, as everything is.
                 Step::Rest { .. } => self.count("wrong tokens in AUTH"),
                 Step::Look { address } => {

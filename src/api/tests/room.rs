@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::api::budget::{Budget, Share};
+use crate::kv::Range;
 
 /// More answers than are held at once leave in several writes, in order; a page is not read before
 /// those in front of it are written.
@@ -125,4 +126,66 @@ fn a_write_that_reads_needs_room_for_all_it_may_find() {
     client.send(b"");
     let told = client.responses().remove(0).result;
     assert_eq!(told, Ok(Reply::Outcome(Outcome::ResultsForgotten { revision: 9 })));
+}
+
+/// A client counts everything three times, pages once, and reads a key. It is looked for between any two pieces of that, and
+/// not for a single one; and each count is what it is in one piece.
+#[test]
+fn much_work_is_interrupted_to_look_for_the_client() {
+    let range = |count_only| Query::Range(Range { count_only, ..Range::default() });
+    let call = |query| Call::Query { query, consistency: Consistency::Stale };
+    let mut alone = Driver::native(state());
+    alone.send(&request(1, call(range(true))));
+    assert_eq!((alone.checks, alone.responses().len()), (0, 1), "one piece of work");
+    let calls = [range(true), range(true), range(false), Query::Get { key: b"a".to_vec() }];
+    let calls = calls.into_iter().chain([range(true)]);
+    let calls: Vec<u8> =
+        (1..).zip(calls).flat_map(|(id, query)| request(id, call(query))).collect();
+    let mut client = Driver::native(state());
+    client.send(&calls);
+    assert_eq!(client.checks, 3, "between the four that may be long");
+    let count = |response: &Response| match &response.result {
+        Ok(Reply::Reply(KvReply::Page(page))) => page.count,
+        other => panic!("{other:?}"),
+    };
+    let responses = client.responses();
+    assert_eq!([0, 1, 2, 4].map(|at| count(&responses[at])), [1; 4]);
+}
+
+/// A set takes longer than its requests may. Each deadline is looked at when its turn comes: what is too late is said so,
+/// and costs nothing. A text client has named none: its reads are answered however slowly it takes them.
+#[test]
+fn deadlines_are_looked_at_when_the_turn_comes() {
+    let mut client = Driver::native(state());
+    let mut bytes = Vec::new();
+    let page =
+        Call::Query { query: Query::Range(Range::default()), consistency: Consistency::Stale };
+    let read = |key: &[u8]| get(key, Consistency::Stale);
+    let calls = [(10, read(BIG_KEY)), (10, page.clone()), (0, page), (0, read(b"none"))];
+    for (id, (deadline_ms, call)) in (1..).zip(calls) {
+        put_request(&mut bytes, &wire::Request { id, deadline_ms, call });
+    }
+    let answers_at = |client: &mut Driver, now_us: u64| {
+        let space = client.connection.space();
+        space[..bytes.len()].copy_from_slice(&bytes);
+        client.connection.filled(bytes.len());
+        let mut at_us = 0;
+        loop {
+            match client.connection.next(at_us) {
+                // They have arrived, and its thread sleeps in between.
+                Step::Check => at_us = now_us,
+                Step::Write(bytes) => {
+                    client.out.extend_from_slice(&bytes);
+                    client.connection.written(bytes);
+                }
+                Step::Read { .. } => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        client.responses().iter().map(class_of).collect::<Vec<_>>()
+    };
+    assert_eq!(answers_at(&mut client, 9_999), [None; 4]);
+    let late = Some(Class::Unavailable);
+    assert_eq!(answers_at(&mut client, 10_000), [None, None, None, None], "none was left");
+    assert_eq!(answers_at(&mut client, 5_000_000), [None, None, late, None]);
 }

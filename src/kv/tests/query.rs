@@ -136,6 +136,44 @@ proptest! {
     }
 }
 
+/// However small its steps are, a count is what it is at once, in both directions and behind a cursor; and of the cut that
+/// it began with.
+#[test]
+fn a_count_in_steps_is_the_count() {
+    let mut machine = open(SMALL);
+    let keys: Vec<Op> = (0..100).map(|n| put(&format!("k{n:02}"), b"v")).collect();
+    apply_one(&mut machine, write(keys));
+    let reader = machine.reader();
+    for (start, end, after, reverse) in [
+        ("", "", None, false),
+        ("", "", None, true),
+        ("k10", "k55", None, false),
+        ("k10", "k55", Some("k20"), false),
+        ("k10", "k55", Some("k20"), true),
+        ("x", "", None, false),
+    ] {
+        let (start, end) = (start.into(), end.into());
+        let after = after.map(|after: &str| after.into());
+        let range = Range { start, end, after, reverse, count_only: true, ..Range::default() };
+        let query = Query::Range(range.clone());
+        let Ok(Reply::Page(whole)) = answer(&reader.view(), &query, &Limits::default()) else {
+            panic!()
+        };
+        for work in [0, 1, 7, 99, 100, 101] {
+            let mut counting = query::Counting::new(reader.view(), range.clone());
+            let mut steps = 1;
+            let page = loop {
+                match counting.step(work).unwrap() {
+                    Some(page) => break page,
+                    None => steps += 1,
+                }
+            };
+            assert_eq!(page, whole, "{range:?}, {work} at a time");
+            assert!(steps >= whole.count / work.max(1), "{steps} steps of {work}");
+        }
+    }
+}
+
 #[test]
 fn a_value_larger_than_the_page_is_a_page_of_its_own() {
     // The first key alone is over the byte bound: a page without it would never get on.
