@@ -8,6 +8,7 @@
 //! Left out: what becomes of it. A digest that differs once differs for ever; that a person hears of
 //! it is the owner's business.
 
+use super::membership::MEMBERS_MAX;
 use crate::raft::{Index, NodeId};
 use std::collections::BTreeMap;
 
@@ -32,7 +33,10 @@ impl Difference {
     }
 }
 
-/// What was heard so far.
+/// Nodes of which a digest is kept for an index: all members, and as many that are about to be.
+const NODES_MAX: usize = 2 * MEMBERS_MAX;
+
+/// What was heard so far. At most [`KEPT`] indexes, and [`NODES_MAX`] nodes for each.
 #[derive(Debug, Default)]
 pub(super) struct Digests {
     known: BTreeMap<Index, BTreeMap<NodeId, u32>>,
@@ -42,6 +46,9 @@ impl Digests {
     /// A node has this digest at this index. The difference that this shows, if any.
     pub(super) fn heard(&mut self, node: NodeId, index: Index, digest: u32) -> Option<Difference> {
         let here = self.known.entry(index).or_default();
+        if here.len() >= NODES_MAX && !here.contains_key(&node) {
+            return None;
+        }
         let news = here.insert(node, digest) != Some(digest);
         let differ = here.values().any(|other| *other != digest);
         let digests = here.iter().map(|(&node, &digest)| (node, digest)).collect();
@@ -67,6 +74,16 @@ mod tests {
         let three = digests.heard(2, 64, 7).expect("they differ still");
         assert_eq!(three.odd(), [3]);
         assert_eq!(three.digests, [(1, 7), (2, 7), (3, 9)]);
+    }
+
+    #[test]
+    fn a_peer_of_many_names_fills_nothing() {
+        let mut digests = Digests::default();
+        for node in 1..1000 {
+            digests.heard(node, 64, 7);
+        }
+        assert_eq!(digests.known[&64].len(), NODES_MAX);
+        assert!(digests.heard(1, 64, 9).is_some(), "those that are known go on");
     }
 
     #[test]

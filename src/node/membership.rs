@@ -37,6 +37,10 @@ enum Plan {
 }
 
 /// A change that waits until it is known who can be reached.
+/// Changes that somebody waits for: they are done one at a time, and who asks beyond that is told that another one is
+/// under way.
+const OPEN_MAX: usize = 1024;
+
 #[derive(Debug)]
 struct Asked<C> {
     reply_to: ReplyTo<C>,
@@ -67,6 +71,7 @@ struct Known {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Membership<C> {
+    /// Bounded by [`Membership::forget_strangers`].
     known: BTreeMap<NodeId, Known>,
     asked: Vec<Asked<C>>,
     waiting: Vec<Waiting<C>>,
@@ -110,7 +115,13 @@ impl<C: Clone> Membership<C> {
         deadline_us: u64,
         change: Change,
         now_us: u64,
+        answers: &mut Vec<(ReplyTo<C>, Answer)>,
     ) {
+        if self.asked.len() + self.waiting.len() >= OPEN_MAX {
+            let why = ChangeRefused::NotProposed(NotProposed::ChangeOpen);
+            answers.push((reply_to, Answer::Changed(Err(why))));
+            return;
+        }
         self.asked.push(Asked { reply_to, deadline_us, change, at_us: now_us });
     }
 

@@ -400,7 +400,8 @@ impl<C: Clone> Replica<C> {
                     self.answers.push((reply_to, Answer::Transfer(result)));
                 }
                 Admin::Change(change) => {
-                    self.membership.ask(reply_to, deadline_us, change, now_us);
+                    let answers = &mut self.answers;
+                    self.membership.ask(reply_to, deadline_us, change, now_us, answers);
                 }
             },
         }
