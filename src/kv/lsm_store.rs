@@ -4,7 +4,7 @@
 //! offset. It drives nothing: whoever opens the store gets the engine's worker and runs it, on a
 //! thread or step by step.
 
-use super::machine::{CONFIGURATION_KEY, INSTALLED_KEY};
+use super::machine::{CONFIGURATION_KEY, INSTALLED_KEY, TERM_KEY};
 use super::store::{Change, Reader, Row, Scan, Space, Store, StoreError, View};
 use super::types::{Found, Revision};
 use crate::env::Disk;
@@ -12,6 +12,9 @@ use crate::lsm::{self, LsmError};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+/// The term of the last entry of a backup in the cluster that begins from it.
+const RESTORED_TERM: u64 = 1;
 
 /// A durable ordered map of any size.
 #[derive(Debug)]
@@ -71,7 +74,8 @@ impl LsmStore {
     }
 
     /// Takes a backup in place of everything, durably and all at once, with this configuration in
-    /// its byte form in place of its own, and with the mark that says that a snapshot was installed.
+    /// its byte form in place of its own, and with the mark that says that a snapshot was installed. Terms begin anew:
+    /// its last entry counts as of term 1, for nobody of the new cluster has voted in any.
     /// `incoming` is a directory for the time that takes; what is in it is removed.
     ///
     /// # Errors
@@ -89,8 +93,12 @@ impl LsmStore {
             import.put(piece, &backup.read(piece)?)?;
         }
         let (space, index) = (byte(Space::Meta), import.applied());
-        let extra =
-            [(space, CONFIGURATION_KEY, index, configuration), (space, INSTALLED_KEY, index, b"")];
+        let term = RESTORED_TERM.to_le_bytes();
+        let extra = [
+            (space, CONFIGURATION_KEY, index, configuration),
+            (space, INSTALLED_KEY, index, &b""[..]),
+            (space, TERM_KEY, index, &term[..]),
+        ];
         let staged = loop {
             match import.seal(&extra)? {
                 lsm::Sealed::Working => {}

@@ -14,12 +14,18 @@
 //! Left out: that a peer is who it says it is, which is the business of the handshake.
 
 use super::core::Raft;
-use super::types::{Body, Message, Term};
+use super::types::{Body, Message, NUMBER_MAX, Term};
 
 /// A node that was away for a hundred years of two elections a second has missed no more terms.
 pub(super) const TERM_JUMP_MAX: Term = 1 << 32;
 /// Elections in a second, with a wide margin: each takes an election timeout.
 pub(super) const TERMS_PER_SECOND: Term = 1_000;
+
+/// Whether a node in this term was taken so far that peers would soon not take a later one from it: no election among
+/// several nodes leads out of it.
+pub fn is_near_the_last_term(term: Term) -> bool {
+    term >= NUMBER_MAX - TERM_JUMP_MAX
+}
 
 impl Raft {
     /// Whether the term of a message, which is later than this node's, is to be taken over.

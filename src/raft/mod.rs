@@ -55,6 +55,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+pub use self::belief::is_near_the_last_term;
 pub use self::configuration::{Configuration, Member};
 pub use self::core::{Raft, Restored, RoleName};
 pub use self::log::RestoredLog;

@@ -21,7 +21,7 @@ use crate::node::{
     Node, Opened, Part, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver, Startup,
     StartupEffect, StartupEvent, StartupOptions, first_configuration, open, restored, to_show,
 };
-use crate::raft::{self, Raft};
+use crate::raft::{self, Raft, is_near_the_last_term};
 use crate::wal::{self, Identity, WalError};
 use crate::wire::frame::{CLIENT_FRAME_MAX, PEER_FRAME_MAX};
 use std::fmt;
@@ -285,6 +285,13 @@ fn report(opened: &Opened, parts: &[(Part, u64)], took_us: u64) {
             cut.bytes,
             cut.offset,
             cut.path.display()
+        );
+    }
+    if is_near_the_last_term(recovered.hard_state.term) {
+        warning!(
+            "this node was taken to term {}, and no other node can follow it there: among several nodes nobody will be \
+             elected; make a new cluster of its data (docs/operations.md, \"A term that cannot grow\")",
+            recovered.hard_state.term
         );
     }
     info!(

@@ -99,6 +99,11 @@ impl Machines {
         self.disk.clone()
     }
 
+    /// It has been in this term.
+    pub(super) fn set_term(&mut self, term: u64) {
+        self.term = term;
+    }
+
     pub(super) fn lead(&mut self) {
         self.term += 1;
         let hard_state = HardState { term: self.term, vote: Some(1) };
