@@ -365,6 +365,8 @@ impl<M> Turn<M> {
             return Next::Reply(mark, Err(state.no_room()));
         }
         self.work.push_front((mark, work));
+        // What is left of it waits for its client.
+        self.charge.settle();
         Next::Flush
     }
 
