@@ -57,7 +57,7 @@ use crate::wire::sniff::{Dialect, sniff};
 use crate::wire::text::reply::put_error;
 use http::Http;
 use native::Native;
-use patience::{NO_ROOM, Patience};
+use patience::{NO_ROOM, PARTIAL_FREE_BYTES, Patience};
 use places::Rank;
 use std::sync::Arc;
 use text::Text;
@@ -74,6 +74,8 @@ const FIRST_BYTES_TIMEOUT_US: u64 = 60_000_000;
 const OVER_CAP_TIMEOUT_US: u64 = 2_000_000;
 /// A dialer that has not said hello within so long, from its first byte, is sent away.
 const HANDSHAKE_TIMEOUT_US: u64 = 10_000_000;
+/// Memory up to which requests are read ahead while others are under way: what a connection may hold in any case.
+const READ_AHEAD_BYTES_MAX: usize = PARTIAL_FREE_BYTES;
 /// Bytes read at once where no frame says how much comes.
 const READ_BYTES: usize = 16 << 10;
 /// As many, for a client that may send commands and keeps filling that: all that it has under way is heard soon.
@@ -241,6 +243,15 @@ impl Connection {
             Phase::Text(text) if text.is_authorised() && text.was_served() => Rank::Served,
             Phase::Http(http) if http.was_served() => Rank::Served,
             _ => Rank::Unproven,
+        }
+    }
+
+    /// Where to read into at a [`Step::Check`], what has arrived behind the requests that are under way: behind it the
+    /// end of the connection shows. None when enough is read ahead.
+    pub fn space_ahead(&mut self) -> Option<&mut [u8]> {
+        match &mut self.phase {
+            Phase::Native(native) => native.space_ahead(READ_AHEAD_BYTES_MAX),
+            _ => None,
         }
     }
 

@@ -70,6 +70,15 @@ impl Native {
         &mut self.reader
     }
 
+    /// Where to read ahead, up to so much memory; it is looked at behind the turn.
+    pub(super) fn space_ahead(&mut self, memory_max: usize) -> Option<&mut [u8]> {
+        if self.reader.memory() >= memory_max {
+            return None;
+        }
+        self.more = true;
+        Some(self.reader.space())
+    }
+
     pub(super) fn turn(&mut self) -> &mut Turn<u64> {
         &mut self.turn
     }

@@ -14,7 +14,7 @@ pub const REQUEST_TIMEOUT_US: u64 = 30_000_000;
 /// of a request, and than people and pools leave a connection alone that they still need.
 pub const IDLE_TIMEOUT_US: u64 = 600_000_000;
 /// Memory that a connection may hold for input it has not finished without asking.
-const PARTIAL_FREE_BYTES: usize = 256 << 10;
+pub(super) const PARTIAL_FREE_BYTES: usize = 256 << 10;
 /// What all client connections together may hold beyond that: some of the largest frames at once,
 /// and a small part of a machine.
 const PARTIAL_BYTES_MAX: usize = 256 << 20;

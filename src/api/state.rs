@@ -7,7 +7,7 @@ use super::opening::Opening;
 use super::patience::partial_budget;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
-use crate::kv::{Limits, LsmReader, Query, Reader as _, Reply, StoreError};
+use crate::kv::{Limits, LsmReader, Query, Reader as _, Reply, Space, StoreError, View as _};
 use crate::node::{ClusterView, DEADLINE_US, DEADLINE_US_MAX, Refusal, Status, TransferProgress};
 use crate::raft::{Configuration, Member, NodeId, PeerProgress};
 use crate::wal::{Identity, LogReader};
@@ -224,6 +224,15 @@ impl NodeState {
             // An empty key is no matter of size.
             let class = if e == TooLarge::EmptyKey { Class::Invalid } else { Class::TooLarge };
             failure(class, e.to_string())
+        })
+    }
+
+    /// Bytes that the answer to a query may hold, without reading them: exactly those of a value, of a page the most.
+    pub(super) fn answer_bytes(&self, query: &Query) -> Result<usize, StoreError> {
+        Ok(match query {
+            Query::Get { key } => self.reader.view().value_len(Space::User, key)?.unwrap_or(0),
+            Query::Range(range) if range.count_only => 0,
+            Query::Range(_) => self.limits.max_page_bytes,
         })
     }
 

@@ -341,6 +341,16 @@ impl<M> Turn<M> {
         unsent: usize,
     ) -> Next<M> {
         self.worked |= matches!(query, Query::Range(_));
+        // What is read only to be dropped takes memory, too.
+        if state.answers.is_short() {
+            match state.answer_bytes(&query) {
+                Ok(bytes) if !self.has_room(unsent, bytes) => {
+                    return self.without_room(mark, Work::Here(query, by_us), state, unsent);
+                }
+                Ok(_) => {}
+                Err(e) => return self.unreadable(mark, e, state),
+            }
+        }
         match state.query(&query) {
             Ok(reply) => {
                 let reply = Reply::Reply(reply);

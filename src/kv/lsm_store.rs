@@ -265,6 +265,10 @@ impl View for LsmView {
         Ok(found.map(|f| Found { value: f.value().to_vec(), revision: f.revision() }))
     }
 
+    fn value_len(&self, space: Space, key: &[u8]) -> Result<Option<usize>, StoreError> {
+        Ok(self.view.get(byte(space), key)?.map(|found| found.value().len()))
+    }
+
     fn revision(&self, space: Space, key: &[u8]) -> Result<Option<Revision>, StoreError> {
         Ok(self.view.get(byte(space), key)?.map(|found| found.revision()))
     }

@@ -103,6 +103,11 @@ pub trait View {
         Ok(self.get(space, key)?.map(|found| found.revision))
     }
 
+    /// How many bytes a key's value has.
+    fn value_len(&self, space: Space, key: &[u8]) -> Result<Option<usize>, StoreError> {
+        Ok(self.get(space, key)?.map(|found| found.value.len()))
+    }
+
     /// Shows the keys between two bounds, in order, until the visitor breaks off.
     fn scan(
         &self,

@@ -79,11 +79,14 @@ pub(crate) fn serve(
                 let answers = session.call(requests);
                 connection.answered(answers, now_us());
             }
-            Step::Check if has_left(stream) => {
-                debug!("client connection closed: it has left, and what it asked for is not done");
-                return Ok(());
+            Step::Check => {
+                if has_left(stream, &mut connection) {
+                    debug!(
+                        "client connection closed: it has left, and what it asked for is not done"
+                    );
+                    return Ok(());
+                }
             }
-            Step::Check => {}
             Step::Rest { us, why } => {
                 log_refused(shared, stream, None, &why);
                 std::thread::sleep(Duration::from_micros(us));

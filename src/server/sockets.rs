@@ -3,7 +3,7 @@
 //! A stopped and continued process sees its timed reads and writes interrupted (signal(7)): that
 //! never ends a connection here.
 
-use crate::api::WRITE_TIMEOUT_US;
+use crate::api::{Connection, WRITE_TIMEOUT_US};
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -58,15 +58,41 @@ pub(crate) fn read_by(
     }
 }
 
+/// Takes what has arrived before its turn.
+pub(crate) trait ReadAhead {
+    /// Where to read into, if more is taken.
+    fn space_ahead(&mut self) -> Option<&mut [u8]>;
+    /// So many bytes of that hold what arrived.
+    fn filled(&mut self, len: usize);
+}
+
+impl ReadAhead for Connection {
+    fn space_ahead(&mut self) -> Option<&mut [u8]> {
+        Connection::space_ahead(self)
+    }
+
+    fn filled(&mut self, len: usize) {
+        Connection::filled(self, len);
+    }
+}
+
 /// Whether the other side has closed the connection, as far as can be seen: behind bytes that nobody has read, it cannot.
-/// Nobody may read or write meanwhile.
-pub(crate) fn has_left(stream: &TcpStream) -> bool {
+/// So what has arrived is read ahead, as far as somebody takes it. Nobody else may read or write meanwhile.
+pub(crate) fn has_left(stream: &TcpStream, ahead: &mut impl ReadAhead) -> bool {
     if stream.set_nonblocking(true).is_err() {
         return true;
     }
-    let left = match stream.peek(&mut [0]) {
-        Ok(n) => n == 0,
-        Err(e) => !is_timeout(&e) && e.kind() != io::ErrorKind::Interrupted,
+    let left = loop {
+        let (looked, takes) = match ahead.space_ahead() {
+            Some(space) => (read(stream, space), true),
+            None => (stream.peek(&mut [0]), false),
+        };
+        match looked {
+            Ok(0) => break true,
+            Ok(n) if takes => ahead.filled(n),
+            Ok(_) => break false,
+            Err(e) => break !is_timeout(&e) && e.kind() != io::ErrorKind::Interrupted,
+        }
     };
     left || stream.set_nonblocking(false).is_err()
 }
@@ -157,17 +183,34 @@ mod tests {
     #[test]
     fn a_client_that_has_left_is_noticed() {
         let (ours, theirs) = socket_pair();
-        assert!(!has_left(&ours));
-        (&theirs).write_all(b"x").unwrap();
-        assert!(!has_left(&ours));
-        assert_eq!(read(&ours, &mut [0; 8]).unwrap(), 1);
+        /// Takes so many bytes ahead, one at a time.
+        struct Takes(usize, [u8; 1]);
+        impl ReadAhead for Takes {
+            fn space_ahead(&mut self) -> Option<&mut [u8]> {
+                (self.0 > 0).then_some(&mut self.1)
+            }
+            fn filled(&mut self, len: usize) {
+                self.0 -= len;
+            }
+        }
+        let mut none = Takes(0, [0]);
+        assert!(!has_left(&ours, &mut none));
+        (&theirs).write_all(b"xyz").unwrap();
+        assert!(!has_left(&ours, &mut none));
         drop(theirs);
-        // The end arrives soon.
+        let mut two = Takes(2, [0]);
         let begun = Instant::now();
-        while !has_left(&ours) {
+        while two.0 > 0 {
+            assert!(!has_left(&ours, &mut two), "there is more to be read");
+            assert!(begun.elapsed() < Duration::from_secs(10));
+        }
+        let mut all = Takes(9, [0]);
+        // The end is behind what it said, and arrives soon.
+        while !has_left(&ours, &mut all) {
             assert!(begun.elapsed() < Duration::from_secs(10));
             thread::yield_now();
         }
+        assert_eq!(all.0, 8);
     }
 
     /// A client reads nothing: the writer gives up in bounded time. One that reads slowly gets

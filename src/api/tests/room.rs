@@ -189,3 +189,43 @@ fn deadlines_are_looked_at_when_the_turn_comes() {
     assert_eq!(answers_at(&mut client, 10_000), [None, None, None, None], "none was left");
     assert_eq!(answers_at(&mut client, 5_000_000), [None, None, late, None]);
 }
+
+/// While three counts are under way another request arrives, in two pieces, and is read ahead to see whether the client is
+/// still there. It is answered behind them, though no more bytes come.
+#[test]
+fn what_is_read_ahead_is_answered_in_its_turn() {
+    let query = || Query::Range(Range { count_only: true, ..Range::default() });
+    let call = || Call::Query { query: query(), consistency: Consistency::Stale };
+    let bytes: Vec<u8> = (1..4).flat_map(|id| request(id, call())).collect();
+    let late = request(4, call());
+    let mut pieces = late.chunks(20);
+    let mut client = Driver::native(state());
+    let space = client.connection.space();
+    space[..bytes.len()].copy_from_slice(&bytes);
+    client.connection.filled(bytes.len());
+    loop {
+        match client.connection.next(0) {
+            Step::Check => {
+                let Some(piece) = pieces.next() else { continue };
+                let space = client.connection.space_ahead().expect("there is room");
+                space[..piece.len()].copy_from_slice(piece);
+                client.connection.filled(piece.len());
+            }
+            Step::Write(bytes) => {
+                client.out.extend_from_slice(&bytes);
+                client.connection.written(bytes);
+            }
+            Step::Read { .. } => match pieces.next() {
+                None => break,
+                Some(piece) => {
+                    let space = client.connection.space();
+                    space[..piece.len()].copy_from_slice(piece);
+                    client.connection.filled(piece.len());
+                }
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+    let ids: Vec<u64> = client.responses().iter().map(|r| r.id).collect();
+    assert_eq!(ids, [1, 2, 3, 4]);
+}
