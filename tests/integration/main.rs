@@ -13,6 +13,7 @@ mod limits;
 mod links;
 mod loading;
 mod members;
+mod memory;
 mod namespaces;
 mod recording;
 mod repair;
@@ -22,4 +23,7 @@ mod snapshots;
 mod support;
 mod sync_before_ack;
 mod telnet;
+mod terms;
+#[cfg(unix)]
+mod threads;
 mod tidy;
