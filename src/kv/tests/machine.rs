@@ -135,7 +135,7 @@ proptest! {
         let mut stepped = open(SMALL);
         let wanted = |index: u64| index.is_multiple_of(2);
         let outcomes = in_steps(&mut stepped, &commands, wanted, cuts[0]);
-        let halves = (1..).zip(expected.clone()).filter(|(index, _)| wanted(*index));
+        let halves = (1..).zip(expected).filter(|(index, _)| wanted(*index));
         prop_assert_eq!(outcomes, halves.collect::<Vec<_>>());
         prop_assert_eq!((print_of(&stepped), stepped.digest()), (print_of(&single), single.digest()));
 
