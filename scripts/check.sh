@@ -20,6 +20,7 @@ step() {
 }
 
 step format cargo fmt --check
+step format cargo fmt --check --manifest-path scripts/sieve/Cargo.toml
 step clippy cargo clippy --quiet --all-targets -- -D warnings
 if [ "$with_tests" = yes ]; then step test cargo test --quiet; fi
 step doc env RUSTDOCFLAGS=-Dwarnings cargo doc --quiet --no-deps
