@@ -4,7 +4,8 @@
 //! of the whole cluster (election safety, log matching, leader completeness) is checked there.
 
 use super::core::{Raft, Role};
-use super::types::{HardState, Index, Term};
+use super::progress::Progress;
+use super::types::{Entry, HardState, Index, Term};
 
 /// Remembers the state after the step before, to compare.
 #[derive(Clone, Debug, Default)]
@@ -68,6 +69,7 @@ fn check_state(raft: &Raft) -> Result<(), String> {
     ensure(raft.commit <= last, "commit <= last", raft)?;
     ensure(raft.handed <= raft.log.durable(), "handed <= durable", raft)?;
     ensure(raft.log.last_term() <= raft.term(), "last term <= term", raft)?;
+    check_memory(raft)?;
     if let Some(leader) = raft.leader_state() {
         ensure(raft.hard.vote == Some(raft.id()), "leader voted for itself", raft)?;
         ensure(leader.term_start <= last, "leader has its no-op", raft)?;
@@ -92,6 +94,29 @@ fn check_state(raft: &Raft) -> Result<(), String> {
             ensure(progress.match_index <= last, "match <= last", raft)?;
             ensure(progress.next_index <= last + 1, "next <= last + 1", raft)?;
         }
+    }
+    Ok(())
+}
+
+/// What is counted is what is there, and what is owed and under way stays within its bounds, but for the last entry or
+/// message: one may always be larger.
+fn check_memory(raft: &Raft) -> Result<(), String> {
+    let cached = raft.log.cache.iter().map(Entry::weight).sum::<usize>();
+    ensure(raft.log.cache_bytes == cached, "cached bytes are counted", raft)?;
+    if let Some(&(last, weight)) = raft.applying.back() {
+        let owed: usize = raft.applying.iter().map(|batch| batch.1).sum();
+        let entry = raft.log.cached(last, last, 0);
+        let single = entry.is_none_or(|e| e.iter().map(Entry::weight).sum::<usize>() == weight);
+        let bounded = single || owed <= raft.options.applying_bytes_max;
+        ensure(bounded, "the applier owes no more than it may", raft)?;
+    }
+    if let Some(leader) = raft.leader_state() {
+        let inflight_bytes_max = raft.options.inflight_bytes_max;
+        // How large an entry of the log file is turns out when it is read.
+        let before_last = |p: &Progress| p.window.back().map_or(0, |last| p.window_bytes - last.1);
+        let bounded = |p: &Progress| before_last(p) <= inflight_bytes_max;
+        let all = leader.progress.values().all(bounded);
+        ensure(all, "a follower is sent no more ahead than it may be", raft)?;
     }
     Ok(())
 }
