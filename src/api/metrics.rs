@@ -115,3 +115,72 @@ impl Page {
         let _ = writeln!(self.0, "{name} {value}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::tests::state;
+
+    /// Lines without what explains them.
+    fn values(page: &str) -> Vec<&str> {
+        page.lines().filter(|line| !line.starts_with('#')).collect()
+    }
+
+    #[test]
+    fn every_number_has_its_name_on_the_page() {
+        // All numbers differ, so that none can stand for another one.
+        let stats = StoreStats {
+            written_bytes: 100,
+            flushed_bytes: 130,
+            compacted_bytes: 120,
+            compaction_read_bytes: 3,
+            gets: 8,
+            table_probes: 5,
+            filter_skips: 6,
+            cache_hits: 7,
+            cache_misses: 9,
+            block_reads: 12,
+            moves: 10,
+            reclaims: 11,
+            tombstones_dropped: 13,
+            cache_bytes: 14,
+            memtable_bytes: 15,
+            table_entries: 16,
+            tombstones: 17,
+            levels: vec![(2, 30), (1, 60)],
+            largest_run_bytes: 60,
+            ..StoreStats::default()
+        };
+        let mut page = Page(String::new());
+        store(&mut page, &stats);
+        let expected = "written_bytes_total 100\nflushed_bytes_total 130\ncompacted_bytes_total 120\n\
+            compaction_read_bytes_total 3\ngets_total 8\ntable_probes_total 5\nfilter_skips_total 6\n\
+            cache_hits_total 7\ncache_misses_total 9\nblock_reads_total 12\ntables_moved_total 10\n\
+            reclaims_total 11\ntombstones_dropped_total 13\ncache_bytes 14\nmemtable_bytes 15\n\
+            table_entries 16\ntombstones 17\nwrite_amplification 2.5\nread_amplification 1.5\n\
+            space_amplification 1.5\ntables{level=\"0\"} 2\ntables{level=\"1\"} 1\n\
+            table_bytes{level=\"0\"} 30\ntable_bytes{level=\"1\"} 60";
+        let expected: Vec<String> =
+            expected.lines().map(|line| format!("kontiki_store_{line}")).collect();
+        assert_eq!(values(&page.0), expected);
+
+        let state = state();
+        state.log_bytes.store(21, Ordering::Relaxed);
+        state.connections.store(22, Ordering::Relaxed);
+        state.connections_max.store(23, Ordering::Relaxed);
+        state.different.store(true, Ordering::Relaxed);
+        let page = text(&state);
+        let expected = [
+            "kontiki_applied_index 1",
+            "kontiki_log_bytes 21",
+            "kontiki_connections 22",
+            "kontiki_connections_max 23",
+            "kontiki_disk_full 0",
+            "kontiki_replicas_differ 1",
+            "kontiki_store_damaged 0",
+        ];
+        assert_eq!(values(&page)[..expected.len()], expected);
+        state.damaged.store(true, Ordering::Relaxed);
+        assert!(text(&state).contains("\nkontiki_store_damaged 1\n"));
+    }
+}

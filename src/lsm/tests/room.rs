@@ -40,6 +40,23 @@ fn a_damaged_store_gives_up_table_after_table_and_a_sound_one_none() {
 }
 
 #[test]
+fn nothing_is_read_from_a_table_that_was_given_up() {
+    // Neither from its file nor from blocks that are in the cache since before: a key has one answer until the repair.
+    let (disk, mut engine, mut worker, model) = filled(6);
+    engine.flush();
+    drain(&mut worker);
+    let reader = engine.reader();
+    disk.edit(&files(&disk, "table-").remove(0), |bytes| bytes[7] ^= 1);
+    assert!(contents(&reader.view(), false).is_err());
+    let get = |(space, key): &(u8, Vec<u8>)| reader.view().get(*space, key);
+    assert!(model.keys().any(|key| get(key).is_ok_and(|found| found.is_some())));
+    while reader.give_up_table(&disk).unwrap().is_some() {}
+    for key in model.keys() {
+        assert!(matches!(get(key), Err(LsmError::Damaged { .. })), "{key:?}");
+    }
+}
+
+#[test]
 fn a_read_that_fails_once_costs_no_table() {
     // The damage was an error that went away: what is given up is given up for what is there now.
     let (disk, engine, _, _) = filled(4);
