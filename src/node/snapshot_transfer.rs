@@ -227,6 +227,13 @@ pub struct TransferProgress {
     bytes: Option<(u64, u64)>,
 }
 
+impl TransferProgress {
+    /// Whether some of its pieces are still missing.
+    pub fn is_fetching(&self) -> bool {
+        matches!(self.bytes, Some((_, 1..)))
+    }
+}
+
 impl fmt::Display for TransferProgress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.bytes {

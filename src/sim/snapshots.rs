@@ -27,6 +27,8 @@ use std::sync::atomic::Ordering;
 const DIAL_US: u64 = 1_000_000 + SNAPSHOT_SILENCE_US;
 /// How long a sender's store may take to flush.
 const FLUSH_US: (u64, u64) = (1_000, 400_000);
+/// When one in so many pieces has arrived, a bit flips in what was fetched before.
+const HURT_EVERY: u64 = 12;
 
 /// The thread that fetches.
 #[derive(Debug)]
@@ -314,11 +316,32 @@ impl World {
                 let response = framed(&response_frame(response), response_of)?;
                 let gone = response == SnapshotResponse::Gone;
                 self.count(if gone { "snapshot pieces gone" } else { "snapshot pieces" });
-                self.tell_receiver(node, ReceiverEvent::Answered(response))
+                self.tell_receiver(node, ReceiverEvent::Answered(response))?;
+                self.hurt_what_was_fetched(node);
+                Ok(())
             }
             Packet::Fin => self.transfer_lost(node, "closed"),
             _ => Ok(()),
         }
+    }
+
+    /// Now and then a bit flips in a table that was fetched while others of the snapshot are still on their way. It is
+    /// read before it is installed, and fetched again, so that this excuses nothing.
+    fn hurt_what_was_fetched(&mut self, node: NodeId) {
+        if self.quiet || !self.dice.chance(1, HURT_EVERY) {
+            return;
+        }
+        let Some(n) = self.nodes.get(&node) else { return };
+        let progress = n.up.as_ref().and_then(|up| up.transfer.receiver.progress());
+        let mut files = n.disk.files();
+        files.retain(|(path, len)| path.to_string_lossy().contains("fetched-") && *len > 0);
+        if !progress.is_some_and(|p| p.is_fetching()) || files.is_empty() {
+            return;
+        }
+        let (path, len) = &files[self.dice.below(files.len() as u64) as usize];
+        let bit = self.dice.below(8 * *len as u64);
+        n.disk.flip(path, (bit / 8) as usize, (bit % 8) as u8);
+        self.count("bit flip in a fetched table");
     }
 
     /// The connection was not made, or has ended.

@@ -62,6 +62,7 @@ const MUST_HAPPEN: &[&str] = &[
     "disk error in reading for a peer",
     "disk error in the store's background",
     "bit flip in the store",
+    "bit flip in a fetched table",
     "damage met in the store",
     "damage met by a compaction",
     "started with a damaged store",
