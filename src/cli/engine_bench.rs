@@ -4,7 +4,7 @@
 //! `scripts/engine-bench.sh` can run both and print ratios: keys are a number of eight bytes, big
 //! endian, filled up to sixteen; one key a write; one thread reads or writes while the engine's
 //! worker runs beside it. Like any owner of the engine the writer waits as long as
-//! [`Engine::delay_us`] asks, and that is part of what is measured. A workload begins when the
+//! [`Engine::take_delay_us`] asks, and that is part of what is measured. A workload begins when the
 //! background has finished with the one before.
 //! Left out: several threads of readers, and latencies of single operations, since two looks at the
 //! clock would cost as much as half a read; of writes the longest wait for 64 KiB is shown.
@@ -317,9 +317,12 @@ impl Bench<'_> {
             engine.write(self.applied, [change])?;
             bytes += (key.len() + value_bytes) as u64;
             if bytes >= PACE_BYTES {
-                let delay = engine.delay_us(bytes);
-                if delay > 0 {
-                    std::thread::sleep(Duration::from_micros(delay));
+                loop {
+                    let delay_us = engine.take_delay_us();
+                    if delay_us == 0 {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_micros(delay_us));
                 }
                 let now = Instant::now();
                 longest = longest.max(now - since);

@@ -143,8 +143,8 @@ impl Store for LsmStore {
         Ok(self.engine.install(snapshot)?)
     }
 
-    fn rest_us(&self, bytes: u64) -> u64 {
-        self.engine.delay_us(bytes)
+    fn take_rest_us(&mut self) -> u64 {
+        self.engine.take_delay_us()
     }
 }
 

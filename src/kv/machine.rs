@@ -24,10 +24,6 @@ use std::collections::BTreeMap;
 /// something is refused: bounds an answer to this and one value more.
 pub const RESULT_BYTES_MAX: usize = 4 << 20;
 
-/// Bytes that one call of [`Machine::apply_some`] reads for writes, and keeps of outcomes, before it ends early: what
-/// the answers to one step of apply hold at most, beside one outcome. Below it no step pays for being cut.
-pub const STEP_BYTES_MAX: usize = 8 << 20;
-
 /// Key in [`Space::Meta`] of the last applied configuration, as [`Committed::Configuration`] gave
 /// it.
 pub const CONFIGURATION_KEY: &[u8] = b"c";
@@ -54,6 +50,9 @@ const OUTCOME_BYTES_KEPT: usize = 64 << 10;
 
 /// Longest decimal `i64`: nineteen digits and a sign.
 const NUMBER_BYTES_MAX: usize = 20;
+
+/// What a row takes in the store's memory beside its bytes, about.
+const ROW_BYTES: usize = 128;
 
 /// What a committed entry carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -258,9 +257,9 @@ impl<S: Store> Machine<S> {
         Ok(true)
     }
 
-    /// How long the writer should rest after so many bytes (see [`Store::rest_us`]).
-    pub fn rest_us(&self, bytes: u64) -> u64 {
-        self.store.rest_us(bytes)
+    /// How long the writer should rest (see [`Store::take_rest_us`]).
+    pub fn take_rest_us(&mut self) -> u64 {
+        self.store.take_rest_us()
     }
 
     /// The store, to look at.
@@ -289,12 +288,14 @@ impl<S: Store> Machine<S> {
         &mut self,
         entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
     ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
-        self.apply_some(entries, |_| true, &mut { usize::MAX })
+        self.apply_some(entries, |_| true, usize::MAX)
     }
 
-    /// The same for as many of the entries, at least one, as there is `room` for: bytes that they may read and that
-    /// the outcomes given may take, of which what was needed is taken. [`Machine::applied`] says how far it came.
-    /// Outcomes are given, and kept in memory, only of the indexes that are `wanted`.
+    /// The same for as many of the entries, at least one, as there is `room` for: bytes that they read, that the
+    /// outcomes given hold, and that the batch takes of the store's memory, about; the last entry is the first that uses
+    /// it up. A session's record, which may be much longer than the write that changes it, counts too.
+    /// [`Machine::applied`] says how far it came. Outcomes are given, and kept in memory, only of the indexes that are
+    /// `wanted`.
     ///
     /// # Errors
     /// As [`Machine::apply`].
@@ -305,7 +306,7 @@ impl<S: Store> Machine<S> {
         &mut self,
         entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
         wanted: impl Fn(Revision) -> bool,
-        room: &mut usize,
+        room: usize,
     ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
         if self.failed {
             return Err(StoreError::Failed);
@@ -319,7 +320,7 @@ impl<S: Store> Machine<S> {
         &mut self,
         entries: impl IntoIterator<Item = (Revision, Committed<'a>)>,
         wanted: impl Fn(Revision) -> bool,
-        room: &mut usize,
+        room: usize,
     ) -> Result<Vec<(Revision, Outcome)>, StoreError> {
         let view = self.reader.view();
         let (changed, undo) = (BTreeMap::new(), Vec::new());
@@ -331,6 +332,8 @@ impl<S: Store> Machine<S> {
         let mut applied = self.applied;
         let (mut digest, mut told) = (self.digest, self.told);
         let mut bytes_of_outcome = Vec::new();
+        // Of commands, and of outcomes that are given.
+        let (mut bytes, mut kept) = (0, 0);
         for (index, committed) in entries {
             assert_eq!(index, applied + 1, "entries are applied in order and without a gap");
             applied = index;
@@ -348,7 +351,7 @@ impl<S: Store> Machine<S> {
                         Ok(outcome) => {
                             put_outcome(&mut bytes_of_outcome, &outcome);
                             if wanted(index) {
-                                *room = room.saturating_sub(outcome.memory());
+                                kept += outcome.memory();
                                 outcomes.push((index, outcome));
                             }
                         }
@@ -364,8 +367,11 @@ impl<S: Store> Machine<S> {
             if index.is_multiple_of(self.digest_every) {
                 told = Some((index, digest));
             }
-            *room = room.saturating_sub(std::mem::take(&mut overlay.read));
-            if *room == 0 {
+            if let Committed::Command(command) = committed {
+                bytes += command.len();
+            }
+            let rows = overlay.changed.len() * ROW_BYTES;
+            if bytes + rows + self.sessions.changed_bytes() + kept + overlay.read >= room {
                 break;
             }
         }

@@ -74,6 +74,8 @@ pub(super) struct Sessions {
     by_use: BTreeMap<Revision, u64>,
     /// Changed, begun or forgotten since the last [`Sessions::take_changes`].
     dirty: BTreeSet<u64>,
+    /// About how long the records of those are.
+    dirty_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -176,7 +178,7 @@ impl Sessions {
     /// None yet.
     pub(super) fn new(bounds: SessionBounds) -> Sessions {
         let (by_id, by_use) = (BTreeMap::new(), BTreeMap::new());
-        Sessions { bounds, by_id, by_use, dirty: BTreeSet::new() }
+        Sessions { bounds, by_id, by_use, dirty: BTreeSet::new(), dirty_bytes: 0 }
     }
 
     /// Reads the sessions that a store holds.
@@ -254,7 +256,9 @@ impl Sessions {
         };
         self.by_use.remove(&session.used);
         self.by_use.insert(index, stamp.session);
-        self.dirty.insert(stamp.session);
+        if self.dirty.insert(stamp.session) {
+            self.dirty_bytes += session.bytes;
+        }
         session.used = index;
         session.forget_below(stamp.answered_below);
         if stamp.sequence < session.forgotten_below || stamp.sequence == SEQUENCE_RESERVED {
@@ -284,9 +288,15 @@ impl Sessions {
         }
     }
 
+    /// About how long the records are that changed since the last [`Sessions::take_changes`], in bytes.
+    pub(super) fn changed_bytes(&self) -> usize {
+        self.dirty_bytes
+    }
+
     /// The records that changed since the last call, sorted by key. A record's revision is the
     /// index that used its session last, whatever batch it was written in.
     pub(super) fn take_changes(&mut self, changes: &mut Vec<Change<'_>>) {
+        self.dirty_bytes = 0;
         for id in std::mem::take(&mut self.dirty) {
             changes.push(Change {
                 space: Space::Meta,

@@ -72,9 +72,10 @@ pub trait Store: Send + 'static {
     /// that it [changed nothing](StoreError::changed_nothing).
     fn install(&mut self, snapshot: Self::Snapshot) -> Result<(), StoreError>;
 
-    /// How long the writer should rest after a batch of so many bytes, in microseconds, so that the
-    /// store's own work keeps up: nothing at most times, smoothly more as that piles up.
-    fn rest_us(&self, _bytes: u64) -> u64 {
+    /// How long the writer should rest before it asks again, in microseconds, so that the store's own work keeps up
+    /// with what was written: nothing at most times, smoothly more as that piles up. Each rest is owed once; what is
+    /// left when the writer writes on is owed with what it writes then.
+    fn take_rest_us(&mut self) -> u64 {
         0
     }
 }

@@ -188,6 +188,8 @@ pub struct Engine {
     active: Arc<Memtable>,
     applied: u64,
     scratch: Vec<u8>,
+    /// Bytes in memtables for which the writer has not waited yet.
+    owed: u64,
 }
 
 impl Engine {
@@ -246,7 +248,8 @@ impl Engine {
             pins: Pins::default(),
         });
         let worker = Worker::new(Arc::clone(&shared), disk, state.pointers);
-        let engine = Engine { shared, active, applied: state.applied, scratch: Vec::new() };
+        let engine =
+            Engine { shared, active, applied: state.applied, scratch: Vec::new(), owed: 0 };
         Ok((engine, worker))
     }
 
@@ -296,7 +299,7 @@ impl Engine {
             self.scratch = Vec::new();
         }
         let clean = self.active.tombstones() == 0;
-        self.active.insert(entries);
+        self.owed += self.active.insert(entries) as u64;
         if clean && self.active.tombstones() > 0 {
             // From now on the worker looks now and then what they hide.
             self.shared.shelf.bell.ring();
@@ -332,9 +335,25 @@ impl Engine {
         self.shared.shelf.bell.ring();
     }
 
-    /// How long the writer should wait before a batch of so many bytes, in microseconds: nothing
-    /// while the worker keeps up, smoothly more as its debt grows, 50 ms at most.
-    pub fn delay_us(&self, bytes: u64) -> u64 {
+    /// How long the writer should wait before it asks again, in microseconds: nothing while the worker keeps up,
+    /// smoothly more as its debt grows, 50 ms at most. A writer who asks until nothing is left before it writes
+    /// on pays for what its batches take in memory, however large they are: what is more than 50 ms is owed at the
+    /// pressure of the next call, and nothing is owed any more once the worker has caught up. One who writes on
+    /// earlier pays the rest later.
+    pub fn take_delay_us(&mut self) -> u64 {
+        let us_a_byte = self.us_a_byte();
+        let owed_us = self.owed as f64 * us_a_byte;
+        if owed_us <= DELAY_MAX_US as f64 {
+            self.owed = 0;
+            return owed_us as u64;
+        }
+        self.owed -= ((DELAY_MAX_US as f64 / us_a_byte) as u64).min(self.owed);
+        DELAY_MAX_US
+    }
+
+    /// How long a byte in a memtable is to be waited for, in microseconds: none while there is no debt, one at full
+    /// debt.
+    fn us_a_byte(&self) -> f64 {
         let options = &self.shared.options;
         let sources = self.shared.sources();
         let memory: usize = sources.frozen.iter().map(|f| f.table.charge()).sum();
@@ -348,7 +367,7 @@ impl Engine {
         .map(|(now, (from, to))| ((now - from) / (to - from)).clamp(0.0, PRESSURE_MAX))
         .into_iter()
         .fold(0.0, f64::max);
-        ((bytes as f64 * pressure * pressure) as u64).min(DELAY_MAX_US)
+        pressure * pressure
     }
 
     /// Waits until the worker, which runs on a thread of its own, has nothing left to do; returns at

@@ -165,8 +165,9 @@ pub(super) struct Memtable {
 }
 
 impl Memtable {
-    /// Takes the versions of one batch in. Readers see them once the batch is published as a cut.
-    pub(super) fn insert(&self, entries: Vec<Entry>) {
+    /// Takes the versions of one batch in, and gives the memory they take. Readers see them once the batch is
+    /// published as a cut.
+    pub(super) fn insert(&self, entries: Vec<Entry>) -> usize {
         let charge = entries.iter().map(Entry::charge).sum();
         let tombstones = entries.iter().filter(|entry| !entry.put).count() as u64;
         let mut entries = entries.into_iter();
@@ -179,6 +180,7 @@ impl Memtable {
         if tombstones > 0 {
             self.tombstones.fetch_add(tombstones, Atomic::Relaxed);
         }
+        charge
     }
 
     /// Versions in it that say that a key is gone.

@@ -36,7 +36,7 @@
 //!   for a flush, a compaction or a file that is written.
 //! * **One worker** does all writing of files, so that manifests follow one another; a frozen
 //!   memtable goes in front of a compaction that is under way.
-//! * **Nothing stops the writer.** [`Engine::delay_us`] says how long to wait, smoothly more as
+//! * **Nothing stops the writer.** [`Engine::take_delay_us`] says how long to wait, smoothly more as
 //!   work piles up; an owner that does not wait pays with memory.
 //! * **A full disk is no failure** as long as nothing was half-changed: the job is given up, its
 //!   files go, memory and tables stay, and the reserve makes room for another attempt.
@@ -101,7 +101,7 @@ pub struct Options {
     /// The store was made before: an empty directory is damage, never a fresh start.
     pub must_exist: bool,
     /// A memtable of this many bytes, overhead included, is frozen. At a steady load there are two
-    /// of them, three or four at a peak.
+    /// of them, three or four at a peak, and what one batch brings in beside them.
     pub memtable_bytes: usize,
     /// Bound of the block cache, bytes.
     pub cache_bytes: usize,

@@ -6,8 +6,9 @@
 //! write finds it.
 //!
 //! Outcomes are made for those who wait here, and for nobody else: a follower, and a node that applies its log again,
-//! keep nothing of what commands read. A step ends early, and the next one goes on, when its entries have read so many
-//! bytes, or the answers hold so many, that more would take memory ([`STEP_BYTES_MAX`]).
+//! keep nothing of what commands read. What is committed together may be much more than the store or memory should take
+//! at once: a step applies a piece of it ([`STEP_BYTES_MAX`]), and between two pieces the applier rests for as long as
+//! the store asks ([`Applier::take_rest_us`]).
 //!
 //! When the store is damaged the applier *holds*: nothing is applied until a snapshot has taken the
 //! place of the state. Entries that come meanwhile wait, in order; everything else is done. The only member of a
@@ -15,7 +16,7 @@
 
 use super::events::Apply;
 use super::words::{Answer, Refusal, ReplyTo, Verdict};
-use crate::kv::machine::{CONFIGURATION_KEY, STEP_BYTES_MAX};
+use crate::kv::machine::CONFIGURATION_KEY;
 use crate::kv::{
     Committed, Machine, Malformed, Outcome, Reader as _, Store, StoreError, View, place,
 };
@@ -25,23 +26,26 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 
-/// Bytes of entries read from the log at once.
-const REPLAY_BYTES_MAX: usize = 4 << 20;
+/// About how much a step takes: what its writes read, what the outcomes hold that somebody waits for, and what the store
+/// gets. A thirtieth of the usual memtable, so that what is owed for it is waited for before much more is there.
+const STEP_BYTES_MAX: usize = 1 << 20;
+/// Bytes of entries read from the log at once: those of a step.
+const REPLAY_BYTES_MAX: usize = STEP_BYTES_MAX;
 
 /// Owns the state machine.
 ///
-/// Invariant: `tasks` are in the order in which they came, and what is left of a task that met damage is
-/// the first of them.
+/// Invariant: `tasks` are in the order in which they came, and what is left of a task of which a piece was applied is the
+/// first of them.
 pub struct Applier<S: Store, C> {
     machine: Machine<S>,
     log: LogReader,
     first: Configuration,
+    /// [`STEP_BYTES_MAX`].
+    step_bytes_max: usize,
     holding: bool,
     tasks: VecDeque<ApplyTask<C, S::Snapshot>>,
     /// What came of a batch in which writes were left out, until the store is flushed up to its end.
     withheld: Option<(Index, ApplyEffects<C>)>,
-    /// [`STEP_BYTES_MAX`].
-    step_bytes_max: usize,
 }
 
 impl<S: Store, C> fmt::Debug for Applier<S, C> {
@@ -79,8 +83,6 @@ pub struct ApplyEffects<C> {
     pub applied: Option<Applied>,
     /// For whoever waited.
     pub answers: Vec<(ReplyTo<C>, Answer)>,
-    /// How long to rest before the next step, in microseconds, so that the store keeps up.
-    pub rest_us: u64,
     /// The state machine's digest at an index, to be compared with the others'.
     pub digest: Option<(Index, u32)>,
     /// Damage was met in the store: the applier holds.
@@ -123,7 +125,6 @@ impl<C> Default for ApplyEffects<C> {
         ApplyEffects {
             applied: None,
             answers: Vec::new(),
-            rest_us: 0,
             digest: None,
             damage: None,
             installed: None,
@@ -167,13 +168,25 @@ impl<S: Store, C> Applier<S, C> {
     /// began with.
     pub fn new(machine: Machine<S>, log: LogReader, first: Configuration) -> Applier<S, C> {
         let holding = machine.is_spoiled();
-        let (tasks, withheld, step_bytes_max) = (VecDeque::new(), None, STEP_BYTES_MAX);
-        Applier { machine, log, first, holding, tasks, withheld, step_bytes_max }
+        let (tasks, step_bytes_max) = (VecDeque::new(), STEP_BYTES_MAX);
+        Applier { machine, log, first, step_bytes_max, holding, tasks, withheld: None }
     }
 
-    /// Ends a step sooner or later than behind [`STEP_BYTES_MAX`]: outcomes are the same.
-    pub fn set_step_bytes(&mut self, bytes: usize) {
+    /// The same, with steps of another size: for the simulator, and for a replay, which is told what a step was.
+    pub fn in_steps_of(mut self, bytes: usize) -> Applier<S, C> {
         self.step_bytes_max = bytes;
+        self
+    }
+
+    /// How long to rest now, in microseconds, before this is asked again: while something is committed that could be
+    /// applied, or nothing is to be done, the store may need time for what it has got. The writers slow down with the
+    /// applier, as no more than a few batches may wait for it.
+    pub fn take_rest_us(&mut self) -> u64 {
+        match self.next_task() {
+            _ if self.holding => 0,
+            None | Some(ApplyTask::Apply(_)) => self.machine.take_rest_us(),
+            Some(_) => 0,
+        }
     }
 
     /// Nothing is applied now: the store is damaged.
@@ -205,8 +218,8 @@ impl<S: Store, C> Applier<S, C> {
         self.tasks.iter().position(|task| !waits(task))
     }
 
-    /// Does the next task; none when there is nothing to do now. What it gives to rest is the caller's to
-    /// wait: the writers slow down with the applier, as no more than a few batches may wait for it.
+    /// Does the next task, or a piece of it; none when there is nothing to do now. The caller waits first for as long as
+    /// [`Applier::take_rest_us`] says.
     ///
     /// # Errors
     /// The node stops: a gap would be worse.
@@ -273,32 +286,17 @@ impl<S: Store, C> Applier<S, C> {
         let mut waiters = VecDeque::from(waiters);
         let mut answers = Vec::new();
         let mut skipped = None;
-        let mut rest_us = 0;
-        let mut damage = None;
-        let mut room = self.step_bytes_max;
-        let mut next = committed.first;
-        while next <= committed.last && damage.is_none() && room > 0 {
-            let read;
-            let entries = if committed.entries.is_empty() {
-                read = match self.log.read(next, committed.last, REPLAY_BYTES_MAX) {
-                    Ok(entries) => entries,
-                    // What is committed is never truncated, but what lay behind it was just now, by
-                    // a new leader. Each time it is asked again there is one truncation less to come.
-                    Err(ReadError::Changed) => continue,
-                    Err(e) => return Err(ApplyError::Log(e)),
-                };
-                &read[..]
-            } else {
-                &committed.entries[..]
-            };
-            match self.apply(entries, &mut waiters, &mut answers, &mut skipped, &mut room) {
-                Ok(more_us) => rest_us += more_us,
-                Err(e) => damage = Some(e),
-            }
-            next = self.machine.applied() + 1;
-        }
+        let read;
+        let entries = if committed.entries.is_empty() {
+            read = self.read(committed.first, committed.last)?;
+            &read[..]
+        } else {
+            &committed.entries[..]
+        };
+        let damage = self.apply(entries, &mut waiters, &mut answers, &mut skipped).err();
         let index = self.machine.applied();
         let applied = Some(Applied { index, flushed: self.machine.store().flushed() });
+        let answered = waiters.front().is_none_or(|waiter| waiter.0 > index);
         if index < committed.last && damage.as_ref().is_none_or(StoreError::is_damage) {
             committed.entries.retain(|entry| entry.index > index);
             committed.first = index + 1;
@@ -307,10 +305,10 @@ impl<S: Store, C> Applier<S, C> {
         }
         let Some(damage) = damage else {
             // Each waits for a command, and each command has an outcome: nobody is forgotten.
-            assert!(waiters.is_empty(), "every waiter is answered");
+            assert!(answered && waiters.is_empty(), "every waiter is answered");
             let digest = self.machine.take_digest();
             let effects = ApplyEffects::default();
-            let effects = ApplyEffects { applied, answers, rest_us, digest, ..effects };
+            let effects = ApplyEffects { applied, answers, digest, ..effects };
             return Ok(match skipped {
                 None => effects,
                 damage => self.withhold(index, effects, damage),
@@ -322,7 +320,20 @@ impl<S: Store, C> Applier<S, C> {
         self.holding = true;
         answers.extend(self.let_waiters_go());
         let (damage, effects) = (Some(damage), ApplyEffects::default());
-        Ok(ApplyEffects { applied, answers, rest_us, damage, ..effects })
+        Ok(ApplyEffects { applied, answers, damage, ..effects })
+    }
+
+    /// Committed entries from the log: some of the first of them.
+    fn read(&self, first: Index, last: Index) -> Result<Vec<Entry>, ApplyError> {
+        loop {
+            match self.log.read(first, last, REPLAY_BYTES_MAX) {
+                Ok(entries) => return Ok(entries),
+                // What is committed is never truncated, but what lay behind it was just now, by
+                // a new leader. Each time it is asked again there is one truncation less to come.
+                Err(ReadError::Changed) => {}
+                Err(e) => return Err(ApplyError::Log(e)),
+            }
+        }
     }
 
     /// Writes were left out. Should the damage go away, as an error of a read may, another process would not leave them
@@ -382,18 +393,11 @@ impl<S: Store, C> Applier<S, C> {
         waiters: &mut VecDeque<(Index, ReplyTo<C>)>,
         answers: &mut Vec<(ReplyTo<C>, Answer)>,
         skipped: &mut Option<StoreError>,
-        room: &mut usize,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<(), StoreError> {
         let before = self.machine.applied();
         let wanted = |index| waiters.binary_search_by_key(&index, |waiter| waiter.0).is_ok();
-        let outcomes = apply_some(&mut self.machine, entries, wanted, room)?;
+        let outcomes = apply_some(&mut self.machine, entries, wanted, self.step_bytes_max)?;
         let applied = self.machine.applied();
-        let commands = entries.iter().filter(|entry| entry.index <= applied);
-        let commands = commands.map(|entry| match &entry.payload {
-            Payload::Command(command) => command.len() as u64,
-            _ => 0,
-        });
-        let bytes = commands.sum();
         let mut answer = |index: Index, verdict: Verdict| {
             if waiters.front().is_some_and(|waiter| waiter.0 == index)
                 && let Some((_, reply_to)) = waiters.pop_front()
@@ -414,7 +418,7 @@ impl<S: Store, C> Applier<S, C> {
             *skipped = Some(e);
         }
         debug_assert!(applied > before, "each step gets on");
-        Ok(self.machine.rest_us(bytes))
+        Ok(())
     }
 }
 
@@ -426,7 +430,7 @@ pub fn apply_entries<S: Store>(
     machine: &mut Machine<S>,
     entries: &[Entry],
 ) -> Result<(), StoreError> {
-    apply_some(machine, entries, |_| false, &mut { usize::MAX }).map(drop)
+    apply_some(machine, entries, |_| false, usize::MAX).map(drop)
 }
 
 /// The same while there is room, as [`Machine::apply_some`].
@@ -434,7 +438,7 @@ fn apply_some<S: Store>(
     machine: &mut Machine<S>,
     entries: &[Entry],
     wanted: impl Fn(Index) -> bool,
-    room: &mut usize,
+    room: usize,
 ) -> Result<Vec<(Index, Outcome)>, StoreError> {
     let mut configurations = Vec::new();
     for entry in entries {

@@ -24,6 +24,15 @@ pub(crate) fn run(
     shared: &Arc<Shared>,
 ) {
     loop {
+        let rest_us = applier.take_rest_us();
+        if rest_us > 0 {
+            thread::sleep(Duration::from_micros(rest_us));
+            // What comes meanwhile may be more urgent than to rest on.
+            while let Ok(task) = inbox.try_recv() {
+                take(task, &mut applier, shared);
+            }
+            continue;
+        }
         match applier.step() {
             Ok(Some(effects)) => {
                 shared.record(|out| {
@@ -34,10 +43,7 @@ pub(crate) fn run(
                 act(effects, shared);
             }
             Ok(None) => match inbox.recv() {
-                Ok(task) => {
-                    shared.record(|out| put_body(out, &Record::Task(TaskNote::of(&task))));
-                    applier.handle(task);
-                }
+                Ok(task) => take(task, &mut applier, shared),
                 Err(_) => return,
             },
             Err(e) => fatal(format_args!("cannot apply, the node stops: {e}")),
@@ -45,8 +51,17 @@ pub(crate) fn run(
     }
 }
 
+fn take(
+    task: ApplyTask<ClientHandle, Staged>,
+    applier: &mut Applier<LsmStore, ClientHandle>,
+    shared: &Shared,
+) {
+    shared.record(|out| put_body(out, &Record::Task(TaskNote::of(&task))));
+    applier.handle(task);
+}
+
 fn act(effects: ApplyEffects<ClientHandle>, shared: &Shared) {
-    let ApplyEffects { applied, answers, rest_us, digest, damage, installed, repair } = effects;
+    let ApplyEffects { applied, answers, digest, damage, installed, repair } = effects;
     deliver(shared, answers, DirectWrite::write);
     if let Some(Applied { index, flushed }) = applied {
         let _ = shared.raft.send(Input::Applied { index, flushed });
@@ -76,9 +91,6 @@ fn act(effects: ApplyEffects<ClientHandle>, shared: &Shared) {
     }
     if let Some(index) = repair {
         let _ = shared.snapshots.send(ReceiverEvent::Damaged { index });
-    }
-    if rest_us > 0 {
-        thread::sleep(Duration::from_micros(rest_us));
     }
 }
 

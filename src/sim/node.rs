@@ -7,7 +7,7 @@ use super::links::{Accepted, Dialed};
 use super::moments::{FileKind, Moment};
 use super::serving::Served;
 use super::snapshots::Transfer;
-use super::store::store_options;
+use super::store::{Owed, step_bytes, store_options};
 use super::world::ClusterBounds;
 use super::world::Event;
 use crate::api::answers::ANSWER_BYTES_MAX;
@@ -15,7 +15,6 @@ use crate::api::budget::Budget;
 use crate::api::{Load, NodeState};
 use crate::env::Disk;
 use crate::kv::limits::DEFAULT_MAX_PAGE_BYTES;
-use crate::kv::machine::STEP_BYTES_MAX;
 use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
 use crate::lsm;
 use crate::node::recording;
@@ -50,10 +49,6 @@ const BATCH_REQUESTS: [usize; 4] = [1, 3, BATCH_REQUESTS_MAX, BATCH_REQUESTS_MAX
 
 /// Requests that a node takes at any rate: in production more than the clients of a run have under way.
 const LOADS: [usize; 4] = [1, 4, 4096, 4096];
-/// Bytes that writes may have read, and answers may hold, when a step of apply ends: one entry a step, a few, or as in
-/// production. A node's lives take turns.
-const STEP_BYTES: [usize; 4] = [STEP_BYTES_MAX, 1, 100, 3_000];
-
 /// What unsent answers may hold: as in production, or one page and a few values. A node's lives take turns.
 const ANSWER_BYTES: [usize; 2] = [ANSWER_BYTES_MAX, DEFAULT_MAX_PAGE_BYTES + (192 << 10)];
 /// And each client's beside that.
@@ -183,6 +178,10 @@ pub(super) struct Up {
     pub(super) log: LogReader,
     /// The applier's component.
     pub(super) applier: Applier<LsmStore, ClientId>,
+    /// What its last step put into memory.
+    pub(super) owed: Owed,
+    /// Its store's flag.
+    pub(super) memtable_bytes: usize,
     /// Its inbox.
     pub(super) to_apply: VecDeque<ApplyTask<ClientId, Staged>>,
     /// It is busy.
@@ -322,6 +321,8 @@ impl SimNode {
             return violated("no crash looks like damage", format!("node {}: {problem}", self.id));
         }
         let store = store_options(&mut self.dice);
+        let memtable_bytes = store.memtable_bytes;
+        let step_bytes = step_bytes(&mut self.dice);
         let opened = identity.and_then(|identity| {
             let plan = Plan { data, identity: &identity, segment_bytes, store, restore: None };
             let opened = open(&disk, plan, |_| {})?;
@@ -424,8 +425,7 @@ impl SimNode {
         let view = ClusterView::of(&node);
         let first = first_configuration(&identity);
         let (reader, log) = (machine.reader(), wal.reader());
-        let mut applier = Applier::new(machine, wal.reader(), first);
-        applier.set_step_bytes(STEP_BYTES[self.life as usize % STEP_BYTES.len()]);
+        let applier = Applier::new(machine, wal.reader(), first).in_steps_of(step_bytes);
         let state = NodeState {
             address: self.address.clone(),
             token: CLIENTS_TOKEN.to_vec(),
@@ -467,6 +467,8 @@ impl SimNode {
             full: false,
             senders: BTreeMap::new(),
             applier,
+            owed: Owed::default(),
+            memtable_bytes,
             log_writer: LogWriter::new(wal, batch_requests_max),
             to_apply: VecDeque::new(),
             applying: false,

@@ -207,7 +207,7 @@ impl World {
                     if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
                         up.to_apply.push_back(ApplyTask::Install { snapshot, index });
                     }
-                    self.start_applying(node, 0);
+                    self.start_applying(node);
                 }
                 ReceiverEffect::Say { text, .. } if text.contains("gave up") => {
                     self.count("tables given up for a repair");

@@ -20,6 +20,9 @@ use crate::node::{Applied, ApplyEffects, ApplyError, ApplyTask, Input};
 use crate::raft::{Entry, Index, NodeId, Payload, codec};
 use std::ops::ControlFlow;
 
+/// Longest rest that an applier takes at once.
+const REST_US_MAX: u64 = 50_000;
+
 /// Small sizes, so that a run flushes and compacts often, and has several of everything: memtables, tables,
 /// blocks and partitions of an index. They are others at every start: whatever some have written, others
 /// read.
@@ -39,6 +42,28 @@ pub(super) fn store_options(dice: &mut Dice) -> lsm::Options {
         // Room for the largest of both.
         reserve_bytes: 2 * memtable_bytes as u64 + table_bytes,
         ..lsm::Options::new(0)
+    }
+}
+
+/// About how much of the store's memory an applier fills in one step, in bytes: less than is committed together now and
+/// then, and more.
+pub(super) fn step_bytes(dice: &mut Dice) -> usize {
+    dice.log_between(256, 64 << 10) as usize
+}
+
+/// What a step of an applier put into memory, and when.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Owed {
+    at_us: u64,
+    bytes: u64,
+}
+
+impl Owed {
+    /// How long the writer has to wait for that at least, when so many memtables were in memory all the time: nothing
+    /// up to one and a half of them, a microsecond a byte at three, and more with the square.
+    fn wait_us(self, memtables: f64) -> u64 {
+        let pressure = ((memtables - 1.5) / 1.5).clamp(0.0, 4.0);
+        (self.bytes as f64 * pressure * pressure) as u64
     }
 }
 
@@ -87,15 +112,15 @@ fn came_back(store: &impl View, model: &impl View) -> Result<Option<Vec<u8>>, St
 impl World {
     // ---- the applier ----
 
-    /// Lets the applier go on with what waits for it, after a rest.
-    pub(super) fn start_applying(&mut self, node: NodeId, rest_us: u64) {
+    /// Lets the applier go on with what waits for it.
+    pub(super) fn start_applying(&mut self, node: NodeId) {
         let hop_us = self.hop_us();
         let Some(n) = self.nodes.get_mut(&node) else { return };
         let Some(up) = &mut n.up else { return };
         if !up.applying && (up.applier.next_task().is_some() || !up.to_apply.is_empty()) {
             up.applying = true;
             let life = n.life;
-            self.schedule(hop_us + rest_us, node, life, Event::Apply);
+            self.schedule(hop_us, node, life, Event::Apply);
         }
     }
 
@@ -118,6 +143,32 @@ impl World {
                 up.applier.handle(task);
             }
         }
+        let rest_us = up.applier.take_rest_us();
+        if rest_us > 0 {
+            self.count("writers slowed down");
+            if rest_us == REST_US_MAX {
+                self.count("writers slowed down again and again");
+            }
+            self.note(node, "rests", [rest_us, 0, 0, 0]);
+            let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return Ok(()) };
+            self.schedule(rest_us, node, life, Event::Apply);
+            return Ok(());
+        }
+        let memory = up.reader.stats().memtable_bytes;
+        if let Some(ApplyTask::Apply(_)) = up.applier.next_task() {
+            // No more was in memory at any time since then: a flush alone takes some away.
+            let wait_us = up.owed.wait_us(memory as f64 / up.memtable_bytes as f64);
+            let waited_us = self.now_us - up.owed.at_us;
+            // Each rest is cut to whole microseconds.
+            if waited_us + waited_us / 100 + 10 < wait_us {
+                let detail = format!("node {node}: {waited_us} of {wait_us} us for {:?}", up.owed);
+                return violated("a writer waits for what it owes", detail);
+            }
+        }
+        let last = match up.applier.next_task() {
+            Some(ApplyTask::Apply(apply)) => apply.committed.last,
+            _ => 0,
+        };
         let whose = match up.applier.next_task() {
             Some(ApplyTask::Install { .. }) => "disk error in installing a snapshot",
             _ => "disk error in the applier",
@@ -147,10 +198,18 @@ impl World {
         let local_us = n.local_us(now_us);
         let Some(up) = n.up.as_mut() else { return Ok(()) };
         let step = up.applier.step();
+        let bytes = up.reader.stats().memtable_bytes.saturating_sub(memory);
+        if last > 0 {
+            up.owed = Owed { at_us: now_us, bytes };
+        }
+        let in_pieces = last > up.applier.machine().applied() && !up.applier.is_holding();
         if let (Some(recordings), Ok(Some(effects))) = (&mut self.recordings, &step) {
             let (digest, now_us) = (up.applier.machine().digest(), local_us);
             let did = DidNote::of(effects, digest, now_us, |&client| client);
             recordings.put(node, |out| put_body(out, &Record::Did(did)));
+        }
+        if in_pieces && step.is_ok() {
+            self.count("committed entries applied in pieces");
         }
         self.looked(node, looks)?;
         match step {
@@ -192,10 +251,7 @@ impl World {
             self.start_storing(node);
             return Ok(());
         };
-        let words = [index, effects.answers.len() as u64, effects.rest_us, 0];
-        if effects.rest_us > 0 {
-            self.count("writers slowed down");
-        }
+        let words = [index, effects.answers.len() as u64, 0, 0];
         if self.dice.chance(1, 64) {
             self.compare(node)?;
         }
@@ -212,7 +268,7 @@ impl World {
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
             up.applying = false;
         }
-        self.start_applying(node, 0);
+        self.start_applying(node);
     }
 
     /// Those who wait hear of what was applied.
@@ -231,7 +287,7 @@ impl World {
         if let Some(Applied { index, flushed }) = effects.applied {
             self.input(node, Input::Applied { index, flushed });
         }
-        self.start_applying(node, effects.rest_us);
+        self.start_applying(node);
         Ok(())
     }
 
@@ -297,7 +353,7 @@ impl World {
                 if let Some(index) = news {
                     up.to_apply.push_back(ApplyTask::Flushed);
                     self.input(node, Input::Flushed { index });
-                    self.start_applying(node, 0);
+                    self.start_applying(node);
                 }
                 let happened = [
                     ("memtables flushed", now.flushed_bytes > before.flushed_bytes),

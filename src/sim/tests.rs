@@ -100,6 +100,8 @@ const MUST_HAPPEN: &[&str] = &[
     "flushed for what it hides",
     "sweep of deletes",
     "writers slowed down",
+    "writers slowed down again and again",
+    "committed entries applied in pieces",
     "started from what was flushed",
     "bit flip in one manifest copy",
     "looks within a step of the store",

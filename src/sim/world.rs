@@ -539,7 +539,7 @@ impl World {
         up.to_apply.extend(effects.flush.then_some(ApplyTask::Flush));
         up.to_apply.extend(effects.apply.map(ApplyTask::Apply));
         self.start_writing(node);
-        self.start_applying(node, 0);
+        self.start_applying(node);
         for (connection, outgoing) in sends {
             self.send_on(node, connection, outgoing);
         }

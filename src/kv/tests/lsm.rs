@@ -29,6 +29,51 @@ pub(super) fn open_lsm() -> Machine<LsmStore> {
     Machine::open_bounded(store, SMALL).expect("the disk is well")
 }
 
+#[test]
+fn records_of_sessions_count_in_what_a_batch_takes() {
+    // Forty clients that never confirm an answer have 60 kB remembered each, and all write 10 bytes at once. A batch of
+    // one MiB ends with the record that reaches it, and no batch brings in much more.
+    const CLIENTS: u64 = 40;
+    let (store, _) = open_store(&TestDisk::default());
+    let mut machine = Machine::open(store).expect("the disk is well");
+    let stamped = |session, sequence, ops| {
+        let stamp = Some(SessionStamp { session, sequence, answered_below: 0 });
+        Command::Write(Write { stamp, ops, ..Write::default() })
+    };
+    let opened: Vec<Command> = (0..CLIENTS).map(|_| Command::OpenSession).collect();
+    apply(&mut machine, &opened);
+    let put = |key: &str, len: usize| Op::Put { key: key.into(), value: vec![b'v'; len].into() };
+    apply(
+        &mut machine,
+        &[Command::Write(Write { ops: vec![put("k", 12_000)], ..Write::default() })],
+    );
+    for sequence in 1..=5 {
+        let reads = |session| stamped(session, sequence, vec![Op::Get { key: "k".into() }]);
+        apply(&mut machine, &(1..=CLIENTS).map(reads).collect::<Vec<_>>());
+    }
+    let write = |session| {
+        let mut bytes = Vec::new();
+        encode_command(&stamped(session, 6, vec![put("n", 10)]), &mut bytes);
+        bytes
+    };
+    let writes: Vec<Vec<u8>> = (1..=CLIENTS).map(write).collect();
+    let from = machine.applied();
+    let memory = |machine: &Machine<LsmStore>| machine.store().reader().stats().memtable_bytes;
+    let mut batches = Vec::new();
+    while machine.applied() < from + CLIENTS {
+        let done = machine.applied() - from;
+        let rest = writes[done as usize..].iter().enumerate();
+        let before = memory(&machine);
+        let work = rest.map(|(at, bytes)| (from + done + 1 + at as u64, Committed::Command(bytes)));
+        let outcomes = machine.apply_some(work, |_| true, 1 << 20).expect("the disk is well");
+        assert_eq!(outcomes.len() as u64, machine.applied() - from - done);
+        batches.push((outcomes.len(), memory(&machine) - before));
+    }
+    assert!(batches.len() == 3 && batches[0].0 == batches[1].0, "{batches:?}");
+    assert!(batches.iter().all(|(_, bytes)| *bytes < (1 << 20) + (80 << 10)), "{batches:?}");
+    assert!(batches[0].1 > 900 << 10, "{batches:?}");
+}
+
 proptest! {
     #[test]
     fn the_machine_on_the_engine_does_what_the_model_does_across_crashes(

@@ -6,6 +6,7 @@ mod damage;
 mod format;
 mod full;
 mod model;
+mod pace;
 mod races;
 mod reclaim;
 mod room;

@@ -304,9 +304,9 @@ fn the_writer_is_slowed_smoothly_and_never_stopped() {
     for i in 0..400u64 {
         let key = i.to_be_bytes();
         engine
-            .write(i + 1, [Change { space: 1, key: &key, value: Some((i + 1, &[7; 50])) }])
+            .write(i + 1, [Change { space: 1, key: &key, value: Some((i + 1, &[7; 850])) }])
             .unwrap();
-        delays.push(engine.delay_us(1000));
+        delays.push(engine.take_delay_us());
     }
     assert_eq!(delays[0], 0);
     assert!(delays.windows(2).all(|w| w[0] <= w[1]), "the debt only grew");
@@ -314,7 +314,34 @@ fn the_writer_is_slowed_smoothly_and_never_stopped() {
     assert!((1..1500).contains(&jump), "a jump of {jump} us");
     assert!(*delays.last().unwrap() > 1000);
     drain(&mut worker);
-    assert_eq!(engine.delay_us(1000), 0, "the debt is paid");
+    assert_eq!(engine.take_delay_us(), 0, "the debt is paid");
+}
+
+#[test]
+fn what_is_more_than_one_wait_is_owed_until_the_worker_has_caught_up() {
+    // Nine memtables in one batch: the writer is asked to wait again and again, and written on at once it owes more.
+    let disk = TestDisk::default();
+    let (mut engine, mut worker) = open(&disk).unwrap();
+    let batch = |engine: &mut Engine, applied: u64| {
+        let keys: Vec<_> = (0..54u64).map(u64::to_be_bytes).collect();
+        let change = |key| Change { space: 1, key, value: Some((applied, &[7; 900][..])) };
+        engine.write(applied, keys.iter().map(|key| change(&key[..]))).unwrap();
+    };
+    let pay = |engine: &mut Engine| {
+        let delays = std::iter::from_fn(|| Some(engine.take_delay_us()));
+        delays.take_while(|&delay_us| delay_us > 0).collect::<Vec<_>>()
+    };
+    batch(&mut engine, 1);
+    let one = pay(&mut engine);
+    assert!(one.len() > 2 && one.iter().all(|&us| us <= 50_000), "{one:?}");
+    batch(&mut engine, 2);
+    batch(&mut engine, 3);
+    let two = pay(&mut engine);
+    assert!(2 * two.iter().sum::<u64>() > 3 * one.iter().sum::<u64>(), "{one:?} {two:?}");
+    batch(&mut engine, 4);
+    assert_eq!(engine.take_delay_us(), 50_000);
+    drain(&mut worker);
+    assert_eq!(engine.take_delay_us(), 0, "nothing is owed to a worker that has caught up");
 }
 
 #[test]

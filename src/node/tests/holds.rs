@@ -122,6 +122,25 @@ fn whoever_waits_when_a_hold_begins_is_answered_at_once() {
     }
 }
 
+/// Three writes are committed together and are more than a step takes. Each of them is a step of its own, whoever waits for
+/// one is answered with it, and what was asked for behind them is done behind them.
+#[test]
+fn what_is_committed_together_is_applied_in_pieces() {
+    let mut h = Holding::new();
+    h.applier = h.applier.in_steps_of(1);
+    h.commit();
+    h.applier.handle(ApplyTask::Flush);
+    for index in 1..=3 {
+        assert!(matches!(h.applier.next_task(), Some(ApplyTask::Apply(_))));
+        let effects = h.applier.step().unwrap().unwrap();
+        assert_eq!(effects.applied.map(|applied| applied.index), Some(index));
+        assert_eq!(effects.answers.len(), usize::from(index != 2), "the clients 1 and 3 wait");
+    }
+    assert!(matches!(h.applier.next_task(), Some(ApplyTask::Flush)));
+    assert!(h.applier.step().unwrap().unwrap().applied.is_none());
+    assert!(h.applier.step().unwrap().is_none());
+}
+
 /// A node that cannot apply cannot cut its log either. Beyond its bound it takes no entries; it still obeys the leader,
 /// and what it missed comes when there is room again.
 #[test]

@@ -198,8 +198,7 @@ fn a_step_that_reads_much_ends_early_and_the_next_goes_on() {
     for in_memory in [Vec::new(), entries] {
         let machine = Machine::open(MemoryStore::default()).unwrap();
         let mut applier: Applier<_, Client> =
-            Applier::new(machine, wal.reader(), Configuration::default());
-        applier.set_step_bytes(4000);
+            Applier::new(machine, wal.reader(), Configuration::default()).in_steps_of(4000);
         let committed = Committed { first: 1, last: 11, entries: in_memory };
         let waits = |n| (n, ReplyTo::Client { client: n, request: n });
         let waiters = vec![waits(4), waits(11)];

@@ -12,7 +12,7 @@ use crate::node::recording::{
 use crate::node::{Apply, Input, Node, NodeEffects, Outgoing, Replica};
 use crate::raft::invariants::Watch;
 use crate::raft::{
-    Body, Configuration, Index, NodeId, Persist, Raft, RoleName, SnapshotMark, Term,
+    Body, Committed, Configuration, Index, NodeId, Persist, Raft, RoleName, SnapshotMark, Term,
 };
 use crate::sim::checks::{Violation, violated};
 use std::collections::{BTreeSet, VecDeque};
@@ -529,6 +529,20 @@ impl Life {
         }
         if let StateReplay::Follows(_) = &self.state {
             *shared.counters.entry("entries applied and compared").or_default() += new.len() as u64;
+        }
+        if applied < last {
+            // A piece of it: the rest waits, in front of what came since.
+            let Apply { committed, waiters, alone } = &mut apply;
+            let behind = committed.entries.partition_point(|entry| entry.index <= applied);
+            let entries = committed.entries.split_off(behind);
+            let behind = waiters.partition_point(|waiter| waiter.0 <= applied);
+            let rest = Apply {
+                committed: Committed { first: applied + 1, last, entries },
+                waiters: waiters.split_off(behind),
+                alone: *alone,
+            };
+            committed.last = applied;
+            self.tasks.push_front(Task::Apply(rest));
         }
         self.state.apply(apply, did)
     }

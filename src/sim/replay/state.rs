@@ -51,9 +51,8 @@ impl StateReplay {
         }
         machine.set_digest_every(start.digest_every);
         let _ = machine.take_digest();
-        let mut applier = Applier::new(machine, log, start.first.clone());
         // It is given what one recorded step has applied.
-        applier.set_step_bytes(usize::MAX);
+        let applier = Applier::new(machine, log, start.first.clone()).in_steps_of(usize::MAX);
         Ok(StateReplay::Follows(Box::new(applier)))
     }
 
