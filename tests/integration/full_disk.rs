@@ -1,7 +1,9 @@
-//! A small file system that is filled to the end and emptied again, under a real node.
+//! A small file system that is filled to the end and emptied again, under a real node: one in memory, and one that
+//! allocates late and keeps a journal.
 
 use crate::support::cluster::{Cluster, Setup};
 use crate::support::http;
+use crate::support::mounted::Mounted;
 use crate::support::native::Native;
 use crate::support::text::{Reply, Text, array};
 use crate::support::{Dice, say, wait_for};
@@ -10,12 +12,10 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::Duration;
-use tempfile::TempDir;
 
-const DISK: &str = "64m";
+const DISK_BYTES: u64 = 64 << 20;
 const RESERVE_BYTES: u64 = 24 << 20;
 const VALUE_BYTES: usize = 1024;
 /// More than fits the disk.
@@ -27,37 +27,6 @@ const REFUSALS: usize = 80;
 /// Sessions begun on a disk without space before the log must have met its end.
 const SESSIONS_MAX: usize = 200_000;
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// A file system in memory. It is unmounted whatever happens.
-struct Mounted(TempDir);
-
-impl Mounted {
-    fn new() -> Result<Mounted, String> {
-        let dir = tempfile::Builder::new().prefix("kontiki-disk-").tempdir();
-        let dir = dir.map_err(|e| e.to_string())?;
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={DISK}"), "tmpfs"]).arg(dir.path());
-        match mount.output() {
-            Ok(done) if done.status.success() => Ok(Mounted(dir)),
-            Ok(done) => Err(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
-            Err(e) => Err(format!("no command `mount`: {e}")),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        // Its last user may be about to end.
-        let unmounted = Command::new("umount").arg(self.path()).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(self.path()).status();
-        }
-    }
-}
 
 fn key(n: usize) -> String {
     format!("k{n:06}")
@@ -192,14 +161,25 @@ fn fill_with_ballast(path: &Path) -> u64 {
 
 #[test]
 fn a_full_file_system_is_no_end_and_nothing_acknowledged_is_lost() {
+    match Mounted::tmpfs(DISK_BYTES) {
+        Ok(mounted) => fills(&mounted, "full disk"),
+        Err(why) => say("full disk", &format!("NOT RUN, a tmpfs cannot be mounted: {why}")),
+    }
+}
+
+#[test]
+fn a_full_ext4_is_no_end_and_nothing_acknowledged_is_lost() {
+    match Mounted::ext4(DISK_BYTES) {
+        Ok(mounted) => fills(&mounted, "full ext4"),
+        Err(why) => say("full ext4", &format!("NOT RUN, a file cannot be mounted: {why}")),
+    }
+}
+
+fn fills(mounted: &Mounted, name: &str) {
     // A node on 64 MiB is given data until it takes no more; all of it can be read, deletes go on,
     // and by deletes alone it takes data again. Then somebody else fills the disk, the node is
     // killed and starts on the full disk; when the space is back it goes on by itself. Last, there
     // is nothing left at all: the log ends the process, and a new one finds everything.
-    let mounted = match Mounted::new() {
-        Ok(mounted) => mounted,
-        Err(why) => return say("full disk", &format!("NOT RUN, a tmpfs cannot be mounted: {why}")),
-    };
     let sizes = [
         ("--wal-limit", 1 << 20),
         ("--max-batch", 64 << 10),
@@ -209,7 +189,8 @@ fn a_full_file_system_is_no_end_and_nothing_acknowledged_is_lost() {
         ("--reserve", RESERVE_BYTES),
     ];
     let flags = sizes.iter().flat_map(|(name, n)| [(*name).to_owned(), n.to_string()]).collect();
-    let data = Some(mounted.path().to_owned());
+    // Not the root of it: an ext4 has a directory there.
+    let data = Some(mounted.path().join("data"));
     let cluster = Cluster::with(1, Setup { flags, data, ..Setup::default() });
     let client = Text::connect(&cluster.nodes[0].address).expect("a connection");
     let mut story = Story { cluster, client, stored: BTreeMap::new(), next: 0 };
@@ -291,5 +272,5 @@ fn a_full_file_system_is_no_end_and_nothing_acknowledged_is_lost() {
          it said {told} times that the disk is full",
         half.len()
     );
-    say("full disk", &what);
+    say(name, &what);
 }

@@ -1,6 +1,7 @@
 //! A damaged store is not served from, and repairs itself from the others.
 
 use crate::support::cluster::{Cluster, Setup, flags};
+use crate::support::mounted::Mounted;
 use crate::support::native::Native;
 use crate::support::text::{Reply, Text};
 use crate::support::{http, say, wait_for};
@@ -28,13 +29,28 @@ fn spoil(path: &Path) {
     fs::write(path, bytes).expect("written");
 }
 
+/// Room for three stores, the fetched ones beside them, logs and reserves.
+const DISK_BYTES: u64 = 512 << 20;
+
 #[test]
 fn a_node_with_damaged_tables_serves_nothing_wrong_and_heals() {
+    heals("repair", None);
+}
+
+#[test]
+fn a_node_on_an_ext4_heals_as_well() {
+    match Mounted::ext4(DISK_BYTES) {
+        Ok(mounted) => heals("repair on an ext4", Some(mounted.path().join("data"))),
+        Err(why) => say("repair on an ext4", &format!("NOT RUN, a file cannot be mounted: {why}")),
+    }
+}
+
+fn heals(name: &str, data: Option<PathBuf>) {
     // Every table of one node rots while it is down, or is lost. It comes back, does not say a wrong
     // word, and fetches a whole store from the others without help, also when it leads. Writes
     // go on all the while.
     let flags = flags("--memtable 256KiB --wal-limit 1MiB --max-batch 64KiB --max-value 32KiB");
-    let mut cluster = Cluster::with(3, Setup { flags, ..Setup::default() });
+    let mut cluster = Cluster::with(3, Setup { flags, data, ..Setup::default() });
     let value = |n: usize| format!("{n}-{}", "x".repeat(VALUE_BYTES));
     let mut text = Text::connect(&cluster.nodes[0].address).expect("a connection");
     for n in 0..KEYS {
@@ -75,6 +91,6 @@ fn a_node_with_damaged_tables_serves_nothing_wrong_and_heals() {
         for (n, item) in items.iter().enumerate() {
             assert_eq!(item.value, value(n).into_bytes());
         }
-        say("repair", &format!("{} tables spoiled, {asked} right answers meanwhile", all.len()));
+        say(name, &format!("{} tables spoiled, {asked} right answers meanwhile", all.len()));
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod cluster;
 pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod load;
+pub(crate) mod mounted;
 pub(crate) mod native;
 pub(crate) mod proxy;
 pub(crate) mod strace;
