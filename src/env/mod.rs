@@ -56,6 +56,16 @@ pub fn is_out_of_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// Whether a file could not be removed because somebody else holds it: a scanner, a backup, an indexer. That passes.
+pub fn is_held(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| real::HELD.contains(&code))
+}
+
+/// The error of such an attempt, for disks that are none.
+pub fn held() -> io::Error {
+    io::Error::from_raw_os_error(real::HELD[0])
+}
+
 /// Whether a read failed because the medium does not give back what lies there: a bad sector, or one whose
 /// checksum the system or the device found wrong. Other bytes of the file may well be read.
 pub fn is_unreadable(error: &io::Error) -> bool {

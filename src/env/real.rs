@@ -27,6 +27,11 @@ pub(super) const UNREADABLE: &[i32] =
 #[cfg(windows)]
 pub(super) const UNREADABLE: &[i32] = &[23, 27, 30, 1117, 1392, 1393, 323];
 
+/// Codes of errors by which a system says that a file is not to be removed now: EACCES, EBUSY and EPERM; on Windows
+/// ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION and ERROR_ACCESS_DENIED, which is said of a file that goes as soon as
+/// somebody else has closed it.
+pub(super) const HELD: &[i32] = if cfg!(windows) { &[32, 33, 5] } else { &[13, 16, 1] };
+
 /// The operating system's file system. What needs a descriptor waits for one as [`super::descriptors`] says.
 #[derive(Debug, Default)]
 pub struct RealDisk {

@@ -18,7 +18,7 @@
 use super::bytes::Malformed;
 use super::machine::INSTALLED_KEY;
 use super::types::{Found, Revision};
-use crate::env::{Findings, is_out_of_space};
+use crate::env::{Findings, is_held, is_out_of_space};
 use std::borrow::Cow;
 use std::fmt;
 use std::io;
@@ -212,6 +212,11 @@ impl StoreError {
     /// Whether there was no space for what was to be written.
     pub fn is_out_of_space(&self) -> bool {
         matches!(self, StoreError::Io { source, .. } if is_out_of_space(source))
+    }
+
+    /// Whether a file could not be removed since somebody else holds it, which passes.
+    pub fn is_held(&self) -> bool {
+        matches!(self, StoreError::Io { source, .. } if is_held(source))
     }
 
     /// Whether a snapshot that was not installed for it left the store as it was: a table of the snapshot is damaged,

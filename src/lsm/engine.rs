@@ -10,33 +10,22 @@ use super::files::Files;
 use super::manifest::{LEVELS, Manifest};
 use super::memtable::{Entry, MemCursor, Memtable};
 use super::merge::{LevelCursor, Merge, Source};
+use super::pace::{Debt, Owed};
 use super::room::Pins;
 use super::snapshot::Staged;
 use super::table::{Lookup, Shelf, Start, Table, TableCursor, table_number};
 use super::version::{Version, bytes_of};
 use super::{Class, KEY_BYTES_MAX, LsmError, Options, VALUE_BYTES_MAX, Worker};
-use crate::env::Disk;
+use crate::env::{Disk, is_held};
 use std::fmt;
 use std::ops::{Bound, ControlFlow, Range};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-/// Longest wait that is ever asked for, in microseconds: a writer must not seem to hang.
-const DELAY_MAX_US: u64 = 50_000;
-/// Memtables, in units of their budget, at which the writer begins to wait, and at which it waits
-/// in full: one that fills and one that is being flushed are no debt.
-const MEMORY_DEBT: (f64, f64) = (1.5, 3.0);
-/// The same for tables in level 0: reads look into all of them.
-const LEVEL0_DEBT: (f64, f64) = (8.0, 24.0);
-/// The same for bytes above the sizes of the levels, in units of level 1.
-const LEVELS_DEBT: (f64, f64) = (4.0, 40.0);
 /// At rest a memtable is flushed for what its tombstones hide from this part of level 1 on: less is not worth the
 /// syncs.
 const HIDDEN_PARTS: u64 = 128;
-/// What the levels above may add: in full debt the writer is let on with one MiB a second, beyond
-/// it with less.
-const PRESSURE_MAX: f64 = 4.0;
 
 const _: () = assert!(KEY_BYTES_MAX < u32::MAX as usize);
 
@@ -188,8 +177,7 @@ pub struct Engine {
     active: Arc<Memtable>,
     applied: u64,
     scratch: Vec<u8>,
-    /// Bytes in memtables for which the writer has not waited yet.
-    owed: u64,
+    owed: Owed,
 }
 
 impl Engine {
@@ -222,10 +210,19 @@ impl Engine {
             }
         }
         let known = |number| version.tables().any(|t| t.meta.number == number);
+        let mut next_file = state.next_file;
         for name in disk.list(dir).map_err(|e| LsmError::io(dir, 0, e))? {
-            if table_number(&name).is_some_and(|number| !known(number)) {
-                let path = dir.join(name);
-                disk.remove(&path).map_err(|e| LsmError::io(&path, 0, e))?;
+            let Some(number) = table_number(&name).filter(|number| !known(*number)) else {
+                continue;
+            };
+            let path = dir.join(name);
+            match disk.remove(&path) {
+                Err(e) if is_held(&e) => {
+                    // It goes later, and until then no other table gets its name.
+                    next_file = next_file.max(number.saturating_add(1));
+                    shelf.trash.lock().unwrap_or_else(PoisonError::into_inner).push(path);
+                }
+                removed => removed.map_err(|e| LsmError::io(&path, 0, e))?,
             }
         }
         let active = Arc::new(Memtable::default());
@@ -239,7 +236,7 @@ impl Engine {
             current: RwLock::new(Current { sources: Arc::new(sources), applied: state.applied }),
             flushed: AtomicU64::new(state.applied),
             debt,
-            next_file: AtomicU64::new(state.next_file),
+            next_file: AtomicU64::new(next_file),
             manifest: Mutex::new(Writing { slots: manifest, epoch: 0 }),
             failed: AtomicBool::new(false),
             full: AtomicBool::new(false),
@@ -248,8 +245,13 @@ impl Engine {
             pins: Pins::default(),
         });
         let worker = Worker::new(Arc::clone(&shared), disk, state.pointers);
-        let engine =
-            Engine { shared, active, applied: state.applied, scratch: Vec::new(), owed: 0 };
+        let engine = Engine {
+            shared,
+            active,
+            applied: state.applied,
+            scratch: Vec::new(),
+            owed: Owed::default(),
+        };
         Ok((engine, worker))
     }
 
@@ -299,7 +301,7 @@ impl Engine {
             self.scratch = Vec::new();
         }
         let clean = self.active.tombstones() == 0;
-        self.owed += self.active.insert(entries) as u64;
+        self.owed.add(self.active.insert(entries));
         if clean && self.active.tombstones() > 0 {
             // From now on the worker looks now and then what they hide.
             self.shared.shelf.bell.ring();
@@ -336,38 +338,21 @@ impl Engine {
     }
 
     /// How long the writer should wait before it asks again, in microseconds: nothing while the worker keeps up,
-    /// smoothly more as its debt grows, 50 ms at most. A writer who asks until nothing is left before it writes
-    /// on pays for what its batches take in memory, however large they are: what is more than 50 ms is owed at the
-    /// pressure of the next call, and nothing is owed any more once the worker has caught up. One who writes on
-    /// earlier pays the rest later.
+    /// smoothly more as its debt grows, 50 ms at most. A writer who asks until nothing is left before it writes on pays
+    /// for what its batches take in memory, however large they are; one who does not pays the rest later. Nothing is
+    /// owed any more once the worker has caught up.
     pub fn take_delay_us(&mut self) -> u64 {
-        let us_a_byte = self.us_a_byte();
-        let owed_us = self.owed as f64 * us_a_byte;
-        if owed_us <= DELAY_MAX_US as f64 {
-            self.owed = 0;
-            return owed_us as u64;
-        }
-        self.owed -= ((DELAY_MAX_US as f64 / us_a_byte) as u64).min(self.owed);
-        DELAY_MAX_US
-    }
-
-    /// How long a byte in a memtable is to be waited for, in microseconds: none while there is no debt, one at full
-    /// debt.
-    fn us_a_byte(&self) -> f64 {
-        let options = &self.shared.options;
-        let sources = self.shared.sources();
-        let memory: usize = sources.frozen.iter().map(|f| f.table.charge()).sum();
-        let memory = memory + self.active.charge();
-        let debt = self.shared.debt.load(Ordering::Relaxed);
-        let pressure = [
-            (memory as f64 / options.memtable_bytes as f64, MEMORY_DEBT),
-            (sources.version.level0_depth().0 as f64, LEVEL0_DEBT),
-            (debt as f64 / options.level1_bytes as f64, LEVELS_DEBT),
-        ]
-        .map(|(now, (from, to))| ((now - from) / (to - from)).clamp(0.0, PRESSURE_MAX))
-        .into_iter()
-        .fold(0.0, f64::max);
-        pressure * pressure
+        let Engine { shared, active, owed, .. } = self;
+        owed.take_us(|| {
+            let sources = shared.sources();
+            let frozen: usize = sources.frozen.iter().map(|f| f.table.charge()).sum();
+            let levels = shared.debt.load(Ordering::Relaxed);
+            Debt {
+                memtables: (frozen + active.charge()) as f64 / shared.options.memtable_bytes as f64,
+                level0: sources.version.level0_depth().0,
+                levels: levels as f64 / shared.options.level1_bytes as f64,
+            }
+        })
     }
 
     /// Waits until the worker, which runs on a thread of its own, has nothing left to do; returns at

@@ -1,6 +1,6 @@
 //! What can go wrong with the store's files, and what that means for the node.
 
-use crate::env::{is_out_of_space, is_unreadable};
+use crate::env::{is_held, is_out_of_space, is_unreadable};
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,6 +67,11 @@ impl LsmError {
     /// Whether there was no space for what was to be written.
     pub fn is_out_of_space(&self) -> bool {
         matches!(self, LsmError::Io { source, .. } if is_out_of_space(source))
+    }
+
+    /// Whether a file could not be removed since somebody else holds it, which passes.
+    pub fn is_held(&self) -> bool {
+        matches!(self, LsmError::Io { source, .. } if is_held(source))
     }
 
     /// What has to happen now.

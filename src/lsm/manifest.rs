@@ -132,6 +132,8 @@ pub(super) struct Manifest {
     identity: u64,
     sequence: u64,
     files: [Option<Arc<dyn DiskFile>>; 2],
+    /// How long each slot's file surely is, once that was asked for.
+    room: [Option<u64>; 2],
 }
 
 /// What a slot turned out to be.
@@ -177,12 +179,13 @@ impl Manifest {
                 let (i, why) = bad.unwrap_or((0, Malformed("the manifest is missing")));
                 return Err(LsmError::damaged(&dir.join(SLOTS[i]), 0, why.0));
             }
-            let mut manifest = Manifest { disk, dir, identity, sequence: 0, files };
+            let mut manifest =
+                Manifest { disk, dir, identity, sequence: 0, files, room: [None; 2] };
             let state = State { next_file: 1, ..State::default() };
             manifest.write(&state)?;
             return Ok((manifest, state, 0));
         };
-        let mut manifest = Manifest { disk, dir, identity, sequence, files };
+        let mut manifest = Manifest { disk, dir, identity, sequence, files, room: [None; 2] };
         let repairs = manifest.make_alike(&state, sequences)?;
         Ok((manifest, *state, repairs))
     }
@@ -222,15 +225,22 @@ impl Manifest {
     /// Makes the slots long enough for a state, and changes nothing that they say: behind the end of
     /// what they hold stands what means nothing. So when there is no space for a new state, that is
     /// known before the first of them is written.
-    pub(super) fn make_room(&self, state: &State) -> Result<(), LsmError> {
+    pub(super) fn make_room(&mut self, state: &State) -> Result<(), LsmError> {
         let need = encode(state, self.identity, 0, self.sequence).len() as u64;
-        for (file, name) in self.files.iter().zip(SLOTS) {
+        for ((file, name), room) in self.files.iter().zip(SLOTS).zip(&mut self.room) {
             let Some(file) = file else { continue };
             let path = self.dir.join(name);
-            let len = file.len().map_err(|e| LsmError::io(&path, 0, e))?;
+            let io = |e| LsmError::io(&path, 0, e);
+            let len = match *room {
+                Some(len) => len,
+                None => *room.insert(file.len().map_err(io)?),
+            };
             if len < need {
-                let zeros = vec![0; (need.next_multiple_of(GROW_BYTES) - len) as usize];
-                file.write_all_at(&zeros, len).map_err(|e| LsmError::io(&path, len, e))?;
+                let long = need.next_multiple_of(GROW_BYTES);
+                file.write_all_at(&vec![0; (long - len) as usize], len).map_err(io)?;
+                // Some file systems say only here that there is no space.
+                file.sync_all().map_err(io)?;
+                *room = Some(long);
             }
         }
         Ok(())

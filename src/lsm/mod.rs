@@ -16,6 +16,7 @@
 //! | `version`    | the tables at one time; what to compact next                      |
 //! | `merge`      | walks over all of it                                              |
 //! | `engine`     | [`Engine`] writes, [`Reader`] and [`View`] read                   |
+//! | `pace`       | how long the writer waits                                         |
 //! | `reserve`    | room for flushes and compactions on a full disk                   |
 //! | `room`       | what goes when the disk holds little more than one store          |
 //! | `salvage`    | what can be read of a store that is damaged                       |
@@ -62,6 +63,7 @@ mod manifest;
 mod memtable;
 mod merge;
 mod outputs;
+mod pace;
 mod reserve;
 mod room;
 pub mod salvage;

@@ -10,7 +10,7 @@
 //! value is nothing: they are never read, and one that a crash cut is simply made longer.
 
 use super::LsmError;
-use crate::env::{Disk, DiskFile, Open};
+use crate::env::{Disk, DiskFile, Open, is_held};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,7 +104,11 @@ impl Reserve {
             }
             Some((file, _)) => {
                 drop(file);
-                self.disk.remove(&self.path).map_err(io)?;
+                match self.disk.remove(&self.path) {
+                    // It is longer than it has to be, and may stay so.
+                    Err(e) if is_held(&e) => return Ok(None),
+                    removed => removed.map_err(io)?,
+                }
             }
             None => {}
         }
@@ -115,7 +119,7 @@ impl Reserve {
         Ok(Some(Filling { file, len: 0, unsynced: 0 }))
     }
 
-    /// Removes it; true when there was something to gain.
+    /// Removes it; true when that gave something back. Held by somebody else it stays, and counts for what it is.
     ///
     /// # Errors
     /// The disk's.
@@ -125,7 +129,7 @@ impl Reserve {
         self.whole = false;
         match self.disk.remove(&self.path) {
             Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) if e.kind() == io::ErrorKind::NotFound || is_held(&e) => Ok(false),
             Err(e) => Err(LsmError::io(&self.path, 0, e)),
         }
     }

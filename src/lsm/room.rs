@@ -11,7 +11,7 @@
 use super::LsmError;
 use super::engine::{Reader, Shared};
 use super::version::Version;
-use crate::env::Disk;
+use crate::env::{Disk, is_held};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
@@ -111,6 +111,11 @@ impl Reader {
         };
         let path = table.give_up().to_path_buf();
         match disk.remove(&path) {
+            // The worker removes it when nobody else holds it any more.
+            Err(e) if is_held(&e) => {
+                let trash = &self.shared.shelf.trash;
+                trash.lock().unwrap_or_else(PoisonError::into_inner).push(path.clone());
+            }
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(LsmError::io(&path, 0, e)),
             _ => {}
         }

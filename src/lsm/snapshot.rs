@@ -465,7 +465,11 @@ impl Import {
     /// The disk's.
     pub fn discard(self) -> Result<(), LsmError> {
         let names = self.disk.list(&self.dir).map_err(|e| LsmError::io(&self.dir, 0, e))?;
-        names.iter().try_for_each(|name| self.remove(name))
+        names.iter().try_for_each(|name| match self.remove(name) {
+            // The next import removes it.
+            Err(e) if e.is_held() => Ok(()),
+            removed => removed,
+        })
     }
 }
 

@@ -13,6 +13,14 @@
 //! compaction of any size needs the room of a table or two.
 //! If that does not help, the reserve is given up, too, and the disk counts as full until that
 //! could be filled again. Meanwhile compactions are chosen for what they give back.
+//!
+//! # A file that somebody else holds
+//!
+//! A scanner or a backup may have a file open that is to go, and then some systems do not remove it. It means nothing
+//! any more, so it stays and is tried again now and then; no other table gets its name.
+//!
+//! # What is final
+//!
 //! What follows the first sync of the names of finished tables is final, full disk or not: it must
 //! not be done twice. The manifest's slots have been made long enough before.
 
@@ -25,8 +33,9 @@ use super::outputs::Bench;
 use super::reserve::Reserve;
 use super::table::{Table, TableMeta, table_name};
 use super::version::{Pick, Version, bytes_of};
-use crate::env::Disk;
+use crate::env::{Disk, is_held};
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -37,8 +46,12 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 const RESERVE_PAUSE: Duration = Duration::from_millis(20);
 /// The background rests for so long before a memtable is flushed for what it hides.
 const REST_PAUSE: Duration = Duration::from_secs(5);
+/// Pause before files that somebody else holds are tried again.
+const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// Busy or not, a piece of the reserve is written after so many pieces of work.
 const WORK_PER_RESERVE: u64 = 8;
+/// Busy, so many pieces of work lie between two attempts to remove what somebody else holds.
+const WORK_PER_HELD: u64 = 64;
 /// Compactions that found no space in a row, from which on the pause before the next one does not
 /// double any more: each may write much in vain.
 const DOUBLINGS_MAX: u32 = 4;
@@ -94,6 +107,9 @@ pub struct Worker {
     reserve: Reserve,
     /// Pieces of work since the last piece of the reserve.
     worked: u64,
+    /// Files that somebody else holds, to be removed later, and pieces of work since they were tried.
+    held: Vec<PathBuf>,
+    since_held: u64,
     /// An error is final from here on: names or manifest may be half-written.
     committing: bool,
     /// Jobs in a row whose new tables could not be read back.
@@ -133,6 +149,8 @@ impl Worker {
             demanded: Demanded::default(),
             reserve,
             worked: 0,
+            held: Vec::new(),
+            since_held: 0,
             committing: false,
             unread: 0,
             in_vain: 0,
@@ -189,6 +207,7 @@ impl Worker {
                 Step::Worked | Step::Damaged => {}
                 Step::Reserved => drop(bell.wait_at_most(RESERVE_PAUSE)),
                 Step::Full => drop(bell.wait_at_most(FULL_PAUSE)),
+                Step::Idle if !self.held.is_empty() => drop(bell.wait_at_most(HELD_PAUSE)),
                 Step::Idle if self.shared.tombstones_in_memory() == 0 => bell.wait(),
                 Step::Idle => {
                     let rung = bell.wait_at_most(REST_PAUSE);
@@ -199,6 +218,12 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// How many files are to go and stay for now, since somebody else holds them. With any left the worker has something
+    /// to try again after a pause, though a step said that nothing is to be done.
+    pub fn held_files(&self) -> usize {
+        self.held.len()
     }
 
     /// Whether the memtable should be flushed though it is not full: it hides much of what is on disk, which cannot
@@ -231,6 +256,11 @@ impl Worker {
             self.reserve.give_up()?;
         }
         match self.piece()? {
+            Step::Idle if !self.held.is_empty() => {
+                // It is asked again after a pause.
+                self.since_held = WORK_PER_HELD;
+                self.keep_reserve()
+            }
             Step::Damaged => Ok(Step::Damaged),
             Step::Worked => {
                 self.worked += 1;
@@ -400,11 +430,18 @@ impl Worker {
         self.epoch = self.shared.manifest().epoch;
     }
 
-    fn take_out_trash(&self) -> Result<(), LsmError> {
-        let trash = || self.shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner);
+    fn take_out_trash(&mut self) -> Result<(), LsmError> {
+        let shared = Arc::clone(&self.shared);
+        let trash = || shared.shelf.trash.lock().unwrap_or_else(PoisonError::into_inner);
         let mut paths = std::mem::take(&mut *trash());
+        self.since_held += 1;
+        if self.since_held > WORK_PER_HELD {
+            self.since_held = 0;
+            paths.append(&mut self.held);
+        }
         while let Some(path) = paths.pop() {
             match self.disk.remove(&path) {
+                Err(e) if is_held(&e) => self.held.push(path),
                 Err(e) if e.kind() != io::ErrorKind::NotFound => {
                     let error = LsmError::io(&path, 0, e);
                     paths.push(path);

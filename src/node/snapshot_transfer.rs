@@ -521,7 +521,7 @@ impl SnapshotReceiver {
         }
     }
 
-    /// A full disk sets a transfer back: it is begun again some time later, with what is here. When that does not help,
+    /// A full disk sets a transfer back, and so does a file that is to go and that another program holds: it is begun again some time later, with what is here. When that does not help,
     /// a damaged store makes room for what is to take its place.
     fn unless_full<T>(
         &mut self,
@@ -529,6 +529,16 @@ impl SnapshotReceiver {
         now_us: u64,
     ) -> Result<Option<T>, StoreError> {
         match result {
+            Err(e) if e.is_held() => {
+                self.import = None;
+                if !matches!(self.connection, Connection::None) {
+                    self.connection = Connection::Unused;
+                }
+                (self.asked, self.rest_until_us) = (None, now_us + SPACE_PAUSE_US);
+                let text = format!("a snapshot waits for a file that another program holds: {e}");
+                self.lines.push_back((true, text));
+                Ok(None)
+            }
             Err(e) if e.is_out_of_space() => {
                 let begun = self.import.take().is_some();
                 (self.connection, self.asked) = match self.connection {

@@ -6,6 +6,8 @@
 //!   whole or not at all.
 //! - `sync_data` and `sync_all` put every earlier write to that file on the platter. A created or
 //!   removed name is on the platter after `sync_dir`.
+//! - A directory is durable when it is made ([`Disk::create_dir`] says so); one in whose making the power fails is there or
+//!   not, and what is not there holds no files.
 //! - A killed process loses nothing: the cache belongs to the system.
 //! - A power loss keeps, of every sector written since the last sync, the old content or that of
 //!   any of the writes since, chosen sector by sector: unsynced writes are lost, torn and reordered.
@@ -14,19 +16,29 @@
 //!   down, and the one it hits is torn; all later ones fail and touch nothing.
 //! - [`Trouble`] makes one later operation fail with an error. After a failed sync the unsynced
 //!   writes of the file are in doubt: a power loss may take them even if a later sync succeeds.
+//! - A write that fails is done in part: some of it, from its begin to the end of some sector, is there.
+//! - A sync may find no space for what the file has become longer by since its last one (delayed allocation); its
+//!   unsynced writes are in doubt then, too. What lies within a file's durable length has its space.
+//! - A file may be held by somebody else for a while: it is not removed, and the error says so.
+//! - A disk has a bandwidth ([`SimDisk::pace`]), and an open may wait for a descriptor, since `env` does:
+//!   [`SimDisk::take_busy_us`] says how long whoever used it was busy.
 //! - The disk may be full for a while: [`SimDisk::limit`] says how much room is left, what makes a
 //!   file longer takes of it, a removed file gives back, and when nothing is left no file is made.
 //! - Bits flip only in what [`SimDisk::flip`] is told, behind everyone's back.
 //! - A sector that [`SimDisk::spoil`] is told of cannot be read (EIO), by this process and all later ones, until it
 //!   is written again or its file is removed.
 //!
-//! Not modelled: a disk that lies about syncs, reads that return different bytes twice.
+//! Not modelled: a disk that lies about syncs, reads that return different bytes twice, an open that is refused for want
+//! of a descriptor: `env` gives that error to commands only, which keep no reserve.
 
 mod rot;
+mod trouble;
+
+pub use trouble::Trouble;
 
 use super::dice::Dice;
 use super::moments::{DiskStep, FileKind, Moment};
-use crate::env::{DirLock, Disk, DiskFile, Open, unreadable};
+use crate::env::{DirLock, Disk, DiskFile, Open, held, unreadable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
@@ -36,19 +48,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a disk writes whole or not at all.
 pub const SECTOR_BYTES: usize = 512;
-
-/// An operation that is made to fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Trouble {
-    /// A read fails (EIO).
-    Read,
-    /// A write fails (EIO).
-    Write,
-    /// A sync fails (EIO).
-    Sync,
-    /// No space is left for a write that makes a file longer, or for a new file.
-    Full,
-}
 
 /// A disk; clones share it.
 #[derive(Clone)]
@@ -68,6 +67,14 @@ struct State {
     /// When the power last failed in the middle of an operation.
     failed_at: Option<Moment>,
     trouble: Option<Trouble>,
+    /// Removes that fail, and opens that wait, before others.
+    held: u64,
+    starved: u64,
+    bytes_a_second: Option<u64>,
+    busy_us: u64,
+    seen: BTreeMap<&'static str, u64>,
+    /// Directories that were asked for: whether each is there, and whether that is certain. Others are there.
+    dirs: BTreeMap<OsString, Dir>,
     /// Bytes that all files together may have.
     capacity: Option<usize>,
     /// How often each trouble struck.
@@ -80,6 +87,16 @@ struct State {
     /// Reads that met a sector that cannot be read.
     spoiled_reads: u64,
     between: Option<Look>,
+}
+
+/// What is known of a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dir {
+    There,
+    /// The power failed while it was made: it is there, or not.
+    InDoubt,
+    /// It was lost.
+    Gone,
 }
 
 /// What is done before every operation on a file.
@@ -171,6 +188,12 @@ impl SimDisk {
             dark: false,
             failed_at: None,
             trouble: None,
+            held: 0,
+            starved: 0,
+            bytes_a_second: None,
+            busy_us: 0,
+            seen: BTreeMap::new(),
+            dirs: BTreeMap::new(),
             capacity: None,
             struck: BTreeMap::new(),
             last_struck: None,
@@ -198,6 +221,7 @@ impl SimDisk {
                 ..File::default()
             });
         }
+        to.dirs.clone_from(&state.dirs);
         drop(to);
         copy
     }
@@ -208,6 +232,7 @@ impl SimDisk {
         let (state, mut to) = (self.state(), image.state());
         to.names.clone_from(&state.names);
         to.unsynced_names.clone_from(&state.unsynced_names);
+        to.dirs.clone_from(&state.dirs);
         to.files.clone_from(&state.files);
         drop(to);
         image.power_lost();
@@ -245,24 +270,6 @@ impl SimDisk {
         self.state().dark
     }
 
-    /// The next operation of that kind fails.
-    pub fn trouble(&self, trouble: Option<Trouble>) {
-        self.state().trouble = trouble;
-    }
-
-    /// All files together may become longer by so many bytes; none for any number.
-    pub fn limit(&self, room: Option<usize>) {
-        let mut state = self.state();
-        let used = state.used();
-        state.capacity = room.map(|room| used + room);
-    }
-
-    /// Whether a later operation is to fail, or none will be done at all.
-    pub fn has_trouble(&self) -> bool {
-        let state = self.state();
-        state.dark || state.trouble.is_some()
-    }
-
     /// Does something before every operation on a file, reads included, from now on. What that itself does
     /// on this disk counts as no operation.
     pub fn look_between(&self, look: Option<Look>) {
@@ -279,32 +286,6 @@ impl SimDisk {
         drop(state);
         look();
         self.state().between = Some(look);
-    }
-
-    /// How often each trouble struck so far.
-    pub fn struck(&self) -> BTreeMap<Trouble, u64> {
-        self.state().struck.clone()
-    }
-
-    /// The trouble that struck last.
-    pub fn last_struck(&self) -> Option<Trouble> {
-        self.state().last_struck
-    }
-
-    /// Of what kind the file was whose read failed in this life and would not again, if one did.
-    pub fn read_struck(&self) -> Option<FileKind> {
-        self.state().read_struck
-    }
-
-    /// Whether a read failed in this life of what the store keeps, or the next one is to.
-    pub fn may_be_unread(&self) -> bool {
-        let state = self.state();
-        state.trouble == Some(Trouble::Read) || state.read_struck == Some(FileKind::Table)
-    }
-
-    /// What the store keeps was written anew.
-    pub fn forget_read_struck(&self) {
-        self.state().read_struck = None;
     }
 
     /// Syncs so far.
@@ -336,6 +317,12 @@ impl SimDisk {
                 };
             }
         }
+        for dir in state.dirs.values_mut().filter(|dir| **dir == Dir::InDoubt) {
+            *dir = if state.dice.chance(1, 2) { Dir::There } else { Dir::Gone };
+            if *dir == Dir::Gone {
+                *state.seen.entry("directories lost").or_default() += 1;
+            }
+        }
         drop(guard);
         self.killed();
     }
@@ -363,21 +350,6 @@ impl SimDisk {
 }
 
 impl State {
-    /// Whether an operation may go on; on the way the power may fail.
-    fn strikes(&mut self, trouble: Trouble) -> bool {
-        let strikes = self.trouble == Some(trouble);
-        if strikes {
-            self.trouble = None;
-            self.count(trouble);
-        }
-        strikes
-    }
-
-    fn count(&mut self, trouble: Trouble) {
-        self.last_struck = Some(trouble);
-        *self.struck.entry(trouble).or_default() += 1;
-    }
-
     fn used(&self) -> usize {
         self.names.values().map(|&id| self.files[id].bytes.len()).sum()
     }
@@ -394,6 +366,12 @@ impl State {
     /// Whether there is power for an operation that changes nothing.
     fn light(&self) -> io::Result<()> {
         if self.dark { Err(dark()) } else { Ok(()) }
+    }
+
+    /// Whether that directory is there.
+    fn in_directory(&self, dir: Option<&Path>) -> io::Result<()> {
+        let gone = |dir: &Path| self.dirs.get(dir.as_os_str()) == Some(&Dir::Gone);
+        if dir.is_some_and(gone) { Err(io::ErrorKind::NotFound.into()) } else { Ok(()) }
     }
 
     /// The same for one that changes something: the power may fail in the middle of it.
@@ -448,6 +426,7 @@ impl Disk for SimDisk {
         self.before_operation();
         let mut state = self.state();
         let kind = FileKind::of(path);
+        state.in_directory(path.parent())?;
         let power = match mode {
             Open::CreateNew => state.changes(DiskStep::Create, kind)?,
             _ => {
@@ -473,6 +452,7 @@ impl Disk for SimDisk {
         if power == Power::FailsNow {
             return Err(dark());
         }
+        state.takes_descriptor();
         drop(state);
         Ok(Arc::new(SimFile(self.clone(), id)))
     }
@@ -480,6 +460,7 @@ impl Disk for SimDisk {
     fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
         let state = self.state();
         state.light()?;
+        state.in_directory(Some(dir))?;
         let name = |path: &OsString| {
             let path = Path::new(path);
             let name = (path.parent() == Some(dir)).then(|| path.file_name()).flatten()?;
@@ -488,14 +469,25 @@ impl Disk for SimDisk {
         Ok(state.names.keys().filter_map(name).collect())
     }
 
-    fn create_dir(&self, _dir: &Path) -> io::Result<()> {
-        self.state().light()
+    fn create_dir(&self, dir: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        if state.dirs.get(dir.as_os_str()) == Some(&Dir::There) {
+            return state.light();
+        }
+        // Its name is made durable, too: only a power failure within leaves that open.
+        let power = state.changes(DiskStep::CreateDir, FileKind::of(dir))?;
+        let known = if power == Power::FailsNow { Dir::InDoubt } else { Dir::There };
+        state.dirs.insert(dir.into(), known);
+        if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.before_operation();
         let mut state = self.state();
         let power = state.changes(DiskStep::Remove, FileKind::of(path))?;
+        if power == Power::On && state.names.contains_key(path.as_os_str()) && state.is_held() {
+            return Err(held());
+        }
         let id = state.names.remove(path.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
         state.unsynced_names.entry(path.into()).or_insert(Some(id));
         if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
@@ -504,6 +496,7 @@ impl Disk for SimDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.before_operation();
         let mut state = self.state();
+        state.in_directory(to.parent())?;
         let power = state.changes(DiskStep::Create, FileKind::of(to))?;
         let id = state.names.remove(from.as_os_str()).ok_or(io::ErrorKind::NotFound)?;
         state.unsynced_names.entry(from.into()).or_insert(Some(id));
@@ -541,6 +534,7 @@ impl DiskFile for SimFile {
             state.read_struck = Some(state.files[self.1].kind);
             return Err(unreadable());
         }
+        state.moves(buf.len());
         let at = usize::try_from(offset).map_err(io::Error::other)?;
         let first = at / SECTOR_BYTES * SECTOR_BYTES;
         if state.files[self.1].spoiled.range(first..at.saturating_add(buf.len())).next().is_some() {
@@ -559,13 +553,19 @@ impl DiskFile for SimFile {
         let state = &mut *guard;
         let power = state.changes(DiskStep::Write, state.files[self.1].kind)?;
         let at = usize::try_from(offset).map_err(io::Error::other)?;
-        if state.strikes(Trouble::Write) {
+        if power == Power::On && state.strikes(Trouble::Write) {
+            let part = state.part(at, buf.len());
+            state.files[self.1].write(at, &buf[..part]);
             return Err(eio());
         }
         let grows = (at + buf.len()).saturating_sub(state.files[self.1].bytes.len());
         if grows > 0 && state.is_full_for(grows) {
+            let room = state.capacity.map_or(grows, |all| all.saturating_sub(state.used()));
+            let part = state.part(at, buf.len() - grows + room.min(grows - 1));
+            state.files[self.1].write(at, &buf[..part]);
             return Err(full());
         }
+        state.moves(buf.len());
         state.files[self.1].write(at, buf);
         if power == Power::FailsNow { Err(dark()) } else { Ok(()) }
     }
@@ -585,6 +585,11 @@ impl DiskFile for SimFile {
             state.files[self.1].sync_failed();
             return Err(eio());
         }
+        let grown = state.files[self.1].bytes.len() > state.files[self.1].durable_len;
+        if grown && state.strikes(Trouble::FullSync) {
+            state.files[self.1].sync_failed();
+            return Err(full());
+        }
         state.syncs += 1;
         state.files[self.1].sync();
         Ok(())
@@ -598,62 +603,4 @@ impl DiskFile for SimFile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk_with(seed: u64) -> (SimDisk, Arc<dyn DiskFile>) {
-        let disk = SimDisk::new(Dice::new(seed));
-        let file = disk.open(Path::new("d/f"), Open::CreateNew).unwrap();
-        file.write_all_at(&[1; 2048], 0).unwrap();
-        file.sync_all().unwrap();
-        disk.sync_dir(Path::new("d")).unwrap();
-        (disk, file)
-    }
-
-    /// What was synced survives every power loss; what was not comes back sector by sector as the
-    /// old or the new bytes, and over some seeds as both, in any order.
-    #[test]
-    fn a_power_loss_takes_unsynced_sectors_one_by_one() {
-        let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..64 {
-            let (disk, file) = disk_with(seed);
-            file.write_all_at(&[2; 1024], 512).unwrap();
-            disk.power_lost();
-            let bytes = disk.bytes(Path::new("d/f")).unwrap();
-            assert!(bytes[..512].iter().chain(&bytes[1536..]).all(|&b| b == 1));
-            let sectors: Vec<u8> = bytes[512..1536].chunks(512).map(|s| s[0]).collect();
-            assert!(bytes.chunks(512).all(|s| s.iter().all(|&b| b == s[0])), "sectors are whole");
-            seen.insert(sectors);
-        }
-        assert_eq!(seen.len(), 4, "both, none, and each alone");
-    }
-
-    /// A name that was not synced is there or not; a killed process loses neither name nor bytes.
-    #[test]
-    fn names_are_durable_after_the_directory_is_synced() {
-        let mut found = [0, 0];
-        for seed in 0..32 {
-            let (disk, _) = disk_with(seed);
-            disk.open(Path::new("d/g"), Open::CreateNew).unwrap();
-            disk.killed();
-            assert!(disk.bytes(Path::new("d/g")).is_some());
-            disk.power_lost();
-            found[usize::from(disk.bytes(Path::new("d/g")).is_some())] += 1;
-            assert!(disk.bytes(Path::new("d/f")).is_some());
-        }
-        assert!(found[0] > 0 && found[1] > 0);
-    }
-
-    /// Once the power has failed nothing works until it is back.
-    #[test]
-    fn the_power_fails_in_the_middle() {
-        let (disk, file) = disk_with(1);
-        disk.fail_power_in(1);
-        file.write_all_at(&[3; 4], 0).unwrap();
-        assert!(file.sync_all().is_err());
-        assert!(disk.is_dark());
-        assert!(file.read_exact_at(&mut [0], 0).is_err());
-        disk.power_lost();
-        assert!(file.read_exact_at(&mut [0], 0).is_ok());
-    }
-}
+mod tests;

@@ -139,6 +139,13 @@ pub enum Fault {
         /// The node.
         node: NodeId,
     },
+    /// The disk gets that bandwidth.
+    PaceDisk {
+        /// The node.
+        node: NodeId,
+        /// Bytes a second; 0 for no bound.
+        bytes_a_second: u64,
+    },
     /// Syncs become slow, or fast again.
     SlowDisk {
         /// The node.
@@ -264,6 +271,11 @@ impl Fault {
             Fault::DiskTrouble { trouble: Trouble::Write, .. } => "write error armed",
             Fault::DiskTrouble { trouble: Trouble::Sync, .. } => "sync error armed",
             Fault::DiskTrouble { trouble: Trouble::Full, .. } => "full disk armed",
+            Fault::DiskTrouble { trouble: Trouble::FullSync, .. } => "full disk at a sync armed",
+            Fault::DiskTrouble { trouble: Trouble::Held, .. } => "held file armed",
+            Fault::DiskTrouble { trouble: Trouble::Descriptors, .. } => "want of descriptors armed",
+            Fault::PaceDisk { bytes_a_second: 0, .. } => "disk has bandwidth again",
+            Fault::PaceDisk { .. } => "disk of little bandwidth",
             Fault::FillDisk { .. } => "disk is full for a while",
             Fault::EmptyDisk { .. } => "disk has space again",
             Fault::SlowDisk { .. } => "slow disk",
@@ -307,6 +319,7 @@ impl Fault {
             | Fault::Isolate { node }
             | Fault::DiskTrouble { node, .. }
             | Fault::SlowDisk { node, .. }
+            | Fault::PaceDisk { node, .. }
             | Fault::FillDisk { node, .. }
             | Fault::EmptyDisk { node }
             | Fault::BitFlip { node, .. }
@@ -372,6 +385,7 @@ impl Fault {
             Fault::Slow { to, bandwidth, .. } => [to, bandwidth, 0, 0],
             Fault::Bad { to, loss, duplication, delay_us, .. } => [to, loss, duplication, delay_us],
             Fault::SlowDisk { sync_us_max, .. } => [sync_us_max, 0, 0, 0],
+            Fault::PaceDisk { bytes_a_second, .. } => [bytes_a_second, 0, 0, 0],
             Fault::BitFlip { at, .. } | Fault::FlipStore { at, .. } => [at, 0, 0, 0],
             Fault::FlipIdentity { both, at, .. } => [u64::from(both), at, 0, 0],
             Fault::Misdirect { from, to, .. } => [from, to, 0, 0],
@@ -457,6 +471,10 @@ impl Fault {
                 if let Some(n) = world.nodes.get_mut(&node) {
                     n.sync_us_max = sync_us_max;
                 }
+            }
+            Fault::PaceDisk { node, bytes_a_second } => {
+                let pace = (bytes_a_second > 0).then_some(bytes_a_second);
+                world.nodes[&node].disk.pace(pace);
             }
             Fault::BitFlip { node, at } => flip(world, node, at),
             Fault::FlipStore { node, at } => flip_store(world, node, at),

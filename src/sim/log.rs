@@ -117,7 +117,7 @@ impl World {
         if let Some(platter) = self.platters.get_mut(&node) {
             platter.written(batch);
         }
-        let delay_us = self.dice.log_between(60, slow_us);
+        let delay_us = self.dice.log_between(60, slow_us) + self.disk_time_us(node);
         self.note(node, "log synced", [*seq, *bytes, delay_us, 0]);
         self.schedule(delay_us, node, life, Event::Written { seq: *seq, log_bytes });
     }
@@ -139,7 +139,8 @@ impl World {
         let Some(preparer) = up.preparers.front_mut() else { return };
         let made = match preparer.step() {
             Ok(None) => {
-                self.schedule(2_000, node, life, Event::Prepare);
+                let delay_us = 2_000 + self.disk_time_us(node);
+                self.schedule(delay_us, node, life, Event::Prepare);
                 return;
             }
             Ok(Some(spare)) => Ok(spare),

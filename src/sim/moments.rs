@@ -15,6 +15,8 @@ pub enum DiskStep {
     Remove,
     /// The names of a directory are synced.
     SyncNames,
+    /// A directory is made.
+    CreateDir,
 }
 
 /// What a file is for.
@@ -67,7 +69,7 @@ pub struct Moment {
 impl Moment {
     /// All that there are in a run, and what each is called in counters.
     pub const ALL: [(Moment, &'static str); MOMENTS] = {
-        use DiskStep::{Create, Remove, Sync, SyncNames, Write};
+        use DiskStep::{Create, CreateDir, Remove, Sync, SyncNames, Write};
         use FileKind::{Identity, Incoming, Log, Manifest, Other, Table};
         const fn at(step: DiskStep, file: FileKind) -> Moment {
             Moment { step, file }
@@ -77,6 +79,8 @@ impl Moment {
             (at(Write, Identity), "power lost: identity written"),
             (at(Sync, Identity), "power lost: identity synced"),
             (at(SyncNames, Other), "power lost: names of the data directory synced"),
+            (at(CreateDir, Log), "power lost: directory of the log made"),
+            (at(CreateDir, Table), "power lost: directory of the store made"),
             (at(Create, Log), "power lost: segment created"),
             (at(Write, Log), "power lost: segment written"),
             (at(Sync, Log), "power lost: segment synced"),
@@ -95,13 +99,14 @@ impl Moment {
             (at(Sync, Incoming), "power lost: piece of a snapshot synced"),
             (at(Remove, Incoming), "power lost: piece of a snapshot removed"),
             (at(SyncNames, Incoming), "power lost: names of a snapshot synced"),
+            (at(CreateDir, Incoming), "power lost: directory of a snapshot made"),
         ]
     };
 
     /// Those from here on belong to a snapshot on its way here.
-    pub const INCOMING: usize = 17;
+    pub const INCOMING: usize = 19;
     /// So many of them, the first, belong to a node's first start above all.
-    pub const FIRST_START: usize = 12;
+    pub const FIRST_START: usize = 14;
 
     /// What it is called in counters.
     pub fn name(self) -> Option<&'static str> {
@@ -110,4 +115,4 @@ impl Moment {
 }
 
 /// How many there are.
-const MOMENTS: usize = 22;
+const MOMENTS: usize = 25;

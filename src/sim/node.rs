@@ -7,7 +7,7 @@ use super::links::{Accepted, Dialed};
 use super::moments::{FileKind, Moment};
 use super::serving::Served;
 use super::snapshots::Transfer;
-use super::store::{Owed, step_bytes, store_options};
+use super::store::{Owed, held_ends_no_node, step_bytes, store_options};
 use super::world::ClusterBounds;
 use super::world::Event;
 use crate::api::answers::ANSWER_BYTES_MAX;
@@ -121,6 +121,8 @@ pub(super) struct SimNode {
     pub(super) store_repaired: bool,
     /// Largest time its log writer may take at present, in microseconds.
     pub(super) sync_us_max: u64,
+    /// What was asked of its disk until now is done then.
+    pub(super) disk_free_us: u64,
     /// How fast its clock runs, in parts per million of true time.
     clock_ppm: u64,
     started_us: u64,
@@ -248,6 +250,7 @@ impl SimNode {
             store_repaired: false,
             flushed: 0,
             sync_us_max: 2_000,
+            disk_free_us: 0,
             clock_ppm,
             started_us: 0,
             torn: None,
@@ -357,7 +360,10 @@ impl SimNode {
             Err(e) if is_damage(&e) => {
                 return violated("no crash looks like damage", format!("node {}: {e}", self.id));
             }
-            Err(_) => {
+            Err(e) => {
+                if let BootError::Store(e) = &e {
+                    held_ends_no_node(self.id, e)?;
+                }
                 self.torn = torn;
                 return Ok(Start::Failed);
             }

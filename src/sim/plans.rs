@@ -118,7 +118,7 @@ impl Random {
         let down = all.iter().copied().find(|id| !up.contains(id));
         let any = down.filter(|_| dice.chance(1, 2)).unwrap_or(node);
         let down_us = dice.log_between(10_000, 4_000_000);
-        Some(match dice.below(62) {
+        Some(match dice.below(66) {
             0..3 => Fault::Kill { node, down_us },
             3..5 => Fault::PowerLoss { node, down_us },
             5 => Fault::TornWrite { node, changes: dice.below(6) },
@@ -139,6 +139,9 @@ impl Random {
             27 => Fault::DiskTrouble { node: any, trouble: Trouble::Write },
             28 | 50 => Fault::DiskTrouble { node: any, trouble: Trouble::Read },
             29 => Fault::DiskTrouble { node: any, trouble: Trouble::Full },
+            62 => Fault::DiskTrouble { node: any, trouble: Trouble::FullSync },
+            63 | 64 => Fault::DiskTrouble { node: any, trouble: Trouble::Held },
+            65 => Fault::DiskTrouble { node: any, trouble: Trouble::Descriptors },
             30 => Fault::SlowDisk { node, sync_us_max: dice.log_between(1_000, 1_500_000) },
             31 => Fault::SlowDisk { node, sync_us_max: 2_000 },
             32 => Fault::Transfer { node, to: None },
@@ -516,7 +519,14 @@ impl Adversary {
                     }
                 }
                 for _ in 0..dice.between(1, 3) {
-                    let troubles = [Trouble::Read, Trouble::Write, Trouble::Sync, Trouble::Full];
+                    let troubles = [
+                        Trouble::Read,
+                        Trouble::Write,
+                        Trouble::Sync,
+                        Trouble::Full,
+                        Trouble::FullSync,
+                        Trouble::Held,
+                    ];
                     let trouble = *dice.pick(&troubles);
                     let node = if trouble == Trouble::Read { LEADER } else { follower };
                     let trouble = Fault::DiskTrouble { node, trouble };

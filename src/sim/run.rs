@@ -130,7 +130,13 @@ fn report(world: &World) -> Report {
                 super::disk::Trouble::Write => "write errors",
                 super::disk::Trouble::Sync => "sync errors",
                 super::disk::Trouble::Full => "full disks",
+                super::disk::Trouble::FullSync => "syncs without space",
+                super::disk::Trouble::Held => "files held",
+                super::disk::Trouble::Descriptors => "opens that waited for a descriptor",
             };
+            *counters.entry(name).or_default() += times;
+        }
+        for (name, times) in node.disk.seen() {
             *counters.entry(name).or_default() += times;
         }
     }

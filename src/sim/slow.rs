@@ -15,6 +15,10 @@ use crate::raft::NodeId;
 /// Longest sync of a slow disk, in microseconds: below the smallest election timeout.
 const SYNC_US_MAX: u64 = 300_000;
 
+/// Least and most bytes a second of a disk of little bandwidth: what is written here goes to the log once and through the
+/// levels some ten times.
+const DISK_BANDWIDTH: (u64, u64) = (400_000, 10_000_000);
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Slow {
@@ -37,6 +41,7 @@ impl Slow {
         let one = *dice.pick(&all);
         let (kind, rate) = (dice.below(3), bandwidth(dice));
         let slow_disks = dice.chance(1, 2);
+        let paced = dice.chance(1, 2);
         let mut faults = Vec::new();
         for &from in &all {
             for &to in all.iter().filter(|&&to| to != from) {
@@ -52,6 +57,10 @@ impl Slow {
             if slow_disks && dice.chance(1, 2) {
                 let sync_us_max = dice.log_between(5_000, SYNC_US_MAX);
                 faults.push(Fault::SlowDisk { node: from, sync_us_max });
+            }
+            if paced && dice.chance(1, 2) {
+                let bytes_a_second = dice.log_between(DISK_BANDWIDTH.0, DISK_BANDWIDTH.1);
+                faults.push(Fault::PaceDisk { node: from, bytes_a_second });
             }
         }
         faults

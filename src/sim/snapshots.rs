@@ -135,7 +135,7 @@ impl World {
             }
             self.note(node, "snapshot needed", [0; 4]);
         }
-        let delay_us = self.hop_us();
+        let delay_us = self.hop_us() + self.disk_time_us(node);
         self.fetch_in(node, delay_us);
         Ok(())
     }

@@ -18,10 +18,13 @@ use crate::lsm::{self, Step};
 use crate::node::recording::{DidNote, Record, TaskNote, put_body};
 use crate::node::{Applied, ApplyEffects, ApplyError, ApplyTask, Input};
 use crate::raft::{Entry, Index, NodeId, Payload, codec};
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
 
 /// Longest rest that an applier takes at once.
 const REST_US_MAX: u64 = 50_000;
+/// Pause before the store tries again to remove what somebody else holds, in microseconds.
+const HELD_PAUSE_US: u64 = 1_000_000;
 
 /// Small sizes, so that a run flushes and compacts often, and has several of everything: memtables, tables,
 /// blocks and partitions of an index. They are others at every start: whatever some have written, others
@@ -256,11 +259,23 @@ impl World {
             self.compare(node)?;
         }
         self.note(node, "applied", words);
-        let delay_us = self.hop_us();
+        let delay_us = self.hop_us() + self.disk_time_us(node);
         let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return Ok(()) };
         self.schedule(delay_us, node, life, Event::Applied(effects));
         self.start_storing(node);
         Ok(())
+    }
+
+    /// How long what was just done on a node's disk takes from now on: behind what others do there.
+    pub(super) fn disk_time_us(&mut self, node: NodeId) -> u64 {
+        let now_us = self.now_us;
+        let Some(n) = self.nodes.get_mut(&node) else { return 0 };
+        let busy_us = n.disk.take_busy_us();
+        if busy_us == 0 {
+            return 0;
+        }
+        n.disk_free_us = n.disk_free_us.max(now_us) + busy_us;
+        n.disk_free_us - now_us
     }
 
     /// It goes on with what waits.
@@ -310,7 +325,13 @@ impl World {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let (life, slow_us) = (n.life, n.sync_us_max);
         let Some(up) = &mut n.up else { return Ok(()) };
+        let held = up.worker.held_files();
         let step = up.worker.step();
+        let removed = step.is_ok() && up.worker.held_files() < held;
+        let busy_us = self.disk_time_us(node);
+        if removed {
+            self.count("held files removed later");
+        }
         self.looked(node, looks)?;
         let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else {
             return Ok(());
@@ -323,7 +344,12 @@ impl World {
         let Some(up) = &mut n.up else { return Ok(()) };
         match step {
             Ok(Step::Idle) => {
-                up.storing = false;
+                let tries_again = up.worker.held_files() > 0;
+                up.storing = tries_again;
+                if tries_again {
+                    self.schedule(HELD_PAUSE_US, node, life, Event::Store);
+                    return Ok(());
+                }
                 if up.worker.wants_flush() && self.dice.chance(1, 2) {
                     self.count("flushed for what it hides");
                     self.input(node, Input::FlushWanted);
@@ -366,7 +392,7 @@ impl World {
                     ("tombstones dropped", now.tombstones_dropped > before.tombstones_dropped),
                 ];
                 happened.into_iter().filter(|(_, did)| *did).for_each(|(what, _)| self.count(what));
-                let delay_us = self.dice.log_between(60, slow_us);
+                let delay_us = self.dice.log_between(60, slow_us) + busy_us;
                 self.schedule(delay_us, node, life, Event::Store);
                 // What a compaction dropped too early would show from now on.
                 let merged = now.compaction_read_bytes > before.compaction_read_bytes;
@@ -402,6 +428,7 @@ impl World {
     ) -> Result<(), Violation> {
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         if !error.is_damage() {
+            held_ends_no_node(node, error)?;
             self.disk_failed(node, whose);
             return Ok(());
         }
@@ -496,6 +523,15 @@ impl World {
 
 /// Applies to the model what it has not seen yet, one entry at a time and by a mapping of its own: it shares
 /// nothing with the applier that it checks.
+/// What somebody else holds is removed later, and nothing needs its name meanwhile.
+pub(super) fn held_ends_no_node(node: NodeId, error: &StoreError) -> Result<(), Violation> {
+    let StoreError::Io { source, .. } = error else { return Ok(()) };
+    if error.is_held() || source.kind() == ErrorKind::AlreadyExists {
+        return violated("a held file ends no node", format!("node {node}: {error}"));
+    }
+    Ok(())
+}
+
 fn follow(
     model: &mut Machine<MemoryStore>,
     ledger: &mut Ledger,

@@ -603,7 +603,8 @@ impl World {
             self.count(if killed { "killed within a write" } else { "power lost within a write" });
             self.stop(node, !killed);
         } else {
-            if self.nodes[&node].disk.last_struck() == Some(Trouble::Full) {
+            let struck = self.nodes[&node].disk.last_struck();
+            if matches!(struck, Some(Trouble::Full | Trouble::FullSync)) {
                 let up = self.nodes[&node].up.as_ref();
                 let since_us = up.and_then(|up| up.waits_since_us);
                 // docs/operations.md, "A full disk": the log ends the node when it has waited in vain.

@@ -5,7 +5,7 @@
 //! be there or not, whatever the order of the writes. A created or removed name is certain after
 //! a sync of the directory, until then either way is possible, for each name by itself.
 
-use crate::env::{DirLock, Disk, DiskFile, Open, unreadable};
+use crate::env::{DirLock, Disk, DiskFile, Open, held, unreadable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -52,6 +52,8 @@ pub(crate) enum Fault {
     Sync,
     /// No file can grow.
     Full,
+    /// No file can be removed: somebody else holds it.
+    Held,
 }
 
 /// What is on the platter: names and contents.
@@ -328,6 +330,9 @@ impl Disk for TestDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
+        if state.fault == Some(Fault::Held) && state.now.names.contains_key(path) {
+            return Err(held());
+        }
         state.now.names.remove(path).ok_or(io::ErrorKind::NotFound)?;
         state.ops.push(Op::Remove(path.to_path_buf()));
         Ok(())

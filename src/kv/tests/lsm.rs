@@ -42,7 +42,7 @@ fn records_of_sessions_count_in_what_a_batch_takes() {
     };
     let opened: Vec<Command> = (0..CLIENTS).map(|_| Command::OpenSession).collect();
     apply(&mut machine, &opened);
-    let put = |key: &str, len: usize| Op::Put { key: key.into(), value: vec![b'v'; len].into() };
+    let put = |key: &str, len: usize| Op::Put { key: key.into(), value: vec![b'v'; len] };
     apply(
         &mut machine,
         &[Command::Write(Write { ops: vec![put("k", 12_000)], ..Write::default() })],

@@ -5,6 +5,7 @@ mod crash;
 mod damage;
 mod format;
 mod full;
+mod held;
 mod model;
 mod pace;
 mod races;
