@@ -100,9 +100,7 @@ pub trait View {
     fn get(&self, space: Space, key: &[u8]) -> Result<Option<Found>, StoreError>;
 
     /// A key's revision.
-    fn revision(&self, space: Space, key: &[u8]) -> Result<Option<Revision>, StoreError> {
-        Ok(self.get(space, key)?.map(|found| found.revision))
-    }
+    fn revision(&self, space: Space, key: &[u8]) -> Result<Option<Revision>, StoreError>;
 
     /// How many bytes a key's value has.
     fn value_len(&self, space: Space, key: &[u8]) -> Result<Option<usize>, StoreError> {

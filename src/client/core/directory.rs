@@ -237,3 +237,54 @@ impl Directory {
         self.learned = addresses.filter(|a| !a.is_empty()).take(LEARNED_MAX).collect();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn three() -> Directory {
+        Directory::new(&["a", "b", "c"].map(str::to_owned))
+    }
+
+    #[test]
+    fn a_leader_that_says_nothing_is_not_dialed_because_others_name_it() {
+        // For some time, and it is not the first one any more; then it may be followed again.
+        let mut directory = three();
+        directory.leads("b");
+        assert_eq!(directory.candidates(), ["b", "a", "c"]);
+        assert!(directory.may_follow("b", 100));
+        directory.is_silent("b", 100);
+        assert_eq!(directory.candidates(), ["a", "b", "c"]);
+        assert!(!directory.may_follow("b", 99 + AVOID_US));
+        assert!(directory.may_follow("b", 100 + AVOID_US));
+        // Another one's silence says nothing of the leader.
+        directory.leads("c");
+        directory.is_silent("a", 100);
+        assert_eq!(directory.candidates(), ["c", "a", "b"]);
+    }
+
+    #[test]
+    fn an_address_that_was_named_is_known_from_then_on() {
+        // Once, after those that were given, and never an empty one.
+        let mut directory = three();
+        for named in ["x", "a", "x", ""] {
+            directory.leads(named);
+        }
+        assert_eq!(directory.all(), ["a", "b", "c", "x"]);
+    }
+
+    #[test]
+    fn a_round_begins_behind_who_knew_no_leader() {
+        // And it is said whether there is anybody else to ask.
+        let mut directory = three();
+        directory.leads("c");
+        assert!(directory.go_on_behind("a"));
+        assert_eq!(directory.candidates(), ["b", "c", "a"]);
+        assert!(directory.go_on_behind("c"));
+        assert_eq!(directory.candidates(), ["a", "b", "c"]);
+        let mut alone = Directory::new(&["a".to_owned()]);
+        assert!(!alone.go_on_behind("a"));
+        assert_eq!(alone.candidates(), ["a"]);
+        assert!(!Directory::new(&[]).has_candidates());
+    }
+}

@@ -517,3 +517,33 @@ fn a_second_write_of_a_key_waits_for_the_first_whatever_refuses_it() {
         assert!(refused && place(1) < place(2), "{order:?}");
     }
 }
+
+#[test]
+fn a_time_is_wanted_only_while_one_is_waited_for() {
+    // Not without a call, and not while a dial is under way, which ends by itself.
+    let mut bench = Bench::three(false);
+    assert_eq!((bench.core.next_us(), bench.core.patience()), (None, Duration::from_millis(400)));
+    bench.begin(put("k"));
+    assert!(bench.core.next_us().is_none());
+    bench.dial();
+    assert!(bench.core.next_us().is_none());
+    bench.welcome(1, (1, "a"));
+    bench.sent();
+    assert!(bench.core.next_us().is_some_and(|at_us| at_us > bench.now_us));
+}
+
+#[test]
+fn more_calls_do_not_give_a_silent_node_more_time() {
+    // Its patience runs from when the first of the open calls was sent.
+    let mut bench = Bench::three(true);
+    bench.begin(Call::Ping);
+    bench.dial();
+    bench.welcome(1, (1, "a"));
+    bench.sent();
+    let until_us = bench.core.next_us().expect("an answer is awaited");
+    bench.now_us += 100_000;
+    bench.begin(Call::Ping);
+    assert_eq!(bench.sent().len(), 1);
+    let now_until_us = bench.core.next_us().expect("an answer is awaited");
+    assert!(now_until_us < until_us + 10_000, "{now_until_us} after {until_us}");
+}

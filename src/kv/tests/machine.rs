@@ -2,6 +2,7 @@
 
 use super::model::Model;
 use super::strategies::any_command;
+use crate::kv::codec::put_outcome;
 use crate::kv::machine::{CONFIGURATION_KEY, RESULT_BYTES_MAX};
 use crate::kv::sessions::SessionBounds;
 use crate::kv::*;
@@ -399,4 +400,30 @@ fn a_step_ends_when_its_entries_have_read_enough() {
     assert_eq!(outcomes.len(), 2);
     let own = [write(vec![put("own", &value)]), write(vec![get("own")]), write(vec![get("own")])];
     assert_eq!(in_steps(&mut machine, &own, |_| false, 900), []);
+}
+
+#[test]
+fn a_digest_is_over_index_kind_and_contents_and_told_at_its_multiples() {
+    // By a second reading of the definition: replicas of different builds compare these numbers.
+    let malformed = [0xff, 1];
+    let mut outcome = Vec::new();
+    put_outcome(&mut outcome, &Outcome::Malformed);
+    let entries = [
+        (1u8, Committed::Term(7), 7u64.to_le_bytes().to_vec()),
+        (2, Committed::Configuration(b"members"), b"members".to_vec()),
+        (3, Committed::Command(&malformed), [&malformed[..], &outcome].concat()),
+        (1, Committed::Term(8), 8u64.to_le_bytes().to_vec()),
+    ];
+    let mut machine = open(SMALL);
+    machine.set_digest_every(2);
+    let mut expected = 0u32;
+    for (i, (kind, committed, contents)) in entries.into_iter().enumerate() {
+        let index = i as u64 + 1;
+        let before =
+            [&expected.to_le_bytes()[..], &index.to_le_bytes(), &[kind], &contents].concat();
+        expected = crc32fast::hash(&before);
+        machine.apply([(index, committed)]).expect("memory does not fail");
+        let told = index.is_multiple_of(2).then_some((index, expected));
+        assert_eq!(machine.take_digest(), told, "index {index}");
+    }
 }

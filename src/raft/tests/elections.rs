@@ -392,3 +392,19 @@ fn the_longest_log_wins_from_the_lowest_term() {
         }
     }
 }
+
+/// Section 5.2: a node that has given its vote waits a whole election timeout for what comes of it, also when the term
+/// was known before.
+#[test]
+fn a_voter_gives_its_candidate_time() {
+    let mut solo = Solo::new();
+    solo.step(2, 1, Body::HeartbeatResponse { round: 0 });
+    solo.pass(TIMEOUT_US - 1);
+    let request = Body::RequestVote { last_index: 0, last_term: 0, transfer: false };
+    let answer = solo.step(3, 1, request);
+    assert!(matches!(answer[..], [Message { body: Body::VoteResponse { granted: true }, .. }]));
+    solo.pass(TIMEOUT_US - 1);
+    assert_eq!((solo.raft.role(), solo.take().len()), (RoleName::Follower, 0));
+    solo.pass(TIMEOUT_US + 1);
+    assert_eq!(solo.raft.role(), RoleName::PreCandidate);
+}
