@@ -284,7 +284,7 @@ impl SimDisk {
         }
         let Some(mut look) = state.between.take() else { return };
         drop(state);
-        look();
+        self.beside(&mut look);
         self.state().between = Some(look);
     }
 

@@ -401,7 +401,8 @@ impl World {
         let life = n.life;
         let Some(up) = &mut n.up else { return Ok(()) };
         // Its mark lay in the store before it was installed, and may have been hurt there.
-        let undamaged = contents(&up.reader.view(), usize::MAX).is_ok();
+        let view = up.reader.view();
+        let undamaged = n.disk.beside(|| contents(&view, usize::MAX)).is_ok();
         if matches!(installed, Installed::Done { repaired: true, .. }) {
             up.state.damaged.store(false, Ordering::Relaxed);
         }

@@ -456,10 +456,11 @@ impl World {
     /// False when the node stopped of it, or its store has to be repaired first.
     pub(super) fn compare(&mut self, node: NodeId) -> Result<bool, Violation> {
         let stride = self.dice.between(1, 8) as usize;
-        let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else { return Ok(false) };
+        let Some(n) = self.nodes.get(&node) else { return Ok(false) };
+        let Some(up) = n.up.as_ref() else { return Ok(false) };
         let view = up.reader.view();
         let index = view.applied();
-        let now = match contents(&view, stride) {
+        let now = match n.disk.beside(|| contents(&view, stride)) {
             Ok(now) => now,
             Err(e) => {
                 self.store_failed(node, "disk error in a scan", &e)?;
