@@ -118,6 +118,7 @@ impl Page {
 
 #[cfg(test)]
 mod tests {
+    use super::super::answers::ANSWER_BYTES_MAX;
     use super::*;
     use crate::api::tests::state;
 
@@ -170,11 +171,18 @@ mod tests {
         state.connections_max.store(23, Ordering::Relaxed);
         state.different.store(true, Ordering::Relaxed);
         let page = text(&state);
+        let answers = [("bytes", 0), ("bytes_max", ANSWER_BYTES_MAX)]
+            .map(|(name, value)| format!("kontiki_answer_{name} {value}"));
         let expected = [
             "kontiki_applied_index 1",
             "kontiki_log_bytes 21",
             "kontiki_connections 22",
             "kontiki_connections_max 23",
+            "kontiki_requests_under_way 0",
+            "kontiki_requests_under_way_max 4096",
+            "kontiki_requests_refused_total 0",
+            &answers[0],
+            &answers[1],
             "kontiki_disk_full 0",
             "kontiki_replicas_differ 1",
             "kontiki_store_damaged 0",

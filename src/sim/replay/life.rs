@@ -514,19 +514,6 @@ impl Life {
             self.let_waiters_go();
             return Ok(());
         }
-        if applied < last {
-            // The step ended early, and the next one goes on with the rest.
-            let waiters = apply.waiters.partition_point(|waiter| waiter.0 <= applied);
-            let mut rest = apply.clone();
-            rest.waiters.drain(..waiters);
-            rest.committed.first = applied + 1;
-            rest.committed.entries.retain(|entry| entry.index > applied);
-            self.tasks.push_front(Task::Apply(rest));
-            apply.waiters.truncate(waiters);
-            apply.committed.last = applied;
-            apply.committed.entries.retain(|entry| entry.index <= applied);
-            shared.count("steps of apply that ended early");
-        }
         if let StateReplay::Follows(_) = &self.state {
             *shared.counters.entry("entries applied and compared").or_default() += new.len() as u64;
         }
@@ -543,6 +530,7 @@ impl Life {
             };
             committed.last = applied;
             self.tasks.push_front(Task::Apply(rest));
+            shared.count("steps of apply that ended early");
         }
         self.state.apply(apply, did)
     }
