@@ -174,3 +174,14 @@ fn tells_how_it_is(head: &Head) -> bool {
 fn is_health(path: &str) -> bool {
     matches!(path, "/health" | "/health/leader")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_served_before_the_first_answer() {
+        // Until then a connection gives way to newcomers.
+        assert!(!Http::new(b"GET / HTTP/1.1\r\n".to_vec(), None, 0).was_served());
+    }
+}

@@ -306,3 +306,29 @@ impl Fnv {
         self.bytes(&number.to_le_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Bound::{Excluded, Included, Unbounded};
+
+    #[test]
+    fn a_key_lies_between_itself_and_itself_when_both_bounds_include_it() {
+        // With either bound excluded nothing does; an open side holds something always.
+        let (j, k): (&[u8], &[u8]) = (b"j", b"k");
+        let is_empty =
+            |lower, upper| Scan { space: Space::User, lower, upper, reverse: false }.is_empty();
+        assert!(!is_empty(Included(k), Included(k)) && !is_empty(Included(j), Included(k)));
+        assert!(is_empty(Included(k), Included(j)));
+        for (lower, upper) in [
+            (Included(k), Excluded(k)),
+            (Excluded(k), Included(k)),
+            (Excluded(k), Excluded(k)),
+            (Excluded(k), Included(j)),
+        ] {
+            assert!(is_empty(lower, upper), "{lower:?} {upper:?}");
+        }
+        assert!(!is_empty(Excluded(j), Excluded(k)));
+        assert!(!is_empty(Unbounded, Excluded(k)) && !is_empty(Excluded(k), Unbounded));
+    }
+}
