@@ -561,7 +561,9 @@ impl DiskFile for SimFile {
         let grows = (at + buf.len()).saturating_sub(state.files[self.1].bytes.len());
         if grows > 0 && state.is_full_for(grows) {
             let room = state.capacity.map_or(grows, |all| all.saturating_sub(state.used()));
-            let part = state.part(at, buf.len() - grows + room.min(grows - 1));
+            // Behind the end there may be a gap in front of the bytes.
+            let fits = buf.len().saturating_sub(grows) + room.min(grows - 1);
+            let part = state.part(at, fits.min(buf.len()));
             state.files[self.1].write(at, &buf[..part]);
             return Err(full());
         }
