@@ -335,9 +335,10 @@ mod tests {
             next(&mut all);
         }
         let text = String::from_utf8(all).unwrap();
-        let told = text.lines().position(|line| line.contains("lines were dropped here")).unwrap();
+        // In one place, or in two when the thread had taken a part.
+        let told = text.lines().filter(|line| line.contains("lines were dropped here"));
         let dropped: u64 =
-            text.lines().nth(told).unwrap().split(' ').next().unwrap().parse().unwrap();
+            told.map(|line| line.split(' ').next().unwrap().parse::<u64>().unwrap()).sum();
         let kept = text.lines().filter(|line| line.len() == 99).count() as u64;
         assert_eq!(kept + dropped, 3 * fit + 1);
         assert!(dropped >= fit && kept <= 2 * fit + 1, "{kept} {dropped}");

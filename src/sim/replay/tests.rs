@@ -29,14 +29,17 @@ fn replayed(seed: u64, files: &[File]) -> Replayed {
 #[test]
 fn simulated_runs_replay_whole_and_torn() {
     let mut counters: BTreeMap<&str, u64> = BTreeMap::new();
-    let mut dice = Dice::new(1);
+    let (mut dice, mut compared_whole) = (Dice::new(1), 0);
     for seed in 0..SEEDS {
         let mut files = recorded(seed);
         let whole = replayed(seed, &files);
         let of = |name: &str| whole.counters.get(name).copied().unwrap_or(0);
         assert_eq!((of(UNSENT), of(UNCOMMITTED)), (0, 0), "seed {seed}: everything is recorded");
         assert!(of("entries applied") > 0, "seed {seed}");
-        assert_eq!(of("entries applied"), of("entries applied and compared"), "seed {seed}");
+        // Behind damage, and behind a full disk, a replay cannot follow, and says so.
+        let all = of("entries applied") == of("entries applied and compared");
+        assert!(all || whole.notes.iter().any(|note| note.contains("not compared")), "seed {seed}");
+        compared_whole += u64::from(all);
         for file in &mut files {
             let len = file.bytes.len();
             let lost = dice.log_between(1, 4_000) as usize;
@@ -47,6 +50,7 @@ fn simulated_runs_replay_whole_and_torn() {
             *counters.entry(name).or_default() += times;
         }
     }
+    assert!(compared_whole > SEEDS / 2, "{compared_whole} of {SEEDS}");
     for name in [
         "batches of log writers",
         "elections",
