@@ -7,6 +7,7 @@ use crate::support::mounted::Mounted;
 use crate::support::native::Native;
 use crate::support::text::{Reply, Text, array};
 use crate::support::{Dice, say, wait_for};
+use kontiki::kv::{Op, Write as KvWrite};
 use kontiki::wire::client::{Call, Consistency};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,8 +25,8 @@ const WRITES_MAX: usize = 64 << 10;
 const WINDOW: usize = 64;
 /// A refusal lasts when so many attempts in a row, with this pause, met it.
 const REFUSALS: usize = 80;
-/// Sessions begun on a disk without space before the log must have met its end.
-const SESSIONS_MAX: usize = 200_000;
+/// Deletes taken on a disk without space before the log must have met its end.
+const DELETES_MAX: usize = 200_000;
 const PAUSE: Duration = Duration::from_millis(50);
 
 fn key(n: usize) -> String {
@@ -241,20 +242,22 @@ fn fills(mounted: &Mounted, name: &str) {
     story.check();
     assert!(!story.cluster.ended(0), "the same process all the while");
 
-    // Whatever becomes free is taken at once, the reserve, too, and sessions are begun, which are
-    // taken and must be flushed: when there is nothing left it is the log that ends the process.
+    // Whatever becomes free is taken at once, the reserve, too, and keys are deleted that nobody has written, which
+    // is taken and must be flushed: when there is nothing left it is the log that ends the process.
     let mut file = File::create(&ballast).expect("a file");
     let mut native = Native::new(story.address());
     let mut begun = 0;
     while !story.cluster.ended(0) {
         while file.write_all(&[1; 4 << 10]).is_ok() {}
         for _ in 0..WINDOW {
-            if native.call(Call::OpenSession).is_err() {
+            let key = format!("none {begun:0>200}").into_bytes();
+            let ops = vec![Op::Delete { key }];
+            if native.call(Call::Write(KvWrite { ops, ..KvWrite::default() })).is_err() {
                 break;
             }
             begun += 1;
         }
-        assert!(begun < SESSIONS_MAX, "the log has a bound");
+        assert!(begun < DELETES_MAX, "the log has a bound");
     }
     let log = story.cluster.log(0);
     let line = log.lines().last().expect("a last line");
