@@ -82,7 +82,7 @@ struct State {
     /// The trouble that struck last.
     last_struck: Option<Trouble>,
     /// Of what kind the file was whose read failed in this life and would not again.
-    read_struck: Option<FileKind>,
+    read_struck: Vec<FileKind>,
     syncs: u64,
     /// Reads that met a sector that cannot be read.
     spoiled_reads: u64,
@@ -197,7 +197,7 @@ impl SimDisk {
             capacity: None,
             struck: BTreeMap::new(),
             last_struck: None,
-            read_struck: None,
+            read_struck: Vec::new(),
             syncs: 0,
             spoiled_reads: 0,
             between: None,
@@ -298,7 +298,7 @@ impl SimDisk {
         let mut state = self.state();
         state.power_fails_in = None;
         state.trouble = None;
-        state.read_struck = None;
+        state.read_struck = Vec::new();
         state.dark = false;
     }
 
@@ -531,7 +531,8 @@ impl DiskFile for SimFile {
         let mut state = self.0.state();
         state.light()?;
         if state.strikes(Trouble::Read) {
-            state.read_struck = Some(state.files[self.1].kind);
+            let kind = state.files[self.1].kind;
+            state.read_struck.push(kind);
             return Err(unreadable());
         }
         state.moves(buf.len());

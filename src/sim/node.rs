@@ -267,7 +267,7 @@ impl SimNode {
 
     /// Whether something of its store may be damaged, or looks so since a read of it failed.
     pub(super) fn store_is_hurt(&self) -> bool {
-        self.store_flipped || self.disk.read_struck() == Some(FileKind::Table)
+        self.store_flipped || self.disk.reads_struck().contains(&FileKind::Table)
     }
 
     /// Whether it may need the others to make its store whole.
@@ -342,7 +342,7 @@ impl SimNode {
         }
         let (identity, wal, recovered, machine, worker, completed) = match opened {
             Ok(opened) => opened,
-            Err(e) if is_damage(&e) && self.disk.read_struck().is_some() => {
+            Err(e) if is_damage(&e) && !self.disk.reads_struck().is_empty() => {
                 // A read failed that would not again.
                 self.torn = torn;
                 return Ok(Start::Failed);

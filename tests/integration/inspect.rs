@@ -61,6 +61,9 @@ fn a_killed_node_is_inspected_damaged_and_inspected_again() {
     let (code, out, error) = inspect("verify", &data, &[]);
     assert_eq!(code, Some(0), "{out}{error}");
     let totals = out.lines().last().unwrap_or_default().to_owned();
+    // The kill may have left a table that no manifest names, which is a note and no loss.
+    let is_named = |table: &PathBuf| !out.contains(&*table.to_string_lossy());
+    let table = tables(&data).into_iter().find(is_named).expect("a table of the store");
     assert!(totals.starts_with("ok") && totals.contains(" tables, "), "{totals}");
     let (code, out, _) = inspect("verify", &data, &["--json"]);
     assert_eq!(code, Some(0), "{out}");
@@ -98,7 +101,7 @@ fn a_killed_node_is_inspected_damaged_and_inspected_again() {
     let places = [
         (segment(0), 40, false),
         (segment(1), 4096 + 30, false),
-        (tables(&data).remove(0), 100, false),
+        (table, 100, false),
         (data.join("store/manifest-0"), 40, true),
         (data.join("identity-b"), 50, true),
     ];

@@ -56,7 +56,8 @@ fn a_node_that_gets_no_more_threads_sheds_connections_and_goes_on() {
     assert_eq!(http::status(&address, "/health"), Some(200));
     drop(crowd);
     wait_for("all that come are served again", || {
-        let mut many: Vec<Text> = (0..10).filter_map(|_| Text::connect(&address).ok()).collect();
+        // Fewer than it serves at least in the minute behind a shortage.
+        let mut many: Vec<Text> = (0..5).filter_map(|_| Text::connect(&address).ok()).collect();
         let served = |client: &mut Text| client.line("PING").is_ok();
         many.iter_mut().all(served).then_some(())
     });

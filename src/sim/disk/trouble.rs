@@ -61,20 +61,21 @@ impl SimDisk {
         self.state().last_struck
     }
 
-    /// Of what kind the file was whose read failed in this life and would not again, if one did.
-    pub fn read_struck(&self) -> Option<FileKind> {
-        self.state().read_struck
+    /// Of what kinds the files were whose reads failed in this life and would not again: seldom more than one. (Seed
+    /// 820100426: the second failure hid that a table was quarantined for the first.)
+    pub fn reads_struck(&self) -> Vec<FileKind> {
+        self.state().read_struck.clone()
     }
 
     /// Whether a read failed in this life of what the store keeps, or the next one is to.
     pub fn may_be_unread(&self) -> bool {
         let state = self.state();
-        state.trouble == Some(Trouble::Read) || state.read_struck == Some(FileKind::Table)
+        state.trouble == Some(Trouble::Read) || state.read_struck.contains(&FileKind::Table)
     }
 
     /// What the store keeps was written anew.
     pub fn forget_read_struck(&self) {
-        self.state().read_struck = None;
+        self.state().read_struck = Vec::new();
     }
 
     /// Its bandwidth from now on, in bytes a second; none for any.
