@@ -2,7 +2,7 @@
 //!
 //! A node takes over the term of any message of a later one (paper 5.1) and never goes back. So one faulty peer
 //! could take a cluster to the last term there is, in which nobody can be elected any more, or end every leader
-//! it has. Two bounds, of which an honest cluster notices nothing:
+//! it has. Three bounds, of which an honest cluster notices nothing:
 //!
 //! - In one life a node takes over terms up to [`TERM_JUMP_MAX`] above the one that it began with, and
 //!   [`TERMS_PER_SECOND`] more with every second.
@@ -10,10 +10,13 @@
 //!   answer never. No learner is ever in a later term than the majority that made its leader. A
 //!   follower whose configuration is old may not know the new leader as a voter: it believes it as soon as it
 //!   has not heard the old one for an election timeout.
+//! - An answer to a RequestVote raises nobody's term but a candidate's. What one that comes late says of another
+//!   node's term, that node's next answer to a leader or its own candidacy says as well; repeated by a faulty voter it
+//!   would end every leader.
 //!
 //! Left out: that a peer is who it says it is, which is the business of the handshake.
 
-use super::core::Raft;
+use super::core::{Raft, RoleName};
 use super::types::{Body, Message, NUMBER_MAX, Term};
 
 /// A node that was away for a hundred years of two elections a second has missed no more terms.
@@ -33,6 +36,11 @@ impl Raft {
         let seconds = self.now_us.saturating_sub(self.started_us) / 1_000_000;
         let latest = self.first_term + TERM_JUMP_MAX + TERMS_PER_SECOND.saturating_mul(seconds);
         if message.term > latest {
+            return false;
+        }
+        if let Body::VoteResponse { .. } = message.body
+            && self.role() != RoleName::Candidate
+        {
             return false;
         }
         let configuration = self.configuration();

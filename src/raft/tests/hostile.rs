@@ -209,7 +209,8 @@ fn no_member_takes_the_others_to_the_last_term() {
             assert_eq!((solo.raft.role(), solo.raft.term()), (RoleName::Leader, 1));
         }
     }
-    for body in bodies() {
+    let believed = bodies().filter(|body| !matches!(body, Body::VoteResponse { .. }));
+    for body in believed {
         let mut solo = Solo::leader(Platter::new(voters(3)));
         solo.step(2, 1 << 32, body);
         assert_eq!(solo.raft.term(), 1 << 32);
@@ -248,6 +249,30 @@ fn who_has_no_vote_ends_no_term() {
     }
     follower.step(9, term + 1, heartbeat(0, 0));
     assert_eq!((follower.raft.term(), follower.raft.leader()), (term + 1, Some(9)));
+}
+
+/// A voter answers over and over, in a term one later each time, what nobody has asked it: the leader goes on, and so
+/// do those who hear it. A candidate has asked, and learns that it is behind.
+#[test]
+fn answers_to_votes_that_nobody_asked_for_end_no_leader() {
+    let mut leader = Solo::leader(Platter::new(voters(3)));
+    let mut follower = Solo::on(Platter::new(voters(3)));
+    follower.step(2, 1, heartbeat(0, 0));
+    for term in 2..50 {
+        for granted in [false, true] {
+            assert!(leader.step(3, term, Body::VoteResponse { granted }).is_empty());
+            assert!(follower.step(3, term, Body::VoteResponse { granted }).is_empty());
+        }
+    }
+    assert_eq!((leader.raft.role(), leader.raft.term()), (RoleName::Leader, 1));
+    assert_eq!((follower.raft.leader(), follower.raft.term()), (Some(2), 1));
+    let mut candidate = Solo::on(Platter::new(voters(3)));
+    candidate.expire();
+    candidate.step(2, 1, Body::PreVoteResponse { granted: true });
+    assert_eq!(candidate.raft.role(), RoleName::Candidate);
+    let term = candidate.raft.term();
+    candidate.step(3, term + 5, Body::VoteResponse { granted: false });
+    assert_eq!((candidate.raft.role(), candidate.raft.term()), (RoleName::Follower, term + 5));
 }
 
 /// A leader of a later term sends other entries than those that are committed here. That cannot be

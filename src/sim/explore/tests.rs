@@ -40,7 +40,7 @@ fn two_elections_among_three_nodes() {
         "the first entry known to all",
         "entries overwritten",
     ];
-    exhausts(&bounds, (205_723, 30), &sights);
+    exhausts(&bounds, (200_201, 30), &sights);
 }
 
 #[test]
@@ -48,7 +48,7 @@ fn two_elections_and_a_heartbeat() {
     // A heartbeat tells of what is committed, to followers of whose logs the leader knows too little.
     let bounds =
         Bounds { writes: 1, ..quiet(3, 2) }.with(Allowance::Timeouts, 2).with(Allowance::Beats, 1);
-    exhausts(&bounds, (195_730, 32), &["beats", "entries overwritten", "something committed"]);
+    exhausts(&bounds, (193_893, 32), &["beats", "entries overwritten", "something committed"]);
 }
 
 #[test]
@@ -113,7 +113,7 @@ fn three_voters_change_with_two_elections() {
     let bounds = Bounds { writes: 1, ..quiet(3, 2) }
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Changes, 1);
-    exhausts(&bounds, (905_690, 45), &CHANGED);
+    exhausts(&bounds, (895_784, 45), &CHANGED);
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn three_voters_change_and_one_crashes() {
         .with(Allowance::Changes, 1);
     exhausts(
         &bounds,
-        (1_368_270, 34),
+        (1_367_276, 34),
         &[&CHANGED[..], &["crashes", "entries overwritten"]].concat(),
     );
 }
@@ -136,7 +136,7 @@ fn two_voters_of_three_nodes_change_with_two_elections() {
     let bounds = Bounds { voters: Some(2), writes: 1, ..quiet(3, 2) }
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Changes, 1);
-    exhausts(&bounds, (107_425, 40), &CHANGED);
+    exhausts(&bounds, (106_687, 40), &CHANGED);
 }
 
 #[test]
@@ -395,5 +395,5 @@ fn one_voter_changed_at_once_by_the_rule_of_2015_is_safe() {
     let three = Bounds { writes: 0, differ: 1, ..quiet(3, 2) }
         .with(Allowance::Timeouts, 2)
         .with(Allowance::Changes, 2);
-    exhausts(&direct(three), (92_103, 28), &sights);
+    exhausts(&direct(three), (92_069, 28), &sights);
 }
