@@ -114,7 +114,7 @@ impl Native {
                 return Progress::Flush;
             }
         }
-        while out.len() <= OUT_BYTES_MAX {
+        loop {
             match self.turn.next(state, out.len(), now_us) {
                 Next::Submit(requests) => {
                     return Progress::Do(Step::Submit { requests, direct: None });
@@ -134,9 +134,6 @@ impl Native {
                 Next::Over => return self.over(out),
             }
         }
-        // What is left of the turn waits for its client.
-        self.turn.charge().settle();
-        Progress::Flush
     }
 
     /// Everything is answered that was collected.

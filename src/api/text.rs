@@ -8,7 +8,7 @@ use super::load::Charge;
 use super::replies::{outcome_of, stopping};
 use super::state::{NodeState, failure};
 use super::turn::{Next, Turn};
-use super::{Encode, OUT_BYTES_MAX, Progress, Step, Wait, make_room};
+use super::{Encode, Progress, Step, Wait, make_room};
 use crate::kv::limits::{OP_OVERHEAD_BYTES, WRITE_OVERHEAD_BYTES, op_bytes};
 use crate::kv::{Found, Limits, Op, OpResult, Outcome, Query, Reply, Write};
 use crate::node::Answer;
@@ -146,7 +146,7 @@ impl Text {
                 return Progress::Do(Step::Rest { us: AUTH_PAUSE_US, why });
             }
         }
-        while out.len() <= OUT_BYTES_MAX {
+        loop {
             let direct = if out.is_empty() { self.few_writes() } else { None };
             match self.turn.next(state, out.len(), now_us) {
                 Next::Submit(requests) => {
@@ -163,9 +163,6 @@ impl Text {
                 Next::Over => return self.over(out),
             }
         }
-        // What is left of the turn waits for its client.
-        self.turn.charge().settle();
-        Progress::Flush
     }
 
     fn over(&mut self, out: &mut Vec<u8>) -> Progress {

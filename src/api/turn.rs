@@ -6,6 +6,7 @@
 //! bytes that are not written yet, is part of the node's budget. A reply that finds no room there waits until those are
 //! written, and is *busy* where there are none.
 
+use super::OUT_BYTES_MAX;
 use super::answers::admit;
 use super::budget::Share;
 use super::load::Charge;
@@ -105,7 +106,7 @@ pub(super) enum Next<M> {
     Reply(M, Result<Reply, Failure>),
     /// Much was read: it is to be looked at whether the client is still there.
     Check,
-    /// What is not written yet is to be written first: there is no room for more.
+    /// What is not written yet is to be written first: there is no room for more, or it is much already.
     Flush,
     /// The store could not be read; the reply says so next.
     Unreadable(StoreError),
@@ -229,6 +230,9 @@ impl<M> Turn<M> {
     pub(super) fn next(&mut self, state: &NodeState, unsent: usize, now_us: u64) -> Next<M> {
         // Mostly less than before, since something was written. More is what was held by an answer in another form.
         let _ = self.held.hold(self.answers_bytes + unsent);
+        if unsent > OUT_BYTES_MAX {
+            return self.flush();
+        }
         if !self.requests.is_empty() || self.read_by_us.is_some() {
             let mut requests = std::mem::take(&mut self.requests);
             requests.extend(self.read_by_us.map(|by_us| (by_us, Request::Read)));
@@ -375,7 +379,11 @@ impl<M> Turn<M> {
             return Next::Reply(mark, Err(state.no_room()));
         }
         self.work.push_front((mark, work));
-        // What is left of it waits for its client.
+        self.flush()
+    }
+
+    /// What is left of the turn waits for its client, and is not under way at the node any more.
+    fn flush(&mut self) -> Next<M> {
         self.charge.settle();
         Next::Flush
     }

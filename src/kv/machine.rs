@@ -500,7 +500,7 @@ struct Overlay<'a, 'v, V> {
     changed: BTreeMap<&'a [u8], Slot<'a>>,
     /// What the current write replaced in `changed`, latest last.
     undo: Vec<(&'a [u8], Option<Slot<'a>>)>,
-    /// Bytes of values that were read since this was last taken.
+    /// Bytes of values that were read so far.
     read: usize,
 }
 

@@ -209,7 +209,7 @@ impl<C> Default for Effects<C> {
 }
 
 /// Committed entries and who waits for which of them.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Apply<C> {
     /// The entries.
     pub committed: Committed,

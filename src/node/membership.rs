@@ -36,11 +36,11 @@ enum Plan {
     To(Configuration, NodeId),
 }
 
-/// A change that waits until it is known who can be reached.
 /// Changes that somebody waits for: they are done one at a time, and who asks beyond that is told that another one is
 /// under way.
 const OPEN_MAX: usize = 1024;
 
+/// A change that waits until it is known who can be reached.
 #[derive(Debug)]
 struct Asked<C> {
     reply_to: ReplyTo<C>,

@@ -52,7 +52,7 @@ mod view;
 mod words;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use admin::{Admin, AdminForward};
 pub use applier::{

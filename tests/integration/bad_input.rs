@@ -2,6 +2,7 @@
 //! nothing else happens.
 
 use crate::support::cluster::{BINARY, Cluster, Setup, alone, free_ports, kontiki};
+use crate::support::process::resident;
 use crate::support::text::{Reply, Text, array};
 use crate::support::{Dice, contents, http, say, wait_for};
 use kontiki::client::Connection;
@@ -134,13 +135,6 @@ fn a_flipped_byte_in_the_log_is_found_and_left_alone() {
 }
 
 // ---- on the port ----
-
-/// Memory of a process that is in use, bytes; none where the system does not tell.
-fn resident(pid: u32) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
-}
 
 /// A client's side of a handshake: what it writes behind the challenge is still to be written.
 fn handshake(stream: &mut TcpStream) -> Vec<u8> {

@@ -2,7 +2,7 @@
 
 use crate::support::cluster::{BINARY, Cluster, Setup, flags, kontiki};
 use crate::support::text::{Reply, Text, array};
-use crate::support::{http, say, wait_for};
+use crate::support::{http, process, say, wait_for};
 use kontiki::client::Connection;
 use kontiki::kv::{Query, Range};
 use kontiki::wire::client::{Call, Consistency, Request};
@@ -40,13 +40,9 @@ struct Holds {
 
 /// None where the system does not tell.
 fn holds(pid: u32) -> Option<Holds> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let number = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count() as u64;
-    Some(Holds { resident: number("VmRSS:")? << 10, threads: number("Threads:")?, descriptors })
+    let (resident, threads) = (process::resident(pid)?, process::status(pid, "Threads:")?);
+    Some(Holds { resident, threads, descriptors })
 }
 
 impl Holds {

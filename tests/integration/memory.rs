@@ -2,7 +2,7 @@
 
 use crate::support::cluster::{Cluster, Setup, flags};
 use crate::support::text::{Reply, Text, array};
-use crate::support::{PATIENCE, http, say, wait_for};
+use crate::support::{PATIENCE, http, process, say, wait_for};
 use kontiki::client::Connection;
 use kontiki::kv::{Op, Outcome, Query, Range, Write};
 use kontiki::wire::client::{Answer, Call, Consistency, Request};
@@ -23,12 +23,7 @@ const REPLAY_MIB_MAX: u64 = 150;
 
 /// Resident memory of a process now and at most so far, in MiB, where the system says so.
 fn resident_mib(pid: u32) -> Option<(u64, u64)> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let of = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-        line.split_whitespace().next()?.parse::<u64>().ok()
-    };
-    Some((of("VmRSS:")? >> 10, of("VmHWM:")? >> 10))
+    Some((process::status(pid, "VmRSS:")? >> 10, process::status(pid, "VmHWM:")? >> 10))
 }
 
 fn dial(address: &str) -> Connection {

@@ -14,7 +14,7 @@ mod members;
 mod reads;
 mod restore;
 mod schedule;
-mod snapshot_transfer;
+pub(crate) mod snapshot_transfer;
 mod startup;
 mod verify;
 mod writes;

@@ -12,9 +12,9 @@ use std::path::Path;
 
 const DATA: &str = "/data";
 /// Index that the senders' stores reach.
-const REACHES: Index = 60;
+pub(crate) const REACHES: Index = 60;
 
-struct Store {
+pub(crate) struct Store {
     store: LsmStore,
     worker: StoreWorker,
 }
@@ -34,7 +34,7 @@ impl Store {
     }
 
     /// One that was filled, up to [`REACHES`]; all of it is in tables.
-    fn full(identity: u64) -> Store {
+    pub(crate) fn full(identity: u64) -> Store {
         let mut store = Store::new(&TestDisk::default(), identity);
         store.fill(1..=REACHES);
         store.store.flush();
@@ -55,7 +55,7 @@ impl Store {
         while self.worker.step().unwrap() != Step::Idle {}
     }
 
-    fn reader(&self) -> LsmReader {
+    pub(crate) fn reader(&self) -> LsmReader {
         self.store.reader()
     }
 }

@@ -3,8 +3,8 @@
 use super::mutation::{Form, framed};
 use super::{Target, words};
 use crate::api::tests::node_of_two;
-use crate::kv::{Change, LsmStore, Space, Store as _, StoreOptions};
-use crate::lsm;
+use crate::kv::{LsmStore, Store as _, StoreOptions};
+use crate::node::tests::snapshot_transfer::{REACHES, Store};
 use crate::node::{
     Input, Node, ReceiverEffect, ReceiverEvent, SenderEffect, SnapshotReceiver, SnapshotRequest,
     SnapshotResponse, SnapshotSender, input_of, request_of, response_frame, response_of,
@@ -21,9 +21,6 @@ use std::path::Path;
 
 /// Examples of a strategy that the codecs' tests use.
 const EXAMPLES: usize = 150;
-/// Index that the store of a giver of snapshots reaches.
-const REACHES: u64 = 40;
-
 /// Frames of node 2, which is a member and lies.
 pub(super) struct Peer {
     node: Node<u64>,
@@ -87,32 +84,10 @@ impl Target for Peer {
     }
 }
 
-/// A store with a few tables.
-fn store(identity: u64) -> LsmStore {
-    let options = StoreOptions {
-        memtable_bytes: 4 << 10,
-        table_bytes: 3 << 10,
-        block_bytes: 256,
-        level1_bytes: 6 << 10,
-        ..StoreOptions::new(identity)
-    };
-    let disk = TestDisk::default();
-    let (mut store, mut worker) =
-        LsmStore::open(disk.shared(), Path::new("/data/store"), options).unwrap();
-    for index in 1..=REACHES {
-        let key = format!("key {index}").into_bytes().into();
-        let value = Some((index, vec![index as u8; 200].into()));
-        store.write(index, vec![Change { space: Space::User, key, value }]).unwrap();
-    }
-    store.flush();
-    while worker.step().unwrap() != lsm::Step::Idle {}
-    store
-}
-
 /// A node that asks this one for a snapshot.
 pub(super) struct Asker {
     sender: SnapshotSender,
-    _store: LsmStore,
+    _store: Store,
 }
 
 impl Target for Asker {
@@ -124,7 +99,7 @@ impl Target for Asker {
     }
 
     fn new() -> Asker {
-        let store = store(2);
+        let store = Store::full(2);
         Asker { sender: SnapshotSender::new(store.reader()), _store: store }
     }
 
@@ -154,7 +129,7 @@ impl Target for Asker {
 
 /// A node that gives this one a snapshot, and changes what it sends.
 pub(super) struct Giver {
-    store: LsmStore,
+    store: Store,
 }
 
 /// Questions that one conversation has at most: a receiver that is lied to begins anew for as long as it is let.
@@ -165,7 +140,7 @@ impl Target for Giver {
     const FORM: Form = Form::Body;
 
     fn examples() -> Vec<Vec<u8>> {
-        let mut sender = SnapshotSender::new(store(2).reader());
+        let mut sender = SnapshotSender::new(Store::full(2).reader());
         let mut bodies = Vec::new();
         let mut ask = |request| {
             let SenderEffect::Send(response) = sender.asked(request) else { panic!("unreadable") };
@@ -179,7 +154,7 @@ impl Target for Giver {
     }
 
     fn new() -> Giver {
-        Giver { store: store(2) }
+        Giver { store: Store::full(2) }
     }
 
     /// The inputs take the place of answers, of which most are right.

@@ -9,6 +9,7 @@ pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod mounted;
 pub(crate) mod native;
+pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod strace;
 pub(crate) mod text;
