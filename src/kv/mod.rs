@@ -36,5 +36,7 @@ pub use machine::{Committed, Machine, Place, place, session_count};
 pub use memory::{MemoryReader, MemoryStore};
 pub use query::answer;
 pub use sessions::SessionBounds;
-pub use store::{Change, Reader, Row, Scan, Space, Store, StoreError, View, fingerprint};
+pub use store::{
+    Change, Reader, Row, Scan, Space, Store, StoreError, View, fingerprint, fingerprint_with,
+};
 pub use types::*;

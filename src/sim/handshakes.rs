@@ -14,7 +14,7 @@ use crate::wal::Identity;
 use crate::wire::frame::{FRAME_HEADER_BYTES, FrameReader, PEER_FRAME_MAX};
 use crate::wire::handshake::{Reject, RejectCode, put_reject};
 use crate::wire::peer::take_peer_frame;
-use crate::wire::proof::{Answered, Dialer, Dialing, Listener, Secret};
+use crate::wire::proof::{Answered, Dialer, Dialing, Listener, SECRET_BYTES, Secret};
 use std::path::Path;
 
 impl World {
@@ -218,7 +218,6 @@ impl World {
     pub(super) fn keep_secret(&mut self, node: NodeId, secret: Secret) -> Result<bool, Violation> {
         let Some(n) = self.nodes.get(&node) else { return Ok(false) };
         let (disk, data) = (n.disk.clone(), Path::new(DATA));
-        let counts = !(n.wiped || n.old_copy);
         if !self.quiet && self.dice.chance(1, 16) {
             let at = |step| Moment { step, file: FileKind::Identity };
             let moment = at(*self.dice.pick(&[DiskStep::Write, DiskStep::Sync]));
@@ -242,10 +241,21 @@ impl World {
             return Ok(true);
         }
         self.count("members' secrets sealed");
-        if counts && *self.sealed.get_or_insert(secret.bytes) != secret.bytes {
+        self.sealed_by(node, secret.bytes)?;
+        Ok(true)
+    }
+
+    /// A node holds a secret that is sealed: there is one.
+    pub(super) fn sealed_by(
+        &mut self,
+        node: NodeId,
+        bytes: [u8; SECRET_BYTES],
+    ) -> Result<(), Violation> {
+        let counts = self.nodes.get(&node).is_some_and(|n| !(n.wiped || n.old_copy));
+        if counts && *self.sealed.get_or_insert(bytes) != bytes {
             return violated("members hold one secret", format!("node {node} seals another one"));
         }
-        Ok(true)
+        Ok(())
     }
 
     // ---- byte forms ----

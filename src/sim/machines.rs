@@ -8,6 +8,7 @@ use super::world::{ANY_LIFE, Event, World};
 use crate::kv::{Reader as _, View as _};
 use crate::node::{Input, LogPosition, PeerEvent};
 use crate::raft::NodeId;
+use crate::wal::Identity;
 use std::collections::BTreeSet;
 
 impl World {
@@ -107,6 +108,12 @@ impl World {
             return Ok(());
         }
         let Some(identity) = self.startup(node)? else { return Ok(()) };
+        // An earlier life may have ended while it made that durable.
+        if let Ok(Identity { secret: Some(secret), .. }) = &identity
+            && secret.sealed
+        {
+            self.sealed_by(node, secret.bytes)?;
+        }
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let Some(platter) = self.platters.get_mut(&node) else { return Ok(()) };
         match n.start(identity, now_us, self.bounds, platter, self.cluster.committed_terms())? {
