@@ -1,40 +1,107 @@
-//! The consensus core: Raft as in the extended paper (Ongaro & Ousterhout 2014) and Ongaro's
-//! thesis, sans-IO.
+//! The consensus core: Raft as in the extended paper (Ongaro & Ousterhout 2014, "the paper") and
+//! Ongaro's dissertation ("the thesis"), sans-IO.
 //!
-//! [`Raft`] is a plain struct. Events go in through methods ([`Raft::step`], [`Raft::tick`],
-//! [`Raft::propose`], [`Raft::read`], [`Raft::persisted`], [`Raft::applied`], ...), effects come
-//! out of [`Raft::ready`]. It has no clock (time is an argument), no disk, no network, no thread,
-//! and its random numbers come from the seed it was given, so that equal events give equal effects.
+//! Raft keeps one log the same on several nodes. The nodes elect a leader; the leader alone appends
+//! to the log; an entry that a majority holds durably is *committed* and is never lost or replaced.
+//! Every node applies the committed entries in order to its state machine, so all state machines go
+//! through the same states.
+//!
+//! [`Raft`] is a plain struct. Events go in through methods ([`Raft::step`] for messages,
+//! [`Raft::tick`] for time, [`Raft::propose`], [`Raft::read`], [`Raft::persisted`],
+//! [`Raft::applied`], ...); effects come out of [`Raft::ready`]. It has no clock (time is an
+//! argument), no disk, no network and no thread. Its random numbers come from the seed it is given.
+//! So equal events give equal effects, and a simulator can run it.
+//!
+//! # Election
+//!
+//! Time is divided into *terms*, each with at most one leader. A node stores its term and the
+//! candidate it voted for in that term ([`HardState`]); both only move forward. A node is a
+//! follower until it has heard no leader for a randomised *election timeout*. Then
+//! (`elections.rs`):
+//!
+//! 1. It asks the others whether they would vote for it in the next term (*PreVote*, thesis 9.6).
+//!    Nobody's term changes yet, so a node that was cut off does not disturb a leader that works.
+//! 2. When a majority would, it increments its term, votes for itself and sends RequestVote.
+//! 3. A voter gives one vote a term, and only to a candidate whose log is at least as up to date as
+//!    its own: a later last term, or the same last term and no shorter a log (paper 5.4.1). So
+//!    every elected leader has every committed entry.
+//! 4. A majority of votes makes the candidate leader. It appends an entry without content, a
+//!    *no-op*, in its term.
+//!
+//! A message of a later term makes its receiver a follower in that term ([`Raft::step`];
+//! `belief.rs` says which terms are not believed). A voter that heard a leader within the smallest
+//! election timeout disregards RequestVote (*stickiness*, thesis 4.2.3). A leader that has not
+//! heard a majority for an election timeout steps down (*CheckQuorum*, thesis 6.2). A leader hands
+//! over on request with TimeoutNow, once the other has its whole log (thesis 3.10).
+//!
+//! # Replication
+//!
+//! The leader sends AppendEntries with new entries, and with the index and term of the entry in
+//! front of them. A follower whose log does not hold that entry refuses and gives a hint, from
+//! which the leader finds the last entry that both logs share, one term a round trip. A follower
+//! that holds it appends, replacing entries that contradict what arrives. So if two logs hold an
+//! entry with the same index and term, they are equal up to there (*Log Matching*, paper 5.3).
+//! `progress.rs` says how fast the leader may send to one follower.
+//!
+//! The leader counts how many voters hold an entry durably, itself included. An entry *of its own
+//! term* that a majority holds is committed, and with it everything in front of it (paper 5.4.2 and
+//! figure 8 show why an earlier term's entry is not committed by counting). Followers learn the
+//! commit index from AppendEntries and heartbeats; a heartbeat also carries the term of the entry
+//! there, and a follower moves only if its own log holds that entry.
+//!
+//! # Reads
+//!
+//! A linearizable read needs no log entry (*ReadIndex*, thesis 6.4; `reads.rs`). The leader notes
+//! its commit index, then shows by one round of heartbeats that a majority still takes it for the
+//! leader, and serves the read once its state machine has applied up to the noted index. A new
+//! leader serves no read before its no-op is committed, because only then does its commit index
+//! cover everything that earlier leaders acknowledged. All reads that wait share one round. A
+//! follower asks the leader for such an index and serves the read itself.
+//!
+//! # Membership
+//!
+//! Who votes is a [`Configuration`] in the log, in force from the moment it is appended, whether or
+//! not it is committed; a truncation takes it back. Voters change by *joint consensus* (paper
+//! section 6; `membership.rs`): first a configuration in which every decision needs a majority of
+//! the old voters and one of the new voters, then, when that is committed, the new one alone.
+//! Learners receive the log and have no vote.
+//!
+//! # Snapshots
+//!
+//! The log does not grow for ever: its front is dropped once the state machine holds it durably. A
+//! follower that needs what was dropped is offered a snapshot (`snapshot.rs`). It fetches the state
+//! machine's files from another node, outside the core, and the log begins anew behind them.
 //!
 //! # The contract
 //!
-//! Log writes are asynchronous: the core goes on while they are under way. What a [`Ready`] holds
-//! may be acted on in any order, at once, because everything that depends on a write stays inside
-//! the core until [`Raft::persisted`] reports it:
+//! Log writes are asynchronous, as in etcd-io/raft's `AsyncStorageWrites`: the core goes on while
+//! they are under way. What depends on a write stays inside the core until [`Raft::persisted`]
+//! reports that write. So everything in a [`Ready`] may be acted on at once and in any order;
+//! [`Ready`] says of each field what is durable when it comes out:
 //!
 //! - a vote, the candidate's own included, counts or leaves when it is durable;
-//! - an AppendEntries success leaves when everything it speaks of is durable;
-//! - no message shows a term that its sender could forget (pre-votes speak of terms that are
-//!   nobody's yet and promise nothing);
+//! - an AppendEntries success leaves when everything it acknowledges is durable;
+//! - no message shows a term that its sender could forget (a pre-vote speaks of a term that is
+//!   nobody's yet, and promises nothing);
 //! - a leader sends entries while its own disk still writes them, and counts itself only for what
 //!   is durable;
-//! - entries are handed to the applier when they are committed and durable here.
+//! - entries go to the applier when they are committed and durable here.
 //!
-//! Requests to the log writer are numbered. A completion names the number; it counts only for the
-//! indexes that were not truncated since the request, because the writer is yet to write over
-//! those. Held answers whose term is over are dropped.
+//! **ABA.** Requests to the log writer are numbered, and a completion names the number. Say entry 7
+//! of term 2 is being written when a new leader replaces it by entry 7 of term 3. The completion of
+//! the first write then says nothing of what the log holds at 7. So a completion counts only for
+//! indexes that were not truncated since its request, and a held answer whose term is over is
+//! dropped.
 //!
-//! # What is here and what is not
+//! # Left out
 //!
-//! PreVote, CheckQuorum and leader stickiness; randomised timeouts, shortened when the leader's
-//! connection is seen to break; conflict hints that skip a term per round trip; a window in bytes
-//! per follower; batched ReadIndex on leader and followers; leadership transfer. Majorities are
-//! asked of each half of a joint configuration, configurations roll back with the log; voters
-//! change by joint consensus, learners without (`membership.rs`). Snapshots are
-//! offered, and the log begins anew behind one; their data never come here (`snapshot.rs`).
-//! There is no lease: no safety property depends on a clock.
+//! - Leases: no safety property depends on a clock.
+//! - Whether a change of members is wise (who can be reached, who has caught up):
+//!   `node/membership.rs` decides that.
+//! - Which peer is who it says: the handshake proves it (`node/peers`).
+//! - The snapshot's bytes, and their transfer: `node/snapshot_transfer.rs`.
 //!
-//! Differences from the paper are listed in docs/architecture.md.
+//! docs/architecture.md lists each difference from the paper, with its reason.
 
 mod belief;
 pub(crate) mod canonical;
@@ -114,21 +181,32 @@ impl Options {
     }
 }
 
-/// What there is to do. Everything in it may be acted on at once.
+/// What there is to do.
+///
+/// Each field may be acted on at once, before, after or beside the others: what must be durable
+/// first is durable when the field comes out. (etcd-io/raft's `Ready` has to be persisted before
+/// its messages are sent; this one holds such messages back.)
 #[derive(Debug, Default)]
 pub struct Ready {
-    /// For the log writer, which answers with [`Raft::persisted`].
+    /// For the log writer, in the order of [`Persist::seq`]. Nothing of it is durable yet. When all
+    /// of it is, the writer says so with [`Raft::persisted`]; only then do the messages, commits
+    /// and reads that rest on it come out.
     pub persist: Option<Persist>,
-    /// For the peers. Whatever they promise is durable.
+    /// For the peers. The sender's term, and every vote and acknowledgement in them, are durable
+    /// here. The entries that a leader sends need not be: it does not count itself for them yet.
     pub messages: Vec<Message>,
-    /// AppendEntries whose entries must be read from the log file first;
-    /// [`Raft::entries_read`] says what became of each.
+    /// For the peers, too: AppendEntries whose entries have left memory and must be read from the
+    /// log file first. They are durable here. [`Raft::entries_read`] says what became of each.
     pub from_log: Vec<LogRead>,
-    /// For the applier, which answers with [`Raft::applied`].
+    /// For the applier: committed, and durable here, so that a crash leaves no store ahead of its
+    /// own log. The applier answers with [`Raft::applied`].
     pub committed: Option<Committed>,
-    /// Answers to [`Raft::read`].
+    /// Answers to [`Raft::read`]. An index in one is committed, and whoever leads is known to have
+    /// led after the read was registered: the read may be served once the store has applied up to
+    /// there.
     pub reads: Vec<ReadAnswer>,
-    /// A snapshot to fetch; [`Raft::install`] goes on from there. It may be repeated.
+    /// A snapshot to fetch. Nothing of it is durable here. When the store holds one durably,
+    /// [`Raft::install`] goes on from there. The offer may be repeated.
     pub offer: Option<Offer>,
 }
 
@@ -148,8 +226,8 @@ impl Ready {
 ///
 /// The log may be truncated before they are read. The last one must then have `last_term`, or the
 /// message must not be sent; when it does, all before it are those that were meant (Log Matching).
-/// One message is sent, with as many entries from `first` on as fit one, and then, or when nothing was
-/// sent, [`Raft::entries_read`] is told: only that says how many bytes are under way.
+/// One message is sent, with as many entries from `first` on as fit one, and then, or when nothing
+/// was sent, [`Raft::entries_read`] is told: only that says how many bytes are under way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogRead {
     /// The message, with no entries.
@@ -274,8 +352,8 @@ pub struct PeerProgress {
     pub state: ProgressState,
     /// It was heard within an election timeout.
     pub reachable: bool,
-    /// When it was last heard in this term, on the clock of the core's inputs, microseconds; when it
-    /// became a follower if it never was.
+    /// When it was last heard in this term, on the clock of the core's inputs, microseconds; when
+    /// it became a follower if it never was.
     pub heard_us: u64,
 }
 
