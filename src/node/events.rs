@@ -122,6 +122,13 @@ pub enum Input<C> {
         /// The store holds everything up to here durably.
         flushed: Index,
     },
+    /// The applier rests before it applies on, for the store has got more than it can put away
+    /// ([`super::Applier::take_rest_us`]). A leader proposes nothing meanwhile: a read then finds everything
+    /// that is committed applied, and does not wait for the rest to end.
+    Rests {
+        /// Until then, on the node's clock.
+        until_us: u64,
+    },
     /// The store's background has made everything up to here durable.
     Flushed {
         /// The index.

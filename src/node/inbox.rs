@@ -37,6 +37,8 @@ impl WakeInterest {
                 _ => self.reads,
             }),
             Input::Applied { .. } => self.applied,
+            // It only keeps the loop from beginning something.
+            Input::Rests { .. } => false,
             _ => true,
         }
     }

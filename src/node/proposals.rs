@@ -72,6 +72,8 @@ pub(super) struct Proposals<C> {
     next_forward: u64,
     /// Nothing is forwarded before: the leader could not be reached just now.
     forward_at_us: u64,
+    /// Nothing is proposed before: this node's applier rests.
+    propose_at_us: u64,
     /// Sum of the [`weight`] of the three above.
     inflight_bytes: usize,
 }
@@ -86,6 +88,7 @@ impl<C: Clone> Proposals<C> {
             forwarded: BTreeMap::new(),
             next_forward: first,
             forward_at_us: 0,
+            propose_at_us: 0,
             inflight_bytes: 0,
         }
     }
@@ -138,7 +141,7 @@ impl<C: Clone> Proposals<C> {
                     self.refuse_growth(raft.id(), answers);
                 }
                 // One batch in flight: what arrives meanwhile makes the next one larger.
-                if may_begin_batch(raft) && !self.queue.is_empty() {
+                if self.may_begin_batch(raft, now_us) && !self.queue.is_empty() {
                     self.propose_batch(raft);
                 }
             }
@@ -353,14 +356,25 @@ impl<C: Clone> Proposals<C> {
         self.give_up(why, now_us, answers, |f| now_us >= f.write.deadline_us);
     }
 
-    /// Whether a write that came now could be begun.
-    pub(super) fn wants_writes(raft: &Raft) -> bool {
-        raft.role() != RoleName::Leader || may_begin_batch(raft)
+    /// The applier rests until then.
+    pub(super) fn rest(&mut self, until_us: u64) {
+        self.propose_at_us = until_us;
     }
-}
 
-fn may_begin_batch(raft: &Raft) -> bool {
-    raft.commit_index() == raft.last_index()
+    /// When a batch may be begun that waits for the applier's rest to end.
+    pub(super) fn rested_at_us(&self, raft: &Raft, now_us: u64) -> Option<u64> {
+        let waits = !self.queue.is_empty() && raft.role() == RoleName::Leader;
+        (waits && now_us < self.propose_at_us).then_some(self.propose_at_us)
+    }
+
+    /// Whether a write that came now could be begun.
+    pub(super) fn wants_writes(&self, raft: &Raft, now_us: u64) -> bool {
+        raft.role() != RoleName::Leader || self.may_begin_batch(raft, now_us)
+    }
+
+    fn may_begin_batch(&self, raft: &Raft, now_us: u64) -> bool {
+        raft.commit_index() == raft.last_index() && now_us >= self.propose_at_us
+    }
 }
 
 fn refuse<C>(reply_to: ReplyTo<C>, refusal: Refusal, answers: &mut Answers<C>) {

@@ -149,7 +149,9 @@ impl<C: Clone> Replica<C> {
             || self.repairing.is_some()
             || !self.flushes.is_empty();
         let tick = self.raft.next_tick_us();
-        if waits { tick.min(self.expire_at_us) } else { tick }
+        let tick = if waits { tick.min(self.expire_at_us) } else { tick };
+        let rested_us = self.proposals.rested_at_us(&self.raft, self.now_us);
+        rested_us.map_or(tick, |rested_us| tick.min(rested_us))
     }
 
     /// Time has passed.
@@ -232,6 +234,7 @@ impl<C: Clone> Replica<C> {
                 self.compaction.cut(log_bytes);
                 self.flushes.cut(&mut self.answers);
             }
+            Input::Rests { until_us } => self.proposals.rest(until_us),
             Input::Flushed { index } => self.compaction.flushed(index),
             Input::Digest { node, index, digest } => {
                 if node == self.raft.id() {
@@ -369,7 +372,7 @@ impl<C: Clone> Replica<C> {
         WakeInterest {
             reads: !leads || self.reads.none_is_asked(),
             applied: self.reads.wait_for_the_applier() || self.raft.applier_is_full(),
-            writes: Proposals::<C>::wants_writes(&self.raft),
+            writes: self.proposals.wants_writes(&self.raft, self.now_us),
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) fn run(
     loop {
         let rest_us = applier.take_rest_us();
         if rest_us > 0 {
+            let until_us = shared.clock.now_us() + rest_us;
+            let _ = shared.raft.send(Input::Rests { until_us });
             thread::sleep(Duration::from_micros(rest_us));
             // What comes meanwhile may be more urgent than to rest on.
             while let Ok(task) = inbox.try_recv() {

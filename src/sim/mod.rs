@@ -36,6 +36,7 @@ pub mod network;
 mod node;
 mod operator;
 mod patterns;
+mod pauses;
 pub mod plans;
 mod platters;
 pub mod recording;

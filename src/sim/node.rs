@@ -162,6 +162,8 @@ pub(super) struct Up {
     pub(super) led_by: Option<Arc<Configuration>>,
     /// When it last took a message of each other node.
     pub(super) heard_us: BTreeMap<NodeId, u64>,
+    /// Its raft loop was told that the applier rests until then, on its own clock.
+    pub(super) rests_until_us: u64,
     /// The log writer's component.
     pub(super) log_writer: LogWriter,
     /// Its inbox.
@@ -459,6 +461,7 @@ impl SimNode {
             led_since_us: 0,
             led_by: None,
             heard_us: BTreeMap::new(),
+            rests_until_us: 0,
             to_log: VecDeque::new(),
             writing: false,
             log_wakes_at_us: None,

@@ -47,6 +47,9 @@ pub(super) fn new_life_at_once(
     follower: NodeId,
     all: &[NodeId],
 ) -> Vec<(u64, Fault)> {
+    if dice.chance(1, 4) {
+        return old_answer_meets_new_read(dice, leader, follower, all);
+    }
     let mut script = Vec::new();
     let slow = dice.chance(1, 2);
     let sync_us_max = dice.log_between(40_000, 400_000);
@@ -77,6 +80,41 @@ pub(super) fn new_life_at_once(
     let end =
         |node| (dice.log_between(10_000, 200_000), Fault::SlowDisk { node, sync_us_max: 2_000 });
     script.extend(all.iter().copied().map(end));
+    script
+}
+
+/// A follower asks for a read index and begins a new life before the leader can answer, since what that says to
+/// all others comes late. The answer, of the time before the writes that follow, is under way to the new life
+/// while that asks as well.
+fn old_answer_meets_new_read(
+    dice: &mut Dice,
+    leader: NodeId,
+    follower: NodeId,
+    all: &[NodeId],
+) -> Vec<(u64, Fault)> {
+    let mut script = Vec::new();
+    let round_us = dice.between(100_000, 350_000);
+    let answer_us = dice.between(round_us / 16, round_us / 4);
+    for &to in all.iter().filter(|&&to| to != leader) {
+        let delay_us = if to == follower { answer_us } else { round_us };
+        script.push((1, Fault::Bad { from: leader, to, loss: 0, duplication: 0, delay_us }));
+    }
+    for _ in 0..dice.between(2, 5) {
+        let burst = |node, writes| Fault::Burst { node, writes };
+        let asked = burst(follower, dice.between(4, 12));
+        script.push((dice.between(round_us, 2 * round_us), asked));
+        let down_us = dice.log_between(200, 4_000);
+        script.push((dice.log_between(500, 10_000), Fault::Kill { node: follower, down_us }));
+        script.push((dice.log_between(100, 10_000), burst(leader, dice.between(4, 12))));
+        // Around the time when the leader's round is over.
+        let asked = burst(follower, dice.between(4, 12));
+        script.push((dice.between(round_us - answer_us, round_us + answer_us), asked));
+    }
+    script.extend(
+        all.iter()
+            .filter(|&&to| to != leader)
+            .map(|&to| (dice.log_between(10_000, 200_000), Fault::Mend { from: leader, to })),
+    );
     script
 }
 

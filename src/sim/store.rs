@@ -150,7 +150,10 @@ impl World {
                 self.count("writers slowed down again and again");
             }
             self.note(node, "rests", [rest_us, 0, 0, 0]);
-            let Some(life) = self.nodes.get(&node).map(|n| n.life) else { return Ok(()) };
+            let now_us = self.now_us;
+            let told = self.nodes.get(&node).map(|n| (n.life, n.local_us(now_us) + rest_us));
+            let Some((life, until_us)) = told else { return Ok(()) };
+            self.input(node, Input::Rests { until_us });
             self.schedule(rest_us, node, life, Event::Apply);
             return Ok(());
         }

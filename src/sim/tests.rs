@@ -21,6 +21,7 @@ const MUST_HAPPEN: &[&str] = &[
     "power lost within a write",
     "power lost within recovery",
     "pause",
+    "paused processes whose threads go on in another order",
     // Disks.
     "read error armed",
     "write error armed",

@@ -29,7 +29,7 @@ use crate::node::{
     Answer, ApplyEffects, ApplyTask, ClusterView, Input, LogEvent, MEMBERS_MAX, NodeEffects,
     Outgoing, PeerEvent, ReceiverEvent, Refusal, ReplyTo, Request, Verdict, cluster_of,
 };
-use crate::raft::{Configuration, Index, Member, NodeId, RoleName};
+use crate::raft::{Configuration, Index, Member, NodeId, Payload, RoleName};
 use crate::wire::handshake::Lane;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
@@ -289,6 +289,7 @@ impl World {
             Input::Client { requests, .. } => requests.iter().any(|(_, _, what)| {
                 if matches!(what, Request::Write(_)) { wanted.writes } else { wanted.reads }
             }),
+            Input::Rests { .. } => false,
             _ => true,
         };
         if !up.woken && up.inbox.iter().any(missed) {
@@ -394,28 +395,6 @@ impl World {
         }
     }
 
-    /// A process stands still for so long.
-    pub(super) fn pause(&mut self, node: NodeId, for_us: u64) {
-        let until_us = self.now_us + for_us;
-        let Some(n) = self.nodes.get_mut(&node) else { return };
-        n.paused_until_us = n.paused_until_us.max(until_us);
-        self.schedule(for_us, node, ANY_LIFE, Event::Resume);
-    }
-
-    /// A process may go on. It does everything now that it would have done meanwhile, in the order it
-    /// came; only whether its timers or its messages are first is anybody's guess.
-    pub(super) fn resume(&mut self, node: NodeId) {
-        let now_us = self.now_us;
-        let Some(n) = self.nodes.get_mut(&node).filter(|n| n.paused_until_us <= now_us) else {
-            return;
-        };
-        for (life, event) in std::mem::take(&mut n.put_off) {
-            let timer = matches!(event, Event::Wake) && self.dice.chance(1, 2);
-            let delay_us = if timer { self.dice.between(1, 300) } else { 0 };
-            self.schedule(delay_us, node, life, event);
-        }
-    }
-
     // ---- the raft loop ----
 
     fn wake(&mut self, node: NodeId) -> Result<(), Violation> {
@@ -452,6 +431,9 @@ impl World {
             if let Input::Peer(message) = &input {
                 up.heard_us.insert(message.from, now_us);
             }
+            if let Input::Rests { until_us } = input {
+                up.rests_until_us = until_us;
+            }
             if let Input::Peer(message) = &input
                 && let Some(what) = mistakable(up.node.replica().raft(), message)
             {
@@ -484,6 +466,16 @@ impl World {
             (up.led_since_us, up.led_by) = (now_us, Some(Arc::clone(now)));
         }
         check_quorum(node, up, now_us)?;
+        if let Some(persist) = &effects.replica.persist
+            && leads
+            && local_us < up.rests_until_us
+            && persist.entries.iter().any(|entry| {
+                entry.term == raft.term() && matches!(entry.payload, Payload::Command(_))
+            })
+        {
+            let detail = format!("node {node} at {local_us} of {}", up.rests_until_us);
+            return violated("nothing is proposed while the applier rests", detail);
+        }
         if let Some(persist) = &effects.replica.persist {
             self.cluster.persists(raft, persist, &self.platters[&node])?;
         }

@@ -36,6 +36,7 @@ mod tag {
     pub(super) const DISK_FULL: u8 = 16;
     pub(super) const FLUSH_WANTED: u8 = 17;
     pub(super) const INSTALLED: u8 = 18;
+    pub(super) const RESTS: u8 = 19;
 }
 
 mod request {
@@ -116,6 +117,7 @@ pub fn put_input<C>(out: &mut Vec<u8>, input: &Input<C>, own: &Secret, name: &im
         Input::Persisted { seq, log_bytes } => tagged(tag::PERSISTED, &[*seq, *log_bytes]),
         Input::Compacted { log_bytes } => tagged(tag::COMPACTED, &[*log_bytes]),
         Input::Applied { index, flushed } => tagged(tag::APPLIED, &[*index, *flushed]),
+        Input::Rests { until_us } => tagged(tag::RESTS, &[*until_us]),
         Input::Flushed { index } => tagged(tag::FLUSHED, &[*index]),
         Input::Damaged => tagged(tag::DAMAGED, &[]),
         Input::DiskFull(full) => tagged(tag::DISK_FULL, &[u64::from(*full)]),
@@ -179,6 +181,7 @@ pub fn take_input(bytes: &mut Bytes<'_>) -> Result<Input<u64>, Malformed> {
         tag::PERSISTED => Input::Persisted { seq: number()?, log_bytes: number()? },
         tag::COMPACTED => Input::Compacted { log_bytes: number()? },
         tag::APPLIED => Input::Applied { index: number()?, flushed: number()? },
+        tag::RESTS => Input::Rests { until_us: number()? },
         tag::FLUSHED => Input::Flushed { index: number()? },
         tag::DAMAGED => Input::Damaged,
         tag::DISK_FULL => Input::DiskFull(number()? != 0),

@@ -143,6 +143,7 @@ fn inputs() -> Vec<Input<u64>> {
         Input::Digest { node: 2, index: 4096, digest: 0xdead_beef },
         Input::DiskFull(true),
         Input::FlushWanted,
+        Input::Rests { until_us: 70 },
         Input::Installed {
             mark: SnapshotMark { index: 9, term: 7, configuration: Arc::new(configuration()) },
         },

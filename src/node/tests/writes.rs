@@ -48,6 +48,30 @@ fn one_batch_is_in_flight_and_the_rest_accumulates() {
     assert_eq!(c.inflight(leader), 0);
 }
 
+/// The store has got more than it can put away, and the applier rests. The leader proposes nothing meanwhile,
+/// so that a read finds everything applied that is committed, and is served at once. The writes that came go out
+/// together when the rest is over, whoever wakes the loop then.
+#[test]
+fn nothing_is_proposed_while_the_applier_rests() {
+    let (mut c, leader) = Cluster::led(3);
+    let before = c.replica(leader).raft().last_index();
+    let until_us = c.now_us + 40_000;
+    c.input(leader, Input::Rests { until_us });
+    assert!(!c.replica(leader).wake_interest().writes, "no write is worth waking for");
+    let writes: Vec<u64> = ["a", "b"].iter().map(|key| c.write(leader, key, SOON_US)).collect();
+    let read = c.read(leader, SOON_US);
+    c.settle();
+    assert_eq!(c.replica(leader).raft().last_index(), before);
+    assert!(matches!(c.answer(read), Some(Answer::Read(Ok(())))), "{:?}", c.answer(read));
+    assert_eq!(c.answer(writes[0]), None);
+    assert!(c.replica(leader).next_tick_us() <= until_us);
+    c.advance(40_000);
+    c.settle();
+    let revisions: Vec<Index> = writes.iter().map(|&write| c.revision(write)).collect();
+    assert_eq!(revisions, [before + 1, before + 2]);
+    assert!(c.replica(leader).wake_interest().writes);
+}
+
 /// A batch ends at its bound, and a command beyond the bound goes alone instead of never.
 #[test]
 fn a_command_larger_than_a_batch_goes_alone() {
