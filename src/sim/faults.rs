@@ -167,6 +167,13 @@ pub enum Fault {
         /// Writes.
         writes: u64,
     },
+    /// Reads come to the node all at once.
+    Reads {
+        /// The node.
+        node: NodeId,
+        /// How many.
+        count: u64,
+    },
     /// A run of keys is deleted that bursts of writes put there.
     Sweep {
         /// The node that is asked.
@@ -286,6 +293,7 @@ impl Fault {
             Fault::Misdirect { .. } => "misdirected write",
             Fault::Wipe { .. } => "wiped disk",
             Fault::Burst { .. } => "burst of writes",
+            Fault::Reads { .. } => "burst of reads",
             Fault::Sweep { .. } => "sweep of deletes",
             Fault::Rush { .. } => "rush of clients",
             Fault::Operate { what, .. } => match what {
@@ -328,6 +336,7 @@ impl Fault {
             | Fault::Misdirect { node, .. }
             | Fault::Wipe { node, .. }
             | Fault::Burst { node, .. }
+            | Fault::Reads { node, .. }
             | Fault::Sweep { node, .. }
             | Fault::CopyDisk { node }
             | Fault::OldCopy { node }
@@ -391,6 +400,7 @@ impl Fault {
             Fault::Misdirect { from, to, .. } => [from, to, 0, 0],
             Fault::Wipe { down_us, .. } => [down_us, 0, 0, 0],
             Fault::Burst { writes, .. } => [writes, 0, 0, 0],
+            Fault::Reads { count, .. } => [count, 0, 0, 0],
             Fault::Sweep { from, keys, .. } => [from, keys, 0, 0],
             Fault::ForgetSnapshot { packets } => [packets, 0, 0, 0],
             Fault::FillDisk { room, .. } => [room, 0, 0, 0],
@@ -489,6 +499,9 @@ impl Fault {
             }
             Fault::Wipe { node, down_us } => world.wipe(node, down_us),
             Fault::Burst { node, writes } => world.burst(node, writes),
+            Fault::Reads { node, count } => {
+                world.ask_directly(node, vec![Request::Read; count as usize]);
+            }
             Fault::Sweep { node, from, keys } => {
                 world.ask_directly(node, sweep(from, keys));
             }

@@ -118,6 +118,74 @@ fn old_answer_meets_new_read(
     script
 }
 
+/// What the others say reaches the leader late, later and later, but it never hears nothing for long. Then nobody
+/// hears the leader any more, and they choose another. The old one still hears what they said before: it takes
+/// that for signs that it leads, with a round of reads under way, while the new one commits writes.
+pub(super) fn old_acknowledgements_meet_new_reads(
+    dice: &mut Dice,
+    leader: NodeId,
+    others: &[NodeId],
+) -> Vec<(u64, Fault)> {
+    let mut script = Vec::new();
+    let late_us = dice.between(1_000_000, 1_800_000);
+    let steps = 5;
+    for step in 1..=steps {
+        for &from in others {
+            let delay_us = late_us * step / steps;
+            script.push((1, Fault::Bad { from, to: leader, loss: 0, duplication: 0, delay_us }));
+        }
+        script.push((late_us / steps, Fault::Reads { node: leader, count: 1 }));
+    }
+    for _ in 0..dice.between(1, 4) {
+        let count = dice.between(1, 4);
+        script.push((dice.log_between(1_000, 100_000), Fault::Reads { node: leader, count }));
+    }
+    for &to in others {
+        script.push((dice.log_between(1, 2_000), Fault::Cut { from: leader, to }));
+    }
+    let mut pause_us = dice.between(300_000, 900_000);
+    for _ in 0..dice.between(4, 10) {
+        script.push((pause_us, Fault::Burst { node: LEADER, writes: dice.between(1, 6) }));
+        script.push((dice.log_between(2_000, 60_000), Fault::Reads { node: leader, count: 2 }));
+        pause_us = dice.log_between(2_000, 200_000);
+    }
+    script.push((dice.log_between(10_000, 1_000_000), Fault::Heal));
+    script
+}
+
+/// A follower was away for so long that the leader has no log for it any more, and fetches a snapshot. Another
+/// node leads meanwhile, and has the log: the follower applies more than the snapshot holds before that is
+/// taken in.
+pub(super) fn log_overtakes_snapshot(
+    dice: &mut Dice,
+    leader: NodeId,
+    follower: NodeId,
+    heir: NodeId,
+) -> Vec<(u64, Fault)> {
+    let mut script = vec![(dice.log_between(200, 20_000), Fault::Isolate { node: follower })];
+    for _ in 0..dice.between(1, 4) {
+        let burst = Fault::Burst { node: leader, writes: dice.between(5, 40) };
+        script.push((dice.log_between(5_000, 60_000), burst));
+    }
+    script.push((dice.log_between(5_000, 60_000), Fault::Compact { node: leader }));
+    let (from, to, bandwidth) = (leader, follower, dice.log_between(10_000, 200_000));
+    script.push((dice.log_between(5_000, 60_000), Fault::Slow { from, to, bandwidth }));
+    for (from, to) in [(leader, follower), (follower, leader), (heir, follower), (follower, heir)] {
+        script.push((dice.log_between(1, 20_000), Fault::Mend { from, to }));
+    }
+    for _ in 0..dice.between(1, 4) {
+        let there = Fault::Transfer { node: LEADER, to: Some(heir) };
+        script.push((dice.log_between(1_000, 200_000), there));
+        let burst = Fault::Burst { node: heir, writes: dice.between(1, 30) };
+        script.push((dice.log_between(1_000, 60_000), burst));
+        let back = Fault::Transfer { node: LEADER, to: Some(leader) };
+        script.push((dice.log_between(20_000, 400_000), back));
+    }
+    script.push((dice.log_between(1_000, 100_000), Fault::Slow { from, to, bandwidth: 0 }));
+    script.push((1, Fault::Heal));
+    script
+}
+
 /// What one follower has acknowledged stalls on a cut line. The others replace those entries, the old
 /// leader leads them again, and the line is mended: a connection carries everything, however late.
 pub(super) fn stalled_acknowledgements(

@@ -11,7 +11,8 @@ use super::disk::Trouble;
 use super::faults::Fault;
 use super::operator::Operation;
 use super::patterns::{
-    LEADER, abandon, late_lines, new_life_at_once, stalled_acknowledgements, wiped_disk_let_in,
+    LEADER, abandon, late_lines, log_overtakes_snapshot, new_life_at_once,
+    old_acknowledgements_meet_new_reads, stalled_acknowledgements, wiped_disk_let_in,
 };
 use super::world::World;
 use crate::raft::NodeId;
@@ -358,8 +359,11 @@ impl Adversary {
                 script.push((short(dice), Fault::Kill { node: follower, down_us }));
                 script.push((short(dice), Fault::Reset { from: leader, to: follower }));
             }
+            17 => {
+                script = old_acknowledgements_meet_new_reads(dice, leader, &others);
+            }
             // The leader is alone and does not know; the others do and go on. Clients ask both.
-            9 | 17 => {
+            9 => {
                 script.push((0, Fault::Rush { for_us: 1_000_000 }));
                 if dice.chance(1, 2) {
                     // What they have acknowledged before is still under way.
@@ -490,8 +494,12 @@ impl Adversary {
                     script.push((dice.log_between(5_000, 50_000), burst));
                 }
             }
+            24 if others.len() > 1 => {
+                let heir = others.iter().copied().find(|&id| id != follower).unwrap_or(leader);
+                script = log_overtakes_snapshot(dice, leader, follower, heir);
+            }
             // A follower is away until its place in the log is gone, and disks fail while it fetches.
-            23 | 24 => {
+            23 => {
                 let down_us = dice.between(1_500_000, 4_000_000);
                 script.push((short(dice), Fault::Kill { node: follower, down_us }));
                 for _ in 0..8 {
