@@ -105,6 +105,15 @@ pub enum Fault {
         /// Packets that pass before, the handshake included.
         packets: u64,
     },
+    /// Everything takes so long on a line, in order.
+    Distant {
+        /// Sender.
+        from: NodeId,
+        /// Receiver.
+        to: NodeId,
+        /// Time that it takes, in microseconds.
+        delay_us: u64,
+    },
     /// A line gets that bandwidth.
     Slow {
         /// Sender.
@@ -266,6 +275,7 @@ impl Fault {
             Fault::Mend { .. } => "line mended",
             Fault::Isolate { .. } => "isolation",
             Fault::Bad { .. } => "bad line",
+            Fault::Distant { .. } => "distant line",
             Fault::Reset { .. } => "connection reset",
             Fault::Forget { .. } => "forgotten connections",
             Fault::ForgetSnapshot { .. } => "snapshot in the dark",
@@ -345,6 +355,7 @@ impl Fault {
             Fault::Cut { from, to }
             | Fault::Mend { from, to }
             | Fault::Bad { from, to, .. }
+            | Fault::Distant { from, to, .. }
             | Fault::Reset { from, to }
             | Fault::Forget { from, to }
             | Fault::Slow { from, to, .. } => (Some(from), Some(to)),
@@ -392,6 +403,7 @@ impl Fault {
             | Fault::Reset { to, .. }
             | Fault::Forget { to, .. } => [to, 0, 0, 0],
             Fault::Slow { to, bandwidth, .. } => [to, bandwidth, 0, 0],
+            Fault::Distant { to, delay_us, .. } => [to, delay_us, 0, 0],
             Fault::Bad { to, loss, duplication, delay_us, .. } => [to, loss, duplication, delay_us],
             Fault::SlowDisk { sync_us_max, .. } => [sync_us_max, 0, 0, 0],
             Fault::PaceDisk { bytes_a_second, .. } => [bytes_a_second, 0, 0, 0],
@@ -453,6 +465,9 @@ impl Fault {
                 line.loss = loss;
                 line.duplication = duplication;
                 line.delay_us.1 = delay_us;
+            }
+            Fault::Distant { from, to, delay_us } => {
+                world.network.line(from, to).delay_us = (delay_us, delay_us + delay_us / 16 + 1);
             }
             Fault::Reset { from, to } => world.break_connections(from, to),
             Fault::Forget { from, to } => world.network.forget(from, to),

@@ -8,6 +8,20 @@ use crate::raft::NodeId;
 /// In a script: whoever leads when the fault's turn comes.
 pub(super) const LEADER: NodeId = 0;
 
+/// A line on which what is said comes late: now and then, with losses and doubles, or all of it and in order.
+pub(super) fn late_line(
+    dice: &mut Dice,
+    from: NodeId,
+    to: NodeId,
+    (loss, duplication): (u64, u64),
+    delay_us: u64,
+) -> Fault {
+    match dice.chance(1, 2) {
+        true => Fault::Bad { from, to, loss, duplication, delay_us },
+        false => Fault::Distant { from, to, delay_us },
+    }
+}
+
 /// Everything comes late, and half of it twice.
 pub(super) fn late_lines(
     script: &mut Vec<(u64, Fault)>,
@@ -19,7 +33,8 @@ pub(super) fn late_lines(
     for &from in all {
         for &to in all.iter().filter(|&&to| to != from) {
             let loss = dice.below(loss + 1);
-            script.push((1, Fault::Bad { from, to, loss, duplication: 500, delay_us }));
+            let line = late_line(dice, from, to, (loss, 500), delay_us);
+            script.push((1, line));
         }
     }
 }
@@ -97,7 +112,7 @@ fn old_answer_meets_new_read(
     let answer_us = dice.between(round_us / 16, round_us / 4);
     for &to in all.iter().filter(|&&to| to != leader) {
         let delay_us = if to == follower { answer_us } else { round_us };
-        script.push((1, Fault::Bad { from: leader, to, loss: 0, duplication: 0, delay_us }));
+        script.push((1, Fault::Distant { from: leader, to, delay_us }));
     }
     for _ in 0..dice.between(2, 5) {
         let burst = |node, writes| Fault::Burst { node, writes };
@@ -132,7 +147,7 @@ pub(super) fn old_acknowledgements_meet_new_reads(
     for step in 1..=steps {
         for &from in others {
             let delay_us = late_us * step / steps;
-            script.push((1, Fault::Bad { from, to: leader, loss: 0, duplication: 0, delay_us }));
+            script.push((1, Fault::Distant { from, to: leader, delay_us }));
         }
         script.push((late_us / steps, Fault::Reads { node: leader, count: 1 }));
     }

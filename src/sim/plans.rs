@@ -11,7 +11,7 @@ use super::disk::Trouble;
 use super::faults::Fault;
 use super::operator::Operation;
 use super::patterns::{
-    LEADER, abandon, late_lines, log_overtakes_snapshot, new_life_at_once,
+    LEADER, abandon, late_line, late_lines, log_overtakes_snapshot, new_life_at_once,
     old_acknowledgements_meet_new_reads, stalled_acknowledgements, wiped_disk_let_in,
 };
 use super::world::World;
@@ -369,8 +369,7 @@ impl Adversary {
                     // What they have acknowledged before is still under way.
                     for &from in &others {
                         let delay_us = dice.log_between(50_000, 600_000);
-                        let late =
-                            Fault::Bad { from, to: leader, loss: 0, duplication: 300, delay_us };
+                        let late = late_line(dice, from, leader, (0, 300), delay_us);
                         script.push((short(dice), late));
                     }
                 }
@@ -407,9 +406,9 @@ impl Adversary {
             // Answers come late, some of them twice, while leadership goes to and fro.
             11 => {
                 for &from in &others {
-                    let (loss, duplication) = (dice.below(100), 500);
+                    let loss = dice.below(100);
                     let delay_us = dice.log_between(20_000, 600_000);
-                    let late = Fault::Bad { from, to: leader, loss, duplication, delay_us };
+                    let late = late_line(dice, from, leader, (loss, 500), delay_us);
                     script.push((short(dice), late));
                 }
                 script.push((short(dice), Fault::Rush { for_us: 1_500_000 }));
@@ -482,8 +481,8 @@ impl Adversary {
                     script.push((1, Fault::Cut { from: leader, to }));
                 }
                 let delay_us = dice.log_between(100_000, 600_000);
-                let (from, to) = (follower, leader);
-                script.push((1, Fault::Bad { from, to, loss: 0, duplication: 1000, delay_us }));
+                let late = late_line(dice, follower, leader, (0, 1000), delay_us);
+                script.push((1, late));
                 let burst = Fault::Burst { node: leader, writes: dice.between(10, 60) };
                 script.push((1, burst));
                 abandon(&mut script, dice, leader, &rest);

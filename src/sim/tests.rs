@@ -200,6 +200,7 @@ const MUST_HAPPEN: &[&str] = &[
     "line mended",
     "isolation",
     "bad line",
+    "distant line",
     "connection reset",
     "heal",
     "reconnect",
