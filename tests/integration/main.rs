@@ -3,6 +3,7 @@
 mod backup;
 mod bad_input;
 mod cluster_script;
+mod deletes;
 mod descriptors;
 mod floods;
 mod full_disk;
