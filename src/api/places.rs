@@ -9,7 +9,7 @@
 //!
 //! Connections with other nodes count for nothing here and never go.
 //!
-//! When the machine has run out of descriptors or threads, the cap was too high for it ([`Places::scarce`]): the
+//! When the machine has run out of descriptors or threads, the cap was too high for it ([`Places::relieve`]): the
 //! least deserving go, whoever they are, and the cap stays as low as that for a while.
 //!
 //! [`Budget`] is how the descriptors of a process are shared out at the start.
@@ -29,6 +29,9 @@ const IN_USE_US: u64 = 60_000_000;
 /// Connections that go at a time when the machine has run out of something: room for what the node itself
 /// opens next, and few beside what a machine can have.
 const SCARCE_STEP: usize = 16;
+/// When closing the least deserving was not enough, or for so long after it, clients go too, and not strangers
+/// only.
+const AGAIN_US: u64 = 10_000_000;
 /// The cap is not lowered below this.
 const CONNECTIONS_MIN: usize = 8;
 /// How long a lowered cap stays: what was scarce may be there again, and if not, the next shortage
@@ -135,6 +138,13 @@ pub struct Arrived<T> {
     pub shed: Option<T>,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Shortage {
+    Never,
+    Lasts,
+    Ended { at_us: u64 },
+}
+
 /// The open connections; `T` is what the owner closes one by.
 ///
 /// Invariants: of those that are not going at most [`Places::max`] are clients with a place at the moment when
@@ -144,6 +154,8 @@ pub struct Places<T> {
     max: usize,
     /// A lower cap, and until when it holds.
     lowered: Option<(usize, u64)>,
+    /// A shortage was not ended yet, or when the last one was.
+    shortage: Shortage,
     next: u64,
     open: BTreeMap<u64, Open<T>>,
 }
@@ -151,7 +163,8 @@ pub struct Places<T> {
 impl<T: Clone> Places<T> {
     /// Places for so many clients.
     pub fn new(max: usize) -> Places<T> {
-        Places { max, lowered: None, next: 0, open: BTreeMap::new() }
+        let (lowered, shortage) = (None, Shortage::Never);
+        Places { max, lowered, shortage, next: 0, open: BTreeMap::new() }
     }
 
     /// Most clients that have a place now.
@@ -195,9 +208,27 @@ impl<T: Clone> Places<T> {
         self.open.remove(&number);
     }
 
-    /// The machine has run out of something: gives the least deserving to be closed, of those that gave nothing
-    /// for their place only unless `whoever`, and lowers the cap to what is left.
-    pub fn scarce(&mut self, whoever: bool, now_us: u64) -> Vec<T> {
+    /// The machine has run out of something, of which so many `spared` were just given back otherwise: gives the
+    /// connections to be closed. To be asked again until the shortage is over ([`Places::relieved`]).
+    pub fn relieve(&mut self, spared: usize, now_us: u64) -> Vec<T> {
+        let again = match self.shortage {
+            Shortage::Never => false,
+            Shortage::Lasts => true,
+            Shortage::Ended { at_us } => now_us < at_us + AGAIN_US,
+        };
+        self.shortage = Shortage::Lasts;
+        let shed = self.scarce(again, now_us);
+        if shed.is_empty() && spared == 0 { self.scarce(true, now_us) } else { shed }
+    }
+
+    /// The shortage is over.
+    pub fn relieved(&mut self, now_us: u64) {
+        self.shortage = Shortage::Ended { at_us: now_us };
+    }
+
+    /// Gives the least deserving to be closed, of those that gave nothing for their place only unless
+    /// `whoever`, and lowers the cap to what is left.
+    fn scarce(&mut self, whoever: bool, now_us: u64) -> Vec<T> {
         let mut shed = Vec::new();
         let goes = |open: &Open<T>| {
             let rank = open.place.rank();
@@ -349,6 +380,27 @@ mod tests {
         }
         places.leave(client.number);
         assert!(!come(&mut places, 9_999).over_cap);
+    }
+
+    #[test]
+    fn a_shortage_that_lasts_or_soon_comes_again_takes_clients_too() {
+        // A stranger and four clients. The stranger is enough for the first shortage. In the next one, which comes
+        // long after it, some files of tables are given back, and that is not enough: a client goes. In
+        // one that comes soon after, clients go at once.
+        let mut places = Places::new(1000);
+        come(&mut places, 0);
+        for now_us in 1..=SCARCE_STEP as u64 {
+            come_and_show(&mut places, Rank::Served, now_us);
+        }
+        assert_eq!(places.relieve(0, 50), [0]);
+        places.relieved(50);
+        let later_us = 50 + AGAIN_US;
+        assert!(places.relieve(3, later_us).is_empty());
+        let clients: Vec<u64> = (1..=SCARCE_STEP as u64).collect();
+        assert_eq!(places.relieve(3, later_us), clients);
+        places.relieved(later_us);
+        come_and_show(&mut places, Rank::Served, later_us);
+        assert_eq!(places.relieve(3, later_us + AGAIN_US - 1).len(), 1);
     }
 
     #[test]

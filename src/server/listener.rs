@@ -24,8 +24,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 const THREAD_TRIES: u32 = 25;
 /// Connections that were closed need a moment to end before it is looked whether that was enough.
 const KEEPER_PAUSE: Duration = Duration::from_millis(20);
-/// When that was not enough, or for so long, whoever is least deserving goes, and not only strangers.
-const AGAIN: Duration = Duration::from_secs(10);
 
 /// The connections that others have made, and what they are closed by.
 #[derive(Debug)]
@@ -126,20 +124,17 @@ fn serve(stream: &Arc<TcpStream>, seat: &Seat) -> io::Result<()> {
 
 /// The keeper: waits for shortages and ends them.
 pub(crate) fn keep(shared: &Shared) {
-    let mut last: Option<Instant> = None;
     loop {
         let shortage = RESERVE.next_shortage();
-        let mut again = last.is_some_and(|last| last.elapsed() < AGAIN);
-        while !relieve(shared, shortage, again) {
+        while !relieve(shared, shortage) {
             thread::sleep(KEEPER_PAUSE);
-            again = true;
         }
-        last = Some(Instant::now());
+        lock(&shared.open.places).relieved(shared.clock.now_us());
     }
 }
 
 /// Closes what can be spared; true when that was enough.
-fn relieve(shared: &Shared, shortage: Shortage, again: bool) -> bool {
+fn relieve(shared: &Shared, shortage: Shortage) -> bool {
     let closed_files = match shortage {
         Shortage::Descriptors => shared.node.reader.close_files(),
         Shortage::Threads => 0,
@@ -147,11 +142,7 @@ fn relieve(shared: &Shared, shortage: Shortage, again: bool) -> bool {
     let (shed, max) = {
         let now_us = shared.clock.now_us();
         let mut places = lock(&shared.open.places);
-        let mut shed = places.scarce(again, now_us);
-        if shed.is_empty() && closed_files == 0 {
-            shed = places.scarce(true, now_us);
-        }
-        (shed, places.max(now_us))
+        (places.relieve(closed_files, now_us), places.max(now_us))
     };
     shared.node.connections_max.store(max, Ordering::Relaxed);
     shed.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));

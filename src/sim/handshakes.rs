@@ -161,6 +161,7 @@ impl World {
             },
             Some(listener) => match listener.proof(&body, CLIENTS_TOKEN) {
                 Ok(presented) => {
+                    self.shown_to_be_a_node(node, flow);
                     let presented = Box::new(presented);
                     self.report(node, PeerEvent::Accepted { connection: flow, presented });
                     return Ok(());

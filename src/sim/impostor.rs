@@ -133,8 +133,7 @@ impl World {
             && !self.quiet
         {
             self.count("handshakes played again");
-            self.poses(node, hello, Pose::Replays(proof));
-            return Ok(());
+            return self.poses(node, hello, Pose::Replays(proof)).map(drop);
         }
         let node = *self.dice.pick(&running);
         if self.spares(node) {
@@ -143,8 +142,7 @@ impl World {
         let Some(greeting) = self.greeting_of_a_member(node) else { return Ok(()) };
         self.count("impostors in the name of a member");
         let (dialer, hello) = Dialer::new(greeting, self.dice.bytes());
-        self.poses(node, hello, Pose::Dials(Box::new(dialer)));
-        Ok(())
+        self.poses(node, hello, Pose::Dials(Box::new(dialer))).map(drop)
     }
 
     fn greeting_of_a_member(&mut self, node: NodeId) -> Option<Greeting> {
@@ -174,13 +172,13 @@ impl World {
     }
 
     /// Dials a node, with these first words.
-    fn poses(&mut self, node: NodeId, hello: Vec<u8>, pose: Pose) -> u64 {
+    fn poses(&mut self, node: NodeId, hello: Vec<u8>, pose: Pose) -> Result<u64, Violation> {
         let life = self.nodes.get(&node).map_or(0, |n| n.life);
         let flow = self.network.open(IMPOSTOR_PLACE, (node, life), 0);
         self.impostor.flows.insert(flow, pose);
-        self.accept(node, flow, IMPOSTOR, SILENCE_MAX_US);
+        self.accept(node, flow, IMPOSTOR, SILENCE_MAX_US)?;
         self.put(flow, End::Dialer, Packet::Handshake(hello));
-        flow
+        Ok(flow)
     }
 
     /// Something may have arrived at its end of a flow.
@@ -260,7 +258,7 @@ impl World {
             let to_identity = self.nodes[&to].identity;
             let mut handed_on = Vec::new();
             put_hello(&mut handed_on, &Hello { to, to_identity, ..hello });
-            let on = self.poses(to, handed_on, Pose::HandsOn { to: flow });
+            let on = self.poses(to, handed_on, Pose::HandsOn { to: flow })?;
             self.impostor.flows.insert(flow, Pose::HasDone { on });
             return Ok(());
         }

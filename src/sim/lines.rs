@@ -71,6 +71,8 @@ enum Reply {
     Number(u64),
     Refused,
     Unknown,
+    /// There is no place for the client.
+    NoPlace,
     Other(Vec<u8>),
 }
 
@@ -134,6 +136,16 @@ impl LineClient {
                 Sent::Own(Own::Get) | Sent::Fixed(_) | Sent::Page(_) => {}
             }
         }
+    }
+
+    /// There was no place for it: nothing of what it sent was taken, surely.
+    fn turned_away(&mut self) {
+        let refused = |sent| match sent {
+            Sent::Shared(call) => Some(Call { end: End::Refused, ..call }),
+            _ => None,
+        };
+        self.history.extend(std::mem::take(&mut self.sent).into_iter().filter_map(refused));
+        self.give_up();
     }
 
     /// A write of its key may take effect at any time.
@@ -201,6 +213,7 @@ impl LineClient {
         };
         match (&sent, reply) {
             (Sent::Fixed(b"+PONG"), Reply::Pong) | (Sent::Fixed(_), Reply::Ok) => {}
+            (Sent::Fixed(b"+OK"), Reply::NoPlace) => self.turned_away(),
             (Sent::Own(Own::Get), Reply::Value(value)) if *value == self.own => {}
             (Sent::Own(Own::Delete), Reply::Number(n)) if *n == u64::from(self.own.is_some()) => {
                 self.own = None;
@@ -267,6 +280,7 @@ fn parse(bytes: &[u8]) -> Option<(Reply, usize)> {
         }
         [b':', digits @ ..] => number(digits).map_or(Reply::Other(line.to_vec()), Reply::Number),
         _ if line.starts_with(b"-ERR UNKNOWN") => Reply::Unknown,
+        _ if line.starts_with(b"-ERR busy") => Reply::NoPlace,
         _ if [&b"-TRYAGAIN"[..], b"-CLUSTERDOWN", b"-OOM"].iter().any(|w| line.starts_with(w)) => {
             Reply::Refused
         }
@@ -294,10 +308,15 @@ impl World {
                     self.count(match &reply {
                         Reply::Refused => "text commands refused",
                         Reply::Unknown => "text commands of unknown outcome",
+                        Reply::NoPlace => "text clients without a place",
                         _ => "text commands answered",
                     });
                     self.lines[client].heard.drain(..len);
+                    let link = self.lines[client].link;
                     self.lines[client].told(&reply, now_us)?;
+                    if let (Some(link), None) = (link, self.lines[client].link) {
+                        self.line_sends(&link, ServedEvent::Gone);
+                    }
                 }
             }
             LineEvent::Hears { .. } | LineEvent::Lost { .. } => {}
@@ -394,7 +413,7 @@ impl World {
         self.connections += 1;
         let link = Link { number: self.connections, node, life, due_us: self.now_us + DELAY_US.0 };
         self.lines[client].link = Some(link);
-        self.line_sends(&link, ServedEvent::Accepted { over_cap: false });
+        self.line_sends(&link, ServedEvent::Accepted);
         true
     }
 

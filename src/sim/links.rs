@@ -7,6 +7,7 @@
 use super::checks::Violation;
 use super::impostor::{IMPOSTOR, IMPOSTOR_PLACE};
 use super::network::{Arrival, End, Network, Packet};
+use super::places::Visitor;
 use super::world::{ANY_LIFE, Event, World};
 use crate::node::{
     Admin, ConfigurationHistory, ConnectionId, Due, Input, Keepalive, Outgoing, PeerEffect,
@@ -56,11 +57,11 @@ pub(super) struct Accepted {
     pub(super) listener: Option<Listener>,
     /// It was let in.
     pub(super) welcome: bool,
-    heard_us: u64,
+    pub(super) heard_us: u64,
     /// When the dialer was last told that bytes arrive.
-    pong_us: u64,
+    pub(super) pong_us: u64,
     /// It is given up after a silence of so long.
-    patience_us: u64,
+    pub(super) patience_us: u64,
 }
 
 /// Something happens to a connection.
@@ -107,7 +108,7 @@ impl World {
         self.nodes.get_mut(&node)?.up.as_mut()?.accepted.get_mut(&flow)
     }
 
-    fn link(&mut self, delay_us: u64, node: NodeId, event: LinkEvent) {
+    pub(super) fn link(&mut self, delay_us: u64, node: NodeId, event: LinkEvent) {
         let life = self.nodes.get(&node).map_or(0, |n| n.life);
         self.schedule(delay_us, node, life, Event::Link(event));
     }
@@ -237,7 +238,7 @@ impl World {
     pub(super) fn on_link(&mut self, node: NodeId, event: LinkEvent) -> Result<(), Violation> {
         match event {
             LinkEvent::Knock { dialer, life, connection } => {
-                self.knocked(node, (dialer, life), connection);
+                return self.knocked(node, (dialer, life), connection);
             }
             LinkEvent::Refused { connection } => self.dial_ended(node, connection, "refused"),
             LinkEvent::Timeout { connection } => {
@@ -270,23 +271,29 @@ impl World {
     }
 
     /// A dialer's first packet: the machine accepts, if the process listens.
-    fn knocked(&mut self, node: NodeId, dialer: (NodeId, u64), connection: ConnectionId) {
+    fn knocked(
+        &mut self,
+        node: NodeId,
+        dialer: (NodeId, u64),
+        connection: ConnectionId,
+    ) -> Result<(), Violation> {
         let alive = |n: &super::node::SimNode| n.life == dialer.1 && n.up.is_some();
         if !self.nodes.get(&dialer.0).is_some_and(alive) {
-            return;
+            return Ok(());
         }
-        let Some(n) = self.nodes.get(&node) else { return };
+        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
         let (life, up) = (n.life, n.up.is_some());
         if self.network.is_cut(node, dialer.0) {
-            return;
+            return Ok(());
         }
         let delay_us = self.network.delay_us(node, dialer.0);
         if !up && !self.impostor_binds(dialer.0, node) {
-            return self.link(delay_us, dialer.0, LinkEvent::Refused { connection });
+            self.link(delay_us, dialer.0, LinkEvent::Refused { connection });
+            return Ok(());
         }
         let acceptor = if up { (node, life) } else { IMPOSTOR_PLACE };
         let nonce = self.dice.bytes();
-        let Some(dialed) = self.dialed(dialer.0, connection) else { return };
+        let Some(dialed) = self.dialed(dialer.0, connection) else { return Ok(()) };
         let greeting = dialed.greeting.take();
         let flow = self.network.open(dialer, acceptor, connection);
         let mut hello = None;
@@ -298,23 +305,12 @@ impl World {
             }
         }
         if up {
-            self.accept(node, flow, dialer.0, SILENCE_MAX_US);
+            self.accept(node, flow, dialer.0, SILENCE_MAX_US)?;
         }
         if let Some(hello) = hello {
             self.put(flow, End::Dialer, Packet::Handshake(hello));
         }
-    }
-
-    /// A process has accepted a connection.
-    pub(super) fn accept(&mut self, node: NodeId, flow: u64, from: NodeId, patience_us: u64) {
-        let now_us = self.now_us;
-        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-            let (heard_us, pong_us) = (now_us, now_us);
-            let (listener, welcome) = (None, false);
-            let accepted = Accepted { from, listener, welcome, heard_us, pong_us, patience_us };
-            up.accepted.insert(flow, accepted);
-        }
-        self.link(patience_us, node, LinkEvent::Silence { flow });
+        Ok(())
     }
 
     /// Writes at an end of a flow.
@@ -392,6 +388,8 @@ impl World {
         accepted.heard_us = now_us;
         let welcome = accepted.welcome;
         let pings = accepted.patience_us == SILENCE_MAX_US;
+        self.heard_of(node, Visitor::Node(flow));
+        let Some(accepted) = self.accepted(node, flow) else { return Ok(()) };
         if now_us >= accepted.pong_us + crate::node::PING_EVERY_US && welcome && pings {
             accepted.pong_us = now_us;
             self.pong(node, flow);
@@ -435,19 +433,6 @@ impl World {
         let leader = raft.leader().and_then(|id| raft.configuration().member(id));
         let (leader, address) = leader.map_or_else(Default::default, |m| (m.id, m.address.clone()));
         self.put(flow, End::Acceptor, Packet::Pong { leader, address });
-    }
-
-    /// An accepted connection is over at this end.
-    pub(super) fn end_accepted(&mut self, node: NodeId, flow: u64, told: bool) {
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
-        if up.accepted.remove(&flow).is_none() {
-            return;
-        }
-        up.senders.remove(&flow);
-        self.close(flow, End::Acceptor);
-        if told {
-            self.report(node, PeerEvent::AcceptedClosed { connection: flow });
-        }
     }
 
     fn silence(&mut self, node: NodeId, flow: u64) {

@@ -37,6 +37,7 @@ mod node;
 mod operator;
 mod patterns;
 mod pauses;
+mod places;
 pub mod plans;
 mod platters;
 pub mod recording;

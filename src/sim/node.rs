@@ -5,6 +5,7 @@ use super::dice::Dice;
 use super::disk::SimDisk;
 use super::links::{Accepted, Dialed};
 use super::moments::{FileKind, Moment};
+use super::places::{Lobby, Visitor};
 use super::serving::Served;
 use super::snapshots::Transfer;
 use super::store::{Owed, held_ends_no_node, step_bytes, store_options};
@@ -49,6 +50,8 @@ const BATCH_REQUESTS: [usize; 4] = [1, 3, BATCH_REQUESTS_MAX, BATCH_REQUESTS_MAX
 
 /// Requests that a node takes at any rate: in production more than the clients of a run have under way.
 const LOADS: [usize; 4] = [1, 4, 4096, 4096];
+/// Places for connections beside one for each client of the run: often so few that guests take the last.
+const PLACES_BESIDE: [usize; 4] = [0, 1, 3, 1000];
 /// What unsent answers may hold: as in production, or one page and a few values. A node's lives take turns.
 const ANSWER_BYTES: [usize; 2] = [ANSWER_BYTES_MAX, DEFAULT_MAX_PAGE_BYTES + (192 << 10)];
 /// And each client's beside that.
@@ -204,6 +207,8 @@ pub(super) struct Up {
     pub(super) state: Arc<NodeState>,
     /// Those connections.
     pub(super) served: BTreeMap<ClientId, Served>,
+    /// Who has a place.
+    pub(super) lobby: Lobby,
     /// What others fetch here, by the number of the flow.
     pub(super) senders: BTreeMap<u64, SnapshotSender>,
 }
@@ -447,6 +452,7 @@ impl SimNode {
             node,
             state: Arc::new(state),
             served: BTreeMap::new(),
+            lobby: Lobby::new(bounds.visitors + *self.dice.pick(&PLACES_BESIDE)),
             dialed: BTreeMap::new(),
             accepted: BTreeMap::new(),
             inbox: Inbox::default(),
@@ -494,6 +500,15 @@ impl SimNode {
             self.disk.power_lost();
         } else {
             self.disk.killed();
+        }
+    }
+}
+
+impl Up {
+    /// A connection of a client has ended.
+    pub(super) fn forget_client(&mut self, connection: ClientId) {
+        if self.served.remove(&connection).is_some() {
+            self.lobby.leave(Visitor::Client(connection));
         }
     }
 }

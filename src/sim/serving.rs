@@ -5,6 +5,7 @@
 
 use super::checks::{Violation, violated};
 use super::node::ClientId;
+use super::places::Visitor;
 use super::world::{Event, World};
 use crate::api::answers::{AnswerSet, Brought};
 use crate::api::{self, Encode, Step, WritePatience};
@@ -57,11 +58,13 @@ impl std::fmt::Debug for DirectWrite {
 #[derive(Debug)]
 pub(super) enum ServedEvent {
     /// A client has dialed.
-    Accepted { over_cap: bool },
+    Accepted,
     /// Bytes arrive.
     Bytes(Vec<u8>),
     /// The client has closed it.
     Gone,
+    /// The node closes it: it gives way to others.
+    TurnedOut,
     /// The client has taken what was written to it.
     Taken,
     /// All answers to the set that begins with this request are there.
@@ -79,13 +82,17 @@ impl World {
     ) -> Result<(), Violation> {
         let now_us = self.now_us;
         let nonce = match event {
-            ServedEvent::Accepted { .. } => self.dice.bytes(),
+            ServedEvent::Accepted => self.dice.bytes(),
             _ => [0; NONCE_BYTES],
+        };
+        let over_cap = match event {
+            ServedEvent::Accepted => self.take_place(node, Visitor::Client(connection))?,
+            _ => false,
         };
         let Some(n) = self.nodes.get_mut(&node) else { return Ok(()) };
         let local_us = n.local_us(now_us);
         let Some(up) = &mut n.up else { return Ok(()) };
-        if let ServedEvent::Accepted { over_cap } = event {
+        if let ServedEvent::Accepted = event {
             let state = std::sync::Arc::clone(&up.state);
             let made = api::Connection::new(state, over_cap, nonce, local_us);
             let (arrived, waits) = (Vec::new(), None);
@@ -97,9 +104,10 @@ impl World {
         }
         let Some(served) = up.served.get_mut(&connection) else { return Ok(()) };
         match event {
-            ServedEvent::Accepted { .. } => {}
+            ServedEvent::Accepted => {}
             ServedEvent::Bytes(bytes) => {
                 served.arrived.extend(bytes);
+                up.lobby.heard(Visitor::Client(connection), local_us);
                 if served.waits.is_none() && served.writing.is_none() {
                     let load = std::sync::Arc::clone(&up.state.load);
                     let before = load.refused();
@@ -120,8 +128,9 @@ impl World {
                 self.write_to_client(node, connection, bytes);
                 return self.serve(node, connection);
             }
+            ServedEvent::TurnedOut => self.close_to_client(node, connection),
             ServedEvent::Gone => {
-                up.served.remove(&connection);
+                up.forget_client(connection);
                 let under_way = up.state.load.under_way();
                 if up.served.is_empty() && under_way > 0 {
                     let detail = format!("node {node}: {under_way}");
@@ -187,8 +196,13 @@ impl World {
                     .or_default() += 1;
             }
             let Some(served) = up.served.get_mut(&connection) else { return Ok(()) };
-            match served.connection.next(local_us) {
-                Step::Read { .. } if served.arrived.is_empty() => return Ok(()),
+            let step = served.connection.next(local_us);
+            up.lobby.shows(Visitor::Client(connection), served.connection.rank());
+            match step {
+                Step::Read { .. } if served.arrived.is_empty() => {
+                    up.lobby.rests(Visitor::Client(connection));
+                    return Ok(());
+                }
                 Step::Read { .. } => {
                     let space = served.connection.space();
                     let n = space.len().min(served.arrived.len());
@@ -205,6 +219,9 @@ impl World {
                         let event = Event::Served { connection, event: ServedEvent::Taken };
                         self.schedule(delay_us, node, life, event);
                         return Ok(());
+                    }
+                    if bytes.starts_with(b"HTTP/") && up.lobby.is_over_cap(connection) {
+                        self.count("pages told over the cap");
                     }
                     self.write_to_client(node, connection, bytes.clone());
                     if let Some(served) = self.served(node, connection) {
@@ -231,7 +248,7 @@ impl World {
                 // The client hears of it as of any node that goes away.
                 Step::Unreadable(e) => self.store_failed(node, "disk error in a read", &e)?,
                 Step::Refuse { frame, .. } => {
-                    up.served.remove(&connection);
+                    up.forget_client(connection);
                     self.write_to_client(node, connection, frame);
                     return Ok(());
                 }

@@ -84,8 +84,7 @@ impl World {
         match event {
             TransferEvent::Run => self.fetch(node),
             TransferEvent::Knock { dialer, life, dial, greeting } => {
-                self.knocked_for_snapshot(node, (dialer, life), dial, *greeting);
-                Ok(())
+                self.knocked_for_snapshot(node, (dialer, life), dial, *greeting)
             }
             TransferEvent::NotMade { dial, why } => {
                 let fits = |t: &mut Transfer| t.dialing && t.dials == dial;
@@ -259,29 +258,31 @@ impl World {
         dialer: (NodeId, u64),
         dial: u64,
         greeting: Greeting,
-    ) {
+    ) -> Result<(), Violation> {
         let lives = self.nodes.get(&dialer.0).is_some_and(|n| n.life == dialer.1);
         let waits = |t: &mut Transfer| t.dialing && t.dials == dial;
         if !lives || !self.transfer(dialer.0).is_some_and(waits) {
-            return;
+            return Ok(());
         }
-        let Some(n) = self.nodes.get(&node) else { return };
+        let Some(n) = self.nodes.get(&node) else { return Ok(()) };
         let (life, up) = (n.life, n.up.is_some());
         if self.network.is_cut(node, dialer.0) {
-            return;
+            return Ok(());
         }
         if !up {
             let delay_us = self.network.delay_us(node, dialer.0);
             let event = TransferEvent::NotMade { dial, why: "refused" };
-            return self.transfer_in(delay_us, dialer.0, event);
+            self.transfer_in(delay_us, dialer.0, event);
+            return Ok(());
         }
         let flow = self.network.open_for_snapshot(dialer, (node, life));
         let (handshake, hello) = Dialer::new(greeting, self.dice.bytes());
         if let Some(transfer) = self.transfer(dialer.0) {
             (transfer.flow, transfer.dialer) = (Some(flow), Some(handshake));
         }
-        self.accept(node, flow, dialer.0, SNAPSHOT_IDLE_US);
+        self.accept(node, flow, dialer.0, SNAPSHOT_IDLE_US)?;
         self.put(flow, End::Dialer, Packet::Handshake(hello));
+        Ok(())
     }
 
     /// Something arrived on the connection.

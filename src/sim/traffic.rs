@@ -23,6 +23,9 @@ const RUSH_THINK_US: u64 = 10_000;
 /// Delays between a client and a node.
 pub(super) const DELAY_US: (u64, u64) = (40, 1_000);
 
+/// A node hears so much later that a client is gone which cannot reach it any more.
+const DEAD_LINE_US: (u64, u64) = (1_000_000, 20_000_000);
+
 /// Now and then a client is in a hurry and asks for an answer within so long, on the node's clock:
 /// about as long as an answer takes. In milliseconds.
 const HURRY_MS: (u64, u64) = (20, 500);
@@ -35,7 +38,7 @@ pub(super) enum ClientEvent {
     /// Its core wants to be told the time.
     Wakes,
     /// Its dial reaches a node.
-    Knocks { connection: ClientId, over_cap: bool, first: Vec<u8> },
+    Knocks { connection: ClientId, first: Vec<u8> },
     /// Its dial fails.
     Lost { connection: ClientId, error: Error },
     /// Bytes arrive.
@@ -91,8 +94,8 @@ impl World {
                 c.wakes_at_us = None;
                 self.client_told(client, vec![CoreEvent::Time])
             }
-            ClientEvent::Knocks { connection, over_cap, first } => {
-                self.client_knocks(node, client, connection, over_cap, first)
+            ClientEvent::Knocks { connection, first } => {
+                self.client_knocks(node, client, connection, first)
             }
             ClientEvent::Lost { connection, error } => self.client_lost(client, connection, error),
             ClientEvent::Hears { connection, bytes } => {
@@ -180,8 +183,7 @@ impl World {
         self.client_closes(client);
         self.connections += 1;
         let connection = self.connections;
-        let rejects = !self.quiet && self.dice.chance(1, 60);
-        let bad_token = rejects && self.dice.chance(1, 2);
+        let bad_token = !self.quiet && self.dice.chance(1, 120);
         let nonce = self.dice.bytes();
         let c = &mut self.clients[client as usize];
         c.dial = Some(connection);
@@ -200,12 +202,10 @@ impl World {
         match node {
             _ if unanswered => self.count("dials that nobody answers"),
             Some((node, life)) => {
-                if rejects {
-                    let why = if bad_token { "tokens refused" } else { "clients without a place" };
-                    self.count(why);
+                if bad_token {
+                    self.count("tokens refused");
                 }
-                let over_cap = rejects && !bad_token;
-                let event = ClientEvent::Knocks { connection, over_cap, first };
+                let event = ClientEvent::Knocks { connection, first };
                 self.schedule(delay_us, node, life, Event::Client { client, event });
             }
             // The machine is there, or is not.
@@ -223,7 +223,6 @@ impl World {
         node: NodeId,
         client: u64,
         connection: ClientId,
-        over_cap: bool,
         first: Vec<u8>,
     ) -> Result<(), Violation> {
         let Some(n) = self.nodes.get(&node) else { return Ok(()) };
@@ -240,8 +239,15 @@ impl World {
             let made =
                 ClientConnection { number: connection, node, life, gone, mute, deaf, due_us };
             c.dialed = Some(made);
+        } else {
+            // It does not wait for that any more.
+            let event = Event::Served { connection, event: ServedEvent::Gone };
+            self.schedule(DELAY_US.1, node, life, event);
         }
-        self.on_served(node, connection, ServedEvent::Accepted { over_cap })?;
+        self.on_served(node, connection, ServedEvent::Accepted)?;
+        if self.is_over_cap(node, connection) {
+            self.count("clients without a place");
+        }
         self.on_served(node, connection, ServedEvent::Bytes(first))
     }
 
@@ -340,7 +346,7 @@ impl World {
             self.client_breaks(client, connection, u64::MAX, delay_us);
         }
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-            up.served.remove(&connection);
+            up.forget_client(connection);
         }
     }
 
@@ -385,10 +391,14 @@ impl World {
     /// The client has done with its connection.
     fn client_closes(&mut self, client: u64) {
         let Some(connection) = self.clients[client as usize].connection.take() else { return };
-        if connection.mute || connection.gone {
+        if connection.gone {
             return;
         }
-        let delay_us = (connection.due_us + 1).saturating_sub(self.now_us).max(DELAY_US.1);
+        let mut delay_us = (connection.due_us + 1).saturating_sub(self.now_us).max(DELAY_US.1);
+        if connection.mute {
+            // The node hears of it when its system gives the line up.
+            delay_us += self.dice.log_between(DEAD_LINE_US.0, DEAD_LINE_US.1);
+        }
         self.served_in(delay_us, &connection, ServedEvent::Gone);
     }
 

@@ -57,6 +57,7 @@ pub(super) enum Event {
     Resume,
     Fault,
     Impostor,
+    Guests,
 }
 
 /// When, at which node (0: the world) and in which of its lives; equal times in order of arrival.
@@ -147,6 +148,8 @@ pub struct World {
 pub(super) struct ClusterBounds {
     pub(super) sessions: SessionBounds,
     pub(super) members: usize,
+    /// Clients of the run: a node has a place for each.
+    pub(super) visitors: usize,
 }
 
 impl ClusterBounds {
@@ -159,14 +162,14 @@ impl ClusterBounds {
             ..standard
         };
         let more = *dice.pick(&[1, 2, 3, MEMBERS_MAX]);
-        ClusterBounds { sessions, members: nodes as usize + more }
+        ClusterBounds { sessions, members: nodes as usize + more, visitors: 0 }
     }
 }
 
 impl World {
     /// A cluster of that many nodes that were never started, and their clients.
     pub fn new(nodes: u64, clients: u64, keys: u64, print: bool, mut dice: Dice) -> World {
-        let bounds = ClusterBounds::new(nodes, &mut dice.split());
+        let mut bounds = ClusterBounds::new(nodes, &mut dice.split());
         let member = |id| Member { id, identity: 0, address: format!("node-{id}:1") };
         let members: Vec<Member> = (1..=nodes).map(member).collect();
         let node = |id, dice: &mut Dice| {
@@ -175,6 +178,7 @@ impl World {
         };
         // A client is given some of the addresses.
         let lines = dice.below(3);
+        bounds.visitors = (clients + lines) as usize;
         let known = dice.between(1, nodes) as usize;
         let known: Vec<String> = members.iter().map(|m| m.address.clone()).take(known).collect();
         let mut world = World {
@@ -221,6 +225,7 @@ impl World {
             world.line_in(1_000_000, client, LineEvent::Acts);
         }
         world.schedule(1_000_000, 0, ANY_LIFE, Event::Impostor);
+        world.schedule(1_500_000, 0, ANY_LIFE, Event::Guests);
         world.keep_one_away();
         for client in 0..clients {
             let event = ClientEvent::Acts { turn: 0 };
@@ -384,6 +389,7 @@ impl World {
             Event::Served { connection, event } => self.on_served(node, connection, event),
             Event::Start => self.start(node),
             Event::Impostor => self.impostor_acts(),
+            Event::Guests => self.guests_come(),
             Event::Resume => {
                 self.resume(node);
                 Ok(())
