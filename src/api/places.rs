@@ -274,6 +274,8 @@ pub struct Budget {
     pub table_files: usize,
     /// All that is asked for fits.
     pub is_whole: bool,
+    /// Descriptors that there are; without meaning where there is no limit.
+    limit: u64,
 }
 
 /// What a node would like to have.
@@ -295,7 +297,9 @@ impl Budget {
     /// shortages will be met, and dealt with.
     pub fn within(limit: Option<u64>, demand: Demand) -> Budget {
         let Demand { connections, table_files, log_files, peers } = demand;
-        let Some(limit) = limit else { return Budget { connections, table_files, is_whole: true } };
+        let Some(limit) = limit else {
+            return Budget { connections, table_files, is_whole: true, limit: u64::MAX };
+        };
         let own = OWN_DESCRIPTORS
             + RESERVE_DESCRIPTORS as u64
             + log_files
@@ -307,7 +311,20 @@ impl Budget {
         let files = table_files.min(count((free / 3).max(TABLE_FILES_MIN)));
         let left = count(free.saturating_sub(files as u64)).max(CONNECTIONS_MIN);
         let is_whole = left >= connections && files >= table_files;
-        Budget { connections: connections.min(left), table_files: files, is_whole }
+        Budget { connections: connections.min(left), table_files: files, is_whole, limit }
+    }
+
+    /// What a person is told when there is less than was asked for.
+    pub fn shortage(&self, demand: Demand) -> Option<String> {
+        let Budget { connections, table_files, limit, is_whole } = self;
+        (!is_whole).then(|| {
+            format!(
+                "the limit of descriptors is {limit}: at most {connections} connections of the {} that \
+                 --max-connections allows are served, and {table_files} table files kept open; raise it (ulimit -n, \
+                 LimitNOFILE= of systemd) or lower --max-connections",
+                demand.connections
+            )
+        })
     }
 }
 
@@ -435,7 +452,7 @@ mod tests {
     fn descriptors_are_shared_out_with_the_nodes_own_needs_first() {
         let demand = Demand { connections: 8192, table_files: 256, log_files: 27, peers: 2 };
         let within = |limit| {
-            let Budget { connections, table_files, is_whole } = Budget::within(limit, demand);
+            let Budget { connections, table_files, is_whole, .. } = Budget::within(limit, demand);
             let taken = 32 + 8 + 27 + 8 * 6 + 32 + (connections + table_files) as u64;
             assert!(limit.is_none_or(|limit| taken <= limit.max(163)), "{limit:?}: {taken}");
             (connections, table_files, is_whole)

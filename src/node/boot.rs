@@ -19,7 +19,9 @@ use crate::kv::{
     StoreWorker, View, place,
 };
 use crate::raft::codec;
-use crate::raft::{Configuration, HardState, Index, Persist, Restored, RestoredLog, Term};
+use crate::raft::{
+    Configuration, HardState, Index, Persist, Restored, RestoredLog, Term, is_near_the_last_term,
+};
 use crate::wal::{self, Identity, LOG_DIR, Recovered, Wal, WalError};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -129,6 +131,53 @@ pub struct Plan<'a> {
     pub restore: Option<&'a Backup>,
 }
 
+impl Opened {
+    /// What a person is told of it, warnings (`true`) among it; `parts` are the times that each part took, `took_us` all
+    /// of it, in microseconds.
+    pub fn lines(&self, parts: &[(Part, u64)], took_us: u64) -> Vec<(bool, String)> {
+        let Opened { recovered, store, .. } = self;
+        let mut lines = Vec::new();
+        if let Some(cut) = &recovered.cut {
+            let line = format!(
+                "cut the tail of the log: a batch of {} bytes at offset {} of {} was not completely \
+                 written, or is damaged",
+                cut.bytes,
+                cut.offset,
+                cut.path.display()
+            );
+            lines.push((true, line));
+        }
+        if is_near_the_last_term(recovered.hard_state.term) {
+            let line = format!(
+                "this node was taken to term {}, and no other node can follow it there: among several nodes nobody will \
+                 be elected; make a new cluster of its data (docs/operations.md, \"A term that cannot grow\")",
+                recovered.hard_state.term
+            );
+            lines.push((true, line));
+        }
+        let name = |part| match part {
+            Part::Log => "log",
+            Part::Store => "store",
+            Part::Restore => "restore",
+        };
+        let part = |(part, us): &(Part, u64)| format!(" {}_ms={}", name(*part), us / 1000);
+        let line = format!(
+            "recovered log first={} last={} term={} segments={} bytes={} store applied={} replay={} ms={}{}",
+            recovered.first_index,
+            recovered.last_index,
+            recovered.hard_state.term,
+            recovered.segments,
+            recovered.bytes,
+            store.applied(),
+            recovered.last_index - store.applied(),
+            took_us / 1000,
+            parts.iter().map(part).collect::<String>()
+        );
+        lines.push((false, line));
+        lines
+    }
+}
+
 /// Opens log and store of a node in its data directory, or makes them at the very first start.
 /// Says when a part is done, for whoever takes the time.
 ///
@@ -218,12 +267,12 @@ pub(super) fn was_told(recovered: &Recovered, index: Index, term: Term) -> bool 
 }
 
 /// The configuration the cluster began with.
-pub fn first_configuration(identity: &Identity) -> Configuration {
+pub(super) fn first_configuration(identity: &Identity) -> Configuration {
     Configuration::of_voters(identity.cluster, identity.members.clone())
 }
 
 /// What the consensus core begins with. `applied` is the store's applied index.
-pub fn restored(identity: &Identity, recovered: &Recovered, applied: u64) -> Restored {
+pub(super) fn restored(identity: &Identity, recovered: &Recovered, applied: u64) -> Restored {
     let first = first_configuration(identity);
     let before = recovered.configuration_before.clone();
     let mut configurations = vec![before.unwrap_or_else(|| (0, Arc::new(first)))];

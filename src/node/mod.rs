@@ -16,7 +16,8 @@
 //!
 //! [`recording`] writes down what the raft loop, the log writer and the applier got and did, for a replay.
 //!
-//! [`Startup`] decides who the node is; [`open`] makes its parts of what is on disk; [`verify`] looks through that without opening it.
+//! [`Startup`] decides who the node is; [`open`] reads what is on disk, and [`Assembly`] makes the components of it; [`verify`]
+//! looks through it without opening it.
 //!
 //! Clients are named by a type parameter `C`: a handle in production, a number in the simulator.
 //! Nothing here looks inside. Dialects and frames are not known here: a client's request arrives
@@ -24,6 +25,7 @@
 
 mod admin;
 mod applier;
+mod assembly;
 mod boot;
 mod changes;
 mod compaction;
@@ -43,6 +45,7 @@ mod reads;
 pub mod recording;
 mod recover;
 mod replica;
+mod restore;
 mod salvage;
 mod snapshot_transfer;
 mod startup;
@@ -58,7 +61,8 @@ pub use admin::{Admin, AdminForward};
 pub use applier::{
     Applied, Applier, ApplyEffects, ApplyError, ApplyTask, Installed, apply_entries, mark_of,
 };
-pub use boot::{BootError, Opened, Part, Plan, first_configuration, open, restored};
+pub use assembly::{Assembly, Fixed, Parts, Settings, log_limit, segment_bytes};
+pub use boot::{BootError, Opened, Part, Plan, open};
 pub use changes::{Answerer, Change, ChangeRefused};
 pub use digests::Difference;
 pub use events::{Apply, Effects, Input};
@@ -76,6 +80,7 @@ pub use peers::{
 pub use raft_loop::{Node, NodeEffects, Outgoing};
 pub use recover::{RecoverError, Rescued, recover};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
+pub use restore::Restore;
 pub use salvage::{SaveReport, SavedRow, save};
 pub use snapshot_transfer::{
     ReceiverEffect, ReceiverEvent, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,

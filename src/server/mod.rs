@@ -15,7 +15,7 @@
 //! | applier     | `applier`                         | `ApplyTask`                                                           |
 //! | snapshot    | `snapshots`                       | `ReceiverEvent`; while one is fetched, a connection of its own        |
 //! | log         | `logging`                         | lines to be written to standard error                                 |
-//! | store       | `lsm::Worker::run`                | a bell: something to flush or to compact                              |
+//! | store       | `store`                           | a bell: something to flush or to compact                              |
 //! | recorder    | `recorder`, with `--record` only  | records of what the raft loop, log writer and applier get and do      |
 //!
 //! A thread that cannot go on (a failed fsync, a damaged log) ends the process: the node is
@@ -31,6 +31,7 @@ mod listener;
 mod log_writer;
 pub mod logging;
 mod mailbox;
+mod options;
 mod peer_in;
 mod peer_out;
 mod peer_pump;
@@ -39,10 +40,12 @@ mod recorder;
 mod snapshots;
 mod sockets;
 mod start;
+mod store;
 #[cfg(test)]
 mod tests;
 
-pub use start::{ServerOptions, StartError, start};
+pub use options::{ServerOptions, StartError};
+pub use start::start;
 
 use crate::api::NodeState;
 use crate::env::{Clock, DirLock, Disk};

@@ -16,16 +16,15 @@ use crate::api::budget::Budget;
 use crate::api::{Load, NodeState};
 use crate::env::Disk;
 use crate::kv::limits::DEFAULT_MAX_PAGE_BYTES;
-use crate::kv::{Limits, LsmReader, LsmStore, Machine, STORE_DIR, Staged, StoreError, StoreWorker};
+use crate::kv::{Limits, LsmReader, LsmStore, STORE_DIR, Staged, StoreError, StoreWorker};
 use crate::lsm;
 use crate::node::recording;
 use crate::node::{
-    Applier, ApplyTask, BATCH_REQUESTS_MAX, BootError, ClusterView, ConnectionId, Inbox, LogEvent,
-    LogWriter, Node, Opened, PeersOptions, Plan, Replica, ReplicaOptions, SnapshotReceiver,
-    SnapshotSender, first_configuration, open, restored, to_show, verify,
+    Applier, ApplyTask, Assembly, BATCH_REQUESTS_MAX, BootError, ConnectionId, Fixed, Inbox,
+    LogEvent, LogWriter, Node, Parts, Plan, Settings, SnapshotSender, open, verify,
 };
 use crate::raft::invariants::Watch;
-use crate::raft::{self, Configuration, Index, NodeId, Persist, Raft, Restored, Term};
+use crate::raft::{self, Configuration, Index, NodeId, Persist, Restored, Term};
 use crate::wal::{Identity, LOG_DIR, LogReader, Preparer, WalError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -332,14 +331,37 @@ impl SimNode {
         }
         let store = store_options(&mut self.dice);
         let memtable_bytes = store.memtable_bytes;
-        let step_bytes = step_bytes(&mut self.dice);
+        let settings = Settings {
+            address: self.address.clone(),
+            token: CLIENTS_TOKEN.to_vec(),
+            seeds: Vec::new(),
+            limits: self.limits,
+            inflight_bytes_max: 64 << 10,
+            wal_limit_bytes: WAL_LIMIT_BYTES,
+            raft: raft::Options {
+                append_bytes_max: 4 << 10,
+                probe_bytes_max: 1 << 10,
+                inflight_bytes_max: 16 << 10,
+                cache_bytes_max: 8 << 10,
+                applying_bytes_max: 8 << 10,
+                replay_entries_max: 16,
+                ..raft::Options::new(self.id, self.dice.roll())
+            },
+            fixed: Fixed {
+                batch_bytes_max: 8 << 10,
+                batch_requests_max,
+                members_max: bounds.members,
+                sessions: bounds.sessions,
+                digest_every: DIGEST_EVERY,
+                step_bytes_max: Some(step_bytes(&mut self.dice)),
+            },
+        };
         let opened = identity.and_then(|identity| {
             let plan = Plan { data, identity: &identity, segment_bytes, store, restore: None };
             let opened = open(&disk, plan, |_| {})?;
-            let Opened { wal, recovered, store, worker, completed } = opened;
-            let mut machine = Machine::open_bounded(store, bounds.sessions)?;
-            machine.set_digest_every(DIGEST_EVERY);
-            Ok((identity, wal, recovered, machine, worker, completed))
+            let completed = opened.completed.is_some();
+            let assembly = Assembly::new(&identity, opened, settings)?;
+            Ok((identity, assembly, completed))
         });
         let log = data.join(LOG_DIR);
         let mut problems = inspected.problems.iter().filter(|problem| !problem.healed);
@@ -347,7 +369,7 @@ impl SimNode {
         if let (Some(problem), Ok(_)) = (in_log, &opened) {
             return violated("damage is refused", format!("node {}: {problem}", self.id));
         }
-        let (identity, wal, recovered, machine, worker, completed) = match opened {
+        let (identity, assembly, completed) = match opened {
             Ok(opened) => opened,
             Err(e) if is_damage(&e) && !self.disk.reads_struck().is_empty() => {
                 // A read failed that would not again.
@@ -380,70 +402,25 @@ impl SimNode {
         self.hurt &= !self.disk.is_durable("identity-");
         self.manifest_hurt &= !self.disk.is_durable("manifest-");
         // No excuse: a damaged table is known to be one, and is named by the manifest all the same.
-        if machine.applied() < self.flushed && !self.old_copy {
-            let detail = format!("node {}: {} of {}", self.id, machine.applied(), self.flushed);
+        if assembly.applied() < self.flushed && !self.old_copy {
+            let detail = format!("node {}: {} of {}", self.id, assembly.applied(), self.flushed);
             return violated("what was flushed survives", detail);
         }
-        let restored = restored(&identity, &recovered, machine.applied());
-        let found = platter_of(&restored, committed);
-        if completed.is_none() && !self.old_copy {
+        let found = platter_of(assembly.restored(), committed);
+        if !completed && !self.old_copy {
             promised.survived(self.id, &found, torn.as_deref())?;
         }
         *promised = found;
-        let options = ReplicaOptions {
-            inflight_bytes_max: 64 << 10,
-            limits: self.limits,
-            batch_bytes_max: 8 << 10,
-            identity: identity.identity,
-            wal_limit_bytes: WAL_LIMIT_BYTES,
-            members_max: bounds.members,
-            address: self.address.clone(),
-        };
-        let core = raft::Options {
-            append_bytes_max: 4 << 10,
-            probe_bytes_max: 1 << 10,
-            inflight_bytes_max: 16 << 10,
-            cache_bytes_max: 8 << 10,
-            applying_bytes_max: 8 << 10,
-            replay_entries_max: 16,
-            ..raft::Options::new(self.id, self.dice.roll())
-        };
-        let peers = PeersOptions {
-            identity: identity.identity,
-            address: self.address.clone(),
-            token: CLIENTS_TOKEN.to_vec(),
-            secret: identity.secret.map(to_show).unwrap_or_default(),
-            seeds: Vec::new(),
-        };
-        self.begun = Some(Box::new(recording::Start {
-            program: env!("CARGO_PKG_VERSION").to_string(),
-            life: self.life,
-            unix_us: now_us,
-            now_us: self.local_us(now_us),
-            connections: true,
-            first: first_configuration(&identity),
-            raft: core.clone(),
-            restored: restored.clone(),
-            replica: options.clone(),
-            peers: peers.without_secrets(),
-            batch_requests_max: batch_requests_max as u64,
-            holding: machine.is_spoiled(),
-            digest: machine.digest(),
-            digest_every: machine.digest_every(),
-            sessions: machine.session_bounds(),
-        }));
-        let raft = Raft::new(core, restored, self.local_us(now_us));
-        let replica = Replica::new(raft, options);
-        let node = Node::new(replica, peers, self.local_us(now_us));
-        let view = ClusterView::of(&node);
-        let first = first_configuration(&identity);
-        let (reader, log) = (machine.reader(), wal.reader());
-        let applier = Applier::new(machine, wal.reader(), first).in_steps_of(step_bytes);
+        let local_us = self.local_us(now_us);
+        self.begun = Some(Box::new(assembly.start(self.life, now_us, local_us)));
+        let parts = assembly.into_parts(&disk, data, local_us);
+        let Parts { node, view, log_writer, log_bytes, log, applier, reader, worker, receiver } =
+            parts;
         let state = NodeState {
             address: self.address.clone(),
             token: CLIENTS_TOKEN.to_vec(),
             limits: self.limits,
-            log_bytes: AtomicU64::new(wal.bytes()),
+            log_bytes: AtomicU64::new(log_bytes),
             load: Arc::new(Load::new(load)),
             answers: Budget::new(ANSWER_BYTES[self.life as usize % 2], ANSWER_FREE_BYTES),
             ..NodeState::of(&identity, reader.clone(), log.clone(), view)
@@ -474,7 +451,7 @@ impl SimNode {
             lacks_space: false,
             waits_since_us: None,
             preparers: VecDeque::new(),
-            transfer: Transfer::new(SnapshotReceiver::new(disk, data, reader.clone())),
+            transfer: Transfer::new(receiver),
             log,
             reader,
             worker,
@@ -484,7 +461,7 @@ impl SimNode {
             applier,
             owed: Owed::default(),
             memtable_bytes,
-            log_writer: LogWriter::new(wal, batch_requests_max),
+            log_writer,
             to_apply: VecDeque::new(),
             applying: false,
         });

@@ -1,5 +1,6 @@
 //! Changes of the members as persons and joining nodes ask for them, and old copies of disks.
 
+use super::super::boot::restored;
 use super::verify::{DATA, Machines};
 use super::*;
 use crate::wal::Identity;

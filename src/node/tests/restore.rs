@@ -1,5 +1,6 @@
 //! A node that begins from a backup, with the machine stopping at every operation on the way.
 
+use super::super::boot::restored;
 use super::verify::{DATA, Machines, Shown, identity, plan, rows};
 use super::*;
 use crate::env::{Disk as _, Open};
@@ -118,4 +119,42 @@ fn a_spoiled_backup_is_known_before_anything_is_made_of_it() {
         aside.edit(Path::new(FILE), |bytes| bytes.clone_from(&whole));
     }
     look(&aside).unwrap();
+}
+
+#[test]
+fn a_backup_is_needed_until_a_node_has_begun_from_it() {
+    // A new node needs the backup whole. A node that is there goes on without it when the file is gone, and does not look
+    // at its contents; unless a crash has cut off what is taken from it.
+    let mut giver = Machines::new();
+    giver.lead();
+    let op = Op::Put { key: b"k".to_vec(), value: vec![1; 300] };
+    giver.write(Write { ops: vec![op], ..Write::default() });
+    giver.flush();
+    let aside = backup_of(&giver);
+    let file = Path::new(FILE);
+    let lines = |disk: &TestDisk, path, is_new| {
+        let mut lines = Vec::new();
+        let looked = Restore::look(disk, path, is_new, |warning, line| lines.push((warning, line)));
+        looked.map(|restore| (restore.backup().is_some(), lines)).map_err(|(path, e)| {
+            assert_eq!(path, file);
+            e
+        })
+    };
+    assert!(matches!(lines(&aside, None, true), Ok((false, lines)) if lines.is_empty()));
+    let (is_there, said) = lines(&aside, Some(file), true).unwrap();
+    assert!(is_there && said.len() == 1 && said[0].1.starts_with("checks the backup"), "{said:?}");
+
+    let gone = TestDisk::default();
+    assert!(matches!(lines(&gone, Some(file), true), Err(LsmError::Io { .. })));
+    let (is_there, said) = lines(&gone, Some(file), false).unwrap();
+    assert!(!is_there && said[0].0 && said[0].1.contains("is not there"), "{said:?}");
+
+    // A bit of a table is turned over, which only reading all of it finds.
+    let len = aside.bytes(file).len();
+    aside.edit(file, |bytes| bytes[len / 2] ^= 1);
+    assert!(matches!(lines(&aside, Some(file), true), Err(LsmError::Damaged { .. })));
+    let restore = Restore::look(&aside, Some(file), false, |_, _| {}).unwrap();
+    restore.check(&Identity { restoring: false, ..identity() }).unwrap();
+    let (path, e) = restore.check(&Identity { restoring: true, ..identity() }).unwrap_err();
+    assert!(path == file && matches!(e, LsmError::Damaged { .. }));
 }
