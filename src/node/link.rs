@@ -4,14 +4,14 @@ use crate::raft::{Body, EntriesRead, Entry, LogRead, MESSAGE_OVERHEAD_BYTES, Mes
 use crate::wal::{LogReader, ReadError};
 
 /// Bytes of one message that is read from the log file, unless one entry alone is larger.
-pub const LOG_MESSAGE_BYTES: usize = 1 << 20;
+pub(super) const LOG_MESSAGE_BYTES: usize = 1 << 20;
 
 /// Makes the message that the core wants sent, and says what the replica is to be told of it: before
 /// it leaves, or also when there is none. There is none when the log has changed since.
 ///
 /// # Errors
 /// The entries cannot be read.
-pub fn read_entries(
+pub(super) fn read_entries(
     read: &LogRead,
     log: &LogReader,
 ) -> (Result<Option<Message>, ReadError>, EntriesRead) {

@@ -9,6 +9,7 @@
 //! | [`Applier`]   | the state machine, what waits for a repair of it  | applier           |
 //! | [`SnapshotReceiver`] | a snapshot on its way here               | snapshot          |
 //! | [`SnapshotSender`]   | a snapshot that another node fetches     | peer reader       |
+//! | [`Sender`]    | what is on its way to a peer on one connection    | peer sender       |
 //! | [`LogWriter`] | the log file                                      | log writer        |
 //!
 //! None of them has a thread, socket or clock; time is an argument. `server/` runs each on a thread
@@ -37,7 +38,6 @@ mod inbox;
 mod link;
 mod log_writer;
 mod membership;
-mod outbox;
 mod peers;
 mod proposals;
 mod raft_loop;
@@ -47,6 +47,7 @@ mod recover;
 mod replica;
 mod restore;
 mod salvage;
+mod sender;
 mod snapshot_transfer;
 mod startup;
 mod status;
@@ -68,10 +69,8 @@ pub use digests::Difference;
 pub use events::{Apply, Effects, Input};
 pub use frames::{input_of, put_outgoing, request_frame, request_of, response_frame, response_of};
 pub use inbox::{INPUTS_MAX, Inbox, WakeInterest};
-pub use link::{LOG_MESSAGE_BYTES, read_entries};
 pub use log_writer::{BATCH_REQUESTS_MAX, Cut, LogEffects, LogError, LogEvent, LogWriter, Written};
 pub use membership::MEMBERS_MAX;
-pub use outbox::Outbox;
 pub use peers::{
     ConfigurationHistory, ConnectionId, Due, HASTENED_PATIENCE_US, Keepalive, LogPosition,
     PING_EVERY_US, PONG_PATIENCE_US, PeerEffect, PeerEvent, PeerStatus, Peers, PeersOptions,
@@ -82,6 +81,7 @@ pub use recover::{RecoverError, Rescued, recover};
 pub use replica::{DEADLINE_US, DEADLINE_US_MAX, Replica, ReplicaOptions};
 pub use restore::Restore;
 pub use salvage::{SaveReport, SavedRow, save};
+pub use sender::{Bytes, Fetched, Pongs, Queue, Sender, Sign, WRITE_BYTES};
 pub use snapshot_transfer::{
     ReceiverEffect, ReceiverEvent, SNAPSHOT_IDLE_US, SNAPSHOT_SILENCE_US, SenderEffect,
     SnapshotReceiver, SnapshotRequest, SnapshotResponse, SnapshotSender, TransferProgress,

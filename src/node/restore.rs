@@ -32,7 +32,7 @@ impl<'a> Restore<'a> {
         disk: &dyn Disk,
         path: Option<&'a Path>,
         is_new: bool,
-        mut say: impl FnMut(bool, String),
+        mut say: impl FnMut(bool, &str),
     ) -> Result<Restore<'a>, (&'a Path, LsmError)> {
         let Some(path) = path else {
             return Ok(Restore { path: None, backup: None, is_checked: false });
@@ -40,7 +40,7 @@ impl<'a> Restore<'a> {
         let opened = Backup::open(disk, path).and_then(|backup| {
             if is_new {
                 let applied = backup.contents().applied;
-                say(false, format!("checks the backup {} applied={applied}", path.display()));
+                say(false, &format!("checks the backup {} applied={applied}", path.display()));
                 backup.verify()?;
             }
             Ok(backup)
@@ -51,7 +51,7 @@ impl<'a> Restore<'a> {
                 if !is_new && source.kind() == io::ErrorKind::NotFound =>
             {
                 let there = path.display();
-                say(true, format!("the backup {there} is not there; goes on with the data"));
+                say(true, &format!("the backup {there} is not there; goes on with the data"));
                 None
             }
             Err(e) => return Err((path, e)),

@@ -7,9 +7,9 @@ use super::handshakes::log_refused;
 use super::logging::{debug, warning};
 use super::sockets::{is_timeout, read, write_patiently};
 use super::{Shared, snapshots};
-use crate::node::{ConnectionId, Input, PING_EVERY_US, PeerEvent, SILENCE_MAX_US, input_of};
+use crate::node::{ConnectionId, Input, PeerEvent, Pongs, SILENCE_MAX_US, input_of};
 use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
-use crate::wire::handshake::{Hello, Lane, Role};
+use crate::wire::handshake::{Hello, Role};
 use crate::wire::peer::{PeerFrame, put_peer_frame, take_peer_frame};
 use crate::wire::proof::Presented;
 use std::io;
@@ -84,8 +84,7 @@ struct Incoming<'a> {
     reader: FrameReader,
     hello: &'a Hello,
     shared: &'a Shared,
-    /// When a pong was last written.
-    answered: Instant,
+    pongs: Pongs,
 }
 
 impl<'a> Incoming<'a> {
@@ -96,13 +95,13 @@ impl<'a> Incoming<'a> {
         shared: &'a Shared,
     ) -> Incoming<'a> {
         reader.set_limit(PEER_FRAME_MAX);
-        Incoming { stream, reader, hello, shared, answered: Instant::now() }
+        let pongs = Pongs::new(hello.lane, shared.clock.now_us());
+        Incoming { stream, reader, hello, shared, pongs }
     }
 
     /// Takes what the peer sends until the connection ends.
     fn listen(&mut self) -> io::Result<()> {
         self.stream.set_read_timeout(Some(SILENCE_MAX))?;
-        let mut arrived = false;
         loop {
             while let Some(body) = self.reader.next_frame().map_err(io::Error::other)? {
                 let frame = take_peer_frame(body).map_err(io::Error::other)?;
@@ -113,13 +112,13 @@ impl<'a> Incoming<'a> {
                             return Ok(());
                         }
                     }
-                    None => self.answer()?,
+                    None => {
+                        self.pongs.pinged(self.shared.clock.now_us());
+                        self.answer()?;
+                    }
                 }
             }
-            // The peer's ping may wait behind frames that take long to arrive. What has arrived of
-            // them is answered in its place.
-            let patience = Duration::from_micros(PING_EVERY_US);
-            if arrived && self.hello.lane == Lane::Bulk && self.answered.elapsed() >= patience {
+            if self.pongs.is_due(self.shared.clock.now_us()) {
                 self.answer()?;
             }
             let n = match read(self.stream, self.reader.space()) {
@@ -133,7 +132,6 @@ impl<'a> Incoming<'a> {
                 return self.reader.finish().map_err(io::Error::other);
             }
             self.reader.filled(n);
-            arrived = true;
         }
     }
 
@@ -141,7 +139,6 @@ impl<'a> Incoming<'a> {
         let (leader, address) = self.shared.node.known_leader();
         let mut pong = Vec::new();
         put_peer_frame(&mut pong, &PeerFrame::Pong { leader, address });
-        self.answered = Instant::now();
         write_patiently(self.stream, &pong)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It tells the raft loop what happens ([`PeerEvent`]) and does what it is told ([`Command`]). It ends
 //! when nobody can send to it any more. Whether the peer is alive is judged by
-//! [`crate::node::Keepalive`], also while a write is blocked ([`super::peer_pump`]).
+//! [`crate::node::Sender`], also while a write is blocked ([`super::peer_pump`]).
 
 use super::handshakes::{handshake_reader, shake_hands};
 use super::logging::debug;

@@ -1,23 +1,17 @@
-//! Writes to a dialed connection what comes in, and a ping now and then, until the connection breaks or
-//! the peer shows no sign of life.
+//! Writes to a dialed connection what [`Sender`] has queued, and reads the pongs, until the connection breaks.
 //!
 //! A write that blocks must not hide a dead peer, nor one that is alive behind a slow link. So no write
-//! blocks for long, and between two of them the pongs that have arrived are read. A ping cannot be
-//! written in the middle of a frame: it waits behind it, and the peer answers what arrives meanwhile
-//! unasked ([`super::peer_in`]).
+//! blocks for long, and between two of them the pongs that have arrived are read.
 
 use super::Shared;
 use super::logging::warning;
 use super::peer_out::{Closing, Command};
 use super::sockets::is_timeout;
 use crate::env::real::{FAILED_WRITE_TAKES_NOTHING, WRITE_AT_ONCE};
-use crate::node::{
-    ConnectionId, Due, Input, Keepalive, LOG_MESSAGE_BYTES, Outbox, Outgoing, PeerEvent,
-    read_entries,
-};
-use crate::raft::{LogRead, NodeId};
-use crate::wire::frame::{FrameReader, PEER_FRAME_MAX};
-use crate::wire::peer::{PeerFrame, take_peer_frame};
+use crate::node::{Bytes, ConnectionId, Fetched, Input, Outgoing, PeerEvent, Sender, Sign};
+use crate::raft::NodeId;
+use crate::wire::frame::FrameReader;
+use crate::wire::peer::take_peer_frame;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -27,10 +21,6 @@ use std::time::Duration;
 /// long is taken for dead.
 const WRITE_TIMEOUT: Duration =
     if FAILED_WRITE_TAKES_NOTHING { Duration::from_millis(100) } else { Duration::from_secs(5) };
-/// Bytes encoded before they are written: bounds the buffer, a write this long is long enough.
-const WRITE_BYTES: usize = 1 << 20;
-const _: () = assert!(LOG_MESSAGE_BYTES < PEER_FRAME_MAX);
-
 /// See the module.
 pub(super) struct Pump<'a> {
     shared: &'a Shared,
@@ -38,8 +28,7 @@ pub(super) struct Pump<'a> {
     peer: NodeId,
     stream: &'a TcpStream,
     reader: FrameReader,
-    keepalive: Keepalive,
-    outbox: Outbox,
+    sender: Sender<Bytes>,
 }
 
 impl<'a> Pump<'a> {
@@ -52,9 +41,8 @@ impl<'a> Pump<'a> {
         reader: FrameReader,
     ) -> io::Result<Pump<'a>> {
         stream.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        let keepalive = Keepalive::new(shared.clock.now_us());
-        let outbox = Outbox::default();
-        Ok(Pump { shared, connection, peer, stream, reader, keepalive, outbox })
+        let sender = Sender::new(shared.clock.now_us());
+        Ok(Pump { shared, connection, peer, stream, reader, sender })
     }
 
     /// Fine when the raft loop has let go of the connection.
@@ -62,8 +50,8 @@ impl<'a> Pump<'a> {
         while !closing.is_closed() {
             self.attend()?;
             // A ping does not wait for something to go with.
-            let wait_us = self.keepalive.next_us().saturating_sub(self.shared.clock.now_us());
-            let wait_us = if self.outbox.is_empty() { wait_us } else { 0 };
+            let wait_us = self.sender.next_us().saturating_sub(self.shared.clock.now_us());
+            let wait_us = if self.sender.is_empty() { wait_us } else { 0 };
             let mut next = match inbox.recv_timeout(Duration::from_micros(wait_us)) {
                 Ok(first) => Some(first),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -73,13 +61,13 @@ impl<'a> Pump<'a> {
                 match command {
                     Command::Open => {}
                     Command::Hasten => self.hasten()?,
-                    Command::Send(outgoing) => self.encode(outgoing),
+                    Command::Send(outgoing) => self.put(outgoing),
                     Command::Answer { outgoing, held } => {
-                        self.encode(outgoing);
+                        self.put(outgoing);
                         drop(held);
                     }
                 }
-                next = if self.outbox.held() < WRITE_BYTES { inbox.try_recv().ok() } else { None };
+                next = if self.sender.takes_more() { inbox.try_recv().ok() } else { None };
             }
             self.flush(closing)?;
         }
@@ -88,63 +76,63 @@ impl<'a> Pump<'a> {
 
     /// The connection has ended: what never left this node may be tried again.
     pub(super) fn give_back(self) {
-        for id in self.outbox.into_unsent() {
+        for id in self.sender.into_unsent() {
             let _ = self.shared.raft.send(Input::ForwardUnsent { id });
         }
     }
 
-    fn encode(&mut self, outgoing: Outgoing) {
-        match &outgoing {
-            Outgoing::FromLog(read) => self.encode_from_log(read),
-            _ => self.outbox.put(outgoing),
-        }
-    }
-
-    fn encode_from_log(&mut self, read: &LogRead) {
-        let (made, told) = read_entries(read, &self.shared.node.log);
-        // Before the peer can answer.
+    fn put(&mut self, outgoing: Outgoing) {
+        let Some(Fetched { told, queued }) = self.sender.put(outgoing, &self.shared.node.log)
+        else {
+            return;
+        };
         let _ = self.shared.raft.send(Input::EntriesRead(told));
-        match made {
-            Ok(Some(message)) => self.outbox.put_message(&message),
-            Ok(None) => {}
-            Err(e) => warning!("cannot read entries for peer={}: {e}", self.peer),
+        if let Err(e) = queued {
+            warning!("cannot read entries for peer={}: {e}", self.peer);
         }
     }
 
     fn flush(&mut self, closing: &Closing) -> io::Result<()> {
         while !closing.is_closed()
-            && let Some(piece) = self.outbox.queued().chunks(WRITE_AT_ONCE).next()
+            && let Some(piece) = self.sender.queued().chunks(WRITE_AT_ONCE).next()
         {
             match self.stream.write(piece) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => self.outbox.took(n),
+                Ok(n) => self.sender.took(n),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) if is_timeout(&e) && FAILED_WRITE_TAKES_NOTHING => {}
                 Err(e) => {
                     let may_be_taken = if FAILED_WRITE_TAKES_NOTHING { 0 } else { piece.len() };
-                    self.outbox.took(may_be_taken);
+                    self.sender.took(may_be_taken);
                     return Err(e);
                 }
             }
-            if !self.outbox.is_empty() {
+            if !self.sender.is_empty() {
                 self.attend()?;
             }
         }
         Ok(())
     }
 
-    /// Does what the keepalive finds due, after it was told what has arrived.
+    /// Does what is due, after it was told what has arrived.
     fn attend(&mut self) -> io::Result<()> {
         let now_us = self.shared.clock.now_us();
-        if now_us < self.keepalive.next_us() {
+        if now_us < self.sender.next_us() {
             return Ok(());
         }
         self.listen(now_us)?;
-        match self.keepalive.poll(now_us) {
-            Due::Nothing => {}
-            Due::Ping => self.outbox.put_frame(&PeerFrame::Ping),
-            Due::Silent => self.tell(PeerEvent::Silent { connection: self.connection }),
-            Due::Dead(silent_us) => {
+        let sign = self.sender.poll(now_us);
+        self.act(sign)
+    }
+
+    fn act(&self, sign: Option<Sign>) -> io::Result<()> {
+        match sign {
+            None => {}
+            Some(Sign::Silent) => self.tell(PeerEvent::Silent { connection: self.connection }),
+            Some(Sign::Leader(leader, address)) => {
+                self.tell(PeerEvent::LeaderNamed { leader, address });
+            }
+            Some(Sign::Dead(silent_us)) => {
                 let text = format!("no sign of life for {} ms", silent_us / 1000);
                 return Err(io::Error::new(io::ErrorKind::TimedOut, text));
             }
@@ -152,11 +140,10 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    /// What has arrived before there was doubt does not dispel it.
     fn hasten(&mut self) -> io::Result<()> {
         let now_us = self.shared.clock.now_us();
         self.listen(now_us)?;
-        self.keepalive.hasten(now_us);
+        self.sender.hasten(now_us);
         Ok(())
     }
 
@@ -171,19 +158,15 @@ impl<'a> Pump<'a> {
     fn read_pongs(&mut self, now_us: u64) -> io::Result<()> {
         loop {
             while let Some(body) = self.reader.next_frame().map_err(io::Error::other)? {
-                let Ok(PeerFrame::Pong { leader, address }) = take_peer_frame(body) else {
-                    return Err(io::Error::other("the peer sends what is no pong"));
-                };
-                self.keepalive.heard(true, now_us);
-                if leader != 0 {
-                    self.tell(PeerEvent::LeaderNamed { leader, address });
-                }
+                let frame = take_peer_frame(body).map_err(io::Error::other)?;
+                let sign = self.sender.heard_frame(frame, now_us).map_err(io::Error::other)?;
+                self.act(sign)?;
             }
             match (&mut self.stream).read(self.reader.space()) {
                 Ok(0) => return Err(io::Error::other("the peer closed the connection")),
                 Ok(n) => {
                     self.reader.filled(n);
-                    self.keepalive.heard(false, now_us);
+                    self.sender.heard(now_us);
                 }
                 Err(e) if is_timeout(&e) => return Ok(()),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

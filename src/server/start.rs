@@ -85,7 +85,7 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         peers: identity.members.len() as u64,
     };
     let budget = Budget::within(descriptors::limit(), demand);
-    budget.shortage(demand).into_iter().for_each(|line| say(false, line));
+    budget.shortage(demand).iter().for_each(|line| say(false, line));
     let store = StoreOptions {
         open_files_max: budget.table_files,
         memtable_bytes: options.memtable_bytes,
@@ -103,7 +103,7 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
         last_us = now_us;
     })?;
     let lines = opened.lines(&parts, clock.now_us() - started_us);
-    lines.into_iter().for_each(|(warning, line)| say(warning, line));
+    lines.iter().for_each(|(warning, line)| say(*warning, line));
     let raft = raft::Options {
         election_timeout_us: options.election_timeout_ms * 1000,
         heartbeat_us: options.heartbeat_ms * 1000,
@@ -187,7 +187,7 @@ pub fn start(options: ServerOptions) -> Result<JoinHandle<()>, StartError> {
     spawn("listener", Box::new(move |shared| listener::run(&listener, &shared)))
 }
 
-fn say(warning: bool, line: String) {
+fn say(warning: bool, line: &str) {
     log(if warning { Level::Warn } else { Level::Info }, format_args!("{line}"));
 }
 
@@ -263,7 +263,7 @@ fn identify(
                 }
             }
             StartupEffect::Say { warning, text } => {
-                say(warning, text);
+                say(warning, &text);
                 continue;
             }
             StartupEffect::Wait(us) => {

@@ -161,7 +161,7 @@ impl World {
             },
             Some(listener) => match listener.proof(&body, CLIENTS_TOKEN) {
                 Ok(presented) => {
-                    self.shown_to_be_a_node(node, flow);
+                    self.shown_to_be_a_node(node, flow, &presented.hello);
                     let presented = Box::new(presented);
                     self.report(node, PeerEvent::Accepted { connection: flow, presented });
                     return Ok(());
@@ -208,7 +208,7 @@ impl World {
             }
             Err(why) if self.is_impostor_at(flow, End::Acceptor) => {
                 self.count("answers of impostors not believed");
-                self.dial_ended(node, connection, &why);
+                self.dial_ended(node, connection, &why)?;
             }
             Err(why) => return violated("nodes keep to the protocol", why),
         }

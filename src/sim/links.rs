@@ -1,38 +1,40 @@
 //! Connections between nodes: what `server/` does with sockets, on simulated flows.
 //!
-//! Everything that is decided is decided by [`crate::node::Peers`] and [`Keepalive`]. Here frames are
-//! carried: a dialed connection has a queue, from which one packet after the other is written when the
-//! flow has room, and an accepted one is read as it arrives.
+//! Everything that is decided is decided by [`crate::node::Peers`], [`Sender`] and [`Pongs`]. Here frames are
+//! carried: what is sent on a dialed connection is the matter of [`super::senders`], and an accepted one is read as it
+//! arrives.
 
 use super::checks::Violation;
 use super::impostor::{IMPOSTOR, IMPOSTOR_PLACE};
 use super::network::{Arrival, End, Network, Packet};
 use super::places::Visitor;
+use super::senders::{BATCHES, Packets};
 use super::world::{ANY_LIFE, Event, World};
 use crate::node::{
-    Admin, ConfigurationHistory, ConnectionId, Due, Input, Keepalive, Outgoing, PeerEffect,
-    PeerEvent, SILENCE_MAX_US, read_entries,
+    ConnectionId, Input, Outgoing, PeerEffect, PeerEvent, Pongs, SILENCE_MAX_US, Sender,
 };
-use crate::raft::{LogRead, Message, NodeId};
-use crate::wal::ReadError;
+use crate::raft::{Message, NodeId};
 use crate::wire::proof::{Dialer, Greeting, Listener};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// A dialed connection.
 #[derive(Debug)]
 pub(super) struct Dialed {
     /// None until the other side's machine has answered.
-    flow: Option<u64>,
+    pub(super) flow: Option<u64>,
     greeting: Option<Box<Greeting>>,
     /// While the handshake is under way.
     pub(super) dialer: Option<Dialer>,
     /// It is in use.
-    keepalive: Option<Keepalive>,
-    queue: VecDeque<Job>,
+    pub(super) sender: Option<Sender<Packets>>,
+    /// What the sender has not taken.
+    pub(super) inbox: VecDeque<Outgoing>,
+    /// Forwards that have not left.
+    pub(super) unsent: BTreeSet<u64>,
     /// A look at the queue is scheduled.
-    pumped: bool,
+    pub(super) pumped: bool,
     /// When its keepalive is looked at next.
-    beats_at_us: u64,
+    pub(super) beats_at_us: u64,
 }
 
 impl Dialed {
@@ -40,13 +42,6 @@ impl Dialed {
     pub(super) fn acceptor(&self, network: &Network) -> Option<NodeId> {
         Some(network.flow(self.flow?)?.acceptor.0)
     }
-}
-
-/// What is to be written.
-#[derive(Debug)]
-enum Job {
-    Packet(Packet),
-    Log(Box<LogRead>),
 }
 
 /// An accepted connection.
@@ -58,10 +53,10 @@ pub(super) struct Accepted {
     /// It was let in.
     pub(super) welcome: bool,
     pub(super) heard_us: u64,
-    /// When the dialer was last told that bytes arrive.
-    pub(super) pong_us: u64,
     /// It is given up after a silence of so long.
     pub(super) patience_us: u64,
+    /// For the frames of a peer, once it is let in.
+    pub(super) pongs: Option<Pongs>,
 }
 
 /// Something happens to a connection.
@@ -133,8 +128,9 @@ impl World {
                 }
                 PeerEffect::Open { connection, .. } => {
                     let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
+                    let batch = *self.dice.pick(&BATCHES);
                     let Some(dialed) = self.dialed(node, connection) else { continue };
-                    dialed.keepalive = Some(Keepalive::new(local_us));
+                    dialed.sender = Some(Sender::in_batches_of(batch, local_us));
                     let flow = dialed.flow;
                     self.check_opened(node, flow)?;
                     self.beat_in(node, connection, 1);
@@ -151,9 +147,9 @@ impl World {
                 PeerEffect::Hasten { connection } => {
                     let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
                     if let Some(dialed) = self.dialed(node, connection)
-                        && let Some(keepalive) = &mut dialed.keepalive
+                        && let Some(sender) = &mut dialed.sender
                     {
-                        keepalive.hasten(local_us);
+                        sender.hasten(local_us);
                         self.count("signs of life asked for at once");
                         self.beat_in(node, connection, 1);
                     }
@@ -212,8 +208,9 @@ impl World {
             flow: None,
             greeting: Some(greeting),
             dialer: None,
-            keepalive: None,
-            queue: VecDeque::new(),
+            sender: None,
+            inbox: VecDeque::new(),
+            unsent: BTreeSet::new(),
             pumped: false,
             beats_at_us: 0,
         };
@@ -240,23 +237,25 @@ impl World {
             LinkEvent::Knock { dialer, life, connection } => {
                 return self.knocked(node, (dialer, life), connection);
             }
-            LinkEvent::Refused { connection } => self.dial_ended(node, connection, "refused"),
+            LinkEvent::Refused { connection } => {
+                return self.dial_ended(node, connection, "refused");
+            }
             LinkEvent::Timeout { connection } => {
-                if self.dialed(node, connection).is_some_and(|d| d.keepalive.is_none()) {
+                if self.dialed(node, connection).is_some_and(|d| d.sender.is_none()) {
                     self.count("handshakes given up");
-                    self.dial_ended(node, connection, "no answer");
+                    return self.dial_ended(node, connection, "no answer");
                 }
             }
             LinkEvent::Arrive { flow, end } => return self.arrive(node, flow, end),
-            LinkEvent::Pump { connection } => self.pump(node, connection),
-            LinkEvent::Beat { connection } => self.beat(node, connection),
+            LinkEvent::Pump { connection } => return self.pump(node, connection),
+            LinkEvent::Beat { connection } => return self.beat(node, connection),
             LinkEvent::Silence { flow } => self.silence(node, flow),
             LinkEvent::Lost { end: End::Dialer, connection, flow } => {
                 let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
                 if up.is_some_and(|up| up.transfer.flow == Some(flow)) {
                     return self.transfer_lost(node, "reset");
                 }
-                self.dial_ended(node, connection, "reset");
+                return self.dial_ended(node, connection, "reset");
             }
             LinkEvent::Lost { end: End::Acceptor, flow, .. } => self.end_accepted(node, flow, true),
             LinkEvent::Stray { from, life, message } => {
@@ -387,12 +386,17 @@ impl World {
         let Some(accepted) = self.accepted(node, flow) else { return Ok(()) };
         accepted.heard_us = now_us;
         let welcome = accepted.welcome;
-        let pings = accepted.patience_us == SILENCE_MAX_US;
         self.heard_of(node, Visitor::Node(flow));
+        let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(now_us));
         let Some(accepted) = self.accepted(node, flow) else { return Ok(()) };
-        if now_us >= accepted.pong_us + crate::node::PING_EVERY_US && welcome && pings {
-            accepted.pong_us = now_us;
-            self.pong(node, flow);
+        if let Some(pongs) = accepted.pongs.as_mut().filter(|_| welcome) {
+            let asked = matches!(packet, Packet::Ping);
+            if asked {
+                pongs.pinged(local_us);
+            }
+            if asked || pongs.is_due(local_us) {
+                self.pong(node, flow);
+            }
         }
         // What a disk that is lost has promised is under way no longer: whoever takes its place could
         // not keep it.
@@ -412,10 +416,7 @@ impl World {
                 }
                 self.framed(outgoing, (dialer, node))?
             }
-            Packet::Ping => {
-                self.pong(node, flow);
-                return Ok(());
-            }
+            Packet::Ping => return Ok(()),
             Packet::Fin => {
                 self.end_accepted(node, flow, true);
                 return Ok(());
@@ -444,179 +445,6 @@ impl World {
         }
         self.count("accepted connections silent for too long");
         self.end_accepted(node, flow, true);
-    }
-
-    // ---- the dialing side ----
-
-    pub(super) fn arrived_dialed(
-        &mut self,
-        node: NodeId,
-        flow: u64,
-        packet: Packet,
-    ) -> Result<(), Violation> {
-        let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
-        if up.is_some_and(|up| up.transfer.flow == Some(flow)) {
-            return self.arrived_for_receiver(node, packet);
-        }
-        let Some(connection) = self.network.flow(flow).map(|f| f.connection) else { return Ok(()) };
-        let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
-        let Some(dialed) = self.dialed(node, connection) else { return Ok(()) };
-        if let Some(keepalive) = &mut dialed.keepalive {
-            keepalive.heard(matches!(packet, Packet::Pong { .. }), local_us);
-        }
-        match packet {
-            Packet::Handshake(frame) => self.handshake_goes_on(node, connection, flow, &frame)?,
-            Packet::Pong { leader, address } if leader != 0 => {
-                let up = self.nodes.get(&node).and_then(|n| n.up.as_ref());
-                let news = |h: &ConfigurationHistory| h.is_news(leader, &address);
-                if up.is_some_and(|up| news(up.node.peers().history())) {
-                    self.count("leaders heard of");
-                }
-                self.report(node, PeerEvent::LeaderNamed { leader, address });
-            }
-            Packet::Fin => self.dial_ended(node, connection, "closed"),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// A dialed connection has ended, or was not made.
-    pub(super) fn dial_ended(&mut self, node: NodeId, connection: ConnectionId, why: &str) {
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
-        let Some(dialed) = up.dialed.remove(&connection) else { return };
-        if let Some(flow) = dialed.flow {
-            self.close(flow, End::Dialer);
-        }
-        // What has not been written surely never left.
-        for job in dialed.queue {
-            let id = match job {
-                Job::Packet(Packet::Outgoing(outgoing)) => outgoing.forward_id(),
-                _ => None,
-            };
-            if let Some(id) = id {
-                self.count("forwards given back");
-                self.input(node, Input::ForwardUnsent { id });
-            }
-        }
-        self.trace.detail(self.now_us, node, || format!("{connection} closed: {why}"));
-        self.report(node, PeerEvent::Closed { connection, why: why.to_string() });
-    }
-
-    fn beat(&mut self, node: NodeId, connection: ConnectionId) {
-        let local_us = self.nodes.get(&node).map_or(0, |n| n.local_us(self.now_us));
-        let now_us = self.now_us;
-        let Some(dialed) = self.dialed(node, connection) else { return };
-        if now_us < dialed.beats_at_us {
-            return;
-        }
-        let Some(keepalive) = &mut dialed.keepalive else { return };
-        let (due, next_us) = (keepalive.poll(local_us), keepalive.next_us());
-        match due {
-            Due::Nothing => {}
-            // Between two frames, before what waits.
-            Due::Ping => dialed.queue.push_front(Job::Packet(Packet::Ping)),
-            Due::Silent => {
-                self.count("connections in doubt");
-                self.report(node, PeerEvent::Silent { connection });
-            }
-            Due::Dead(_) => {
-                self.count("dialed connections silent for too long");
-                return self.dial_ended(node, connection, "no sign of life");
-            }
-        }
-        self.pump_in(node, connection, 1);
-        let next_us = self.nodes.get(&node).map_or(0, |n| n.global_us(next_us));
-        let delay_us = next_us.saturating_sub(self.now_us).max(1);
-        self.beat_in(node, connection, delay_us);
-    }
-
-    fn beat_in(&mut self, node: NodeId, connection: ConnectionId, delay_us: u64) {
-        let at_us = self.now_us + delay_us;
-        if let Some(dialed) = self.dialed(node, connection) {
-            dialed.beats_at_us = at_us;
-            self.link(delay_us, node, LinkEvent::Beat { connection });
-        }
-    }
-
-    fn pump_in(&mut self, node: NodeId, connection: ConnectionId, delay_us: u64) {
-        let Some(dialed) = self.dialed(node, connection) else { return };
-        let due = !dialed.queue.is_empty() && dialed.keepalive.is_some();
-        if due && !std::mem::replace(&mut dialed.pumped, true) {
-            self.link(delay_us, node, LinkEvent::Pump { connection });
-        }
-    }
-
-    /// The sender's thread writes one packet, if there is room.
-    fn pump(&mut self, node: NodeId, connection: ConnectionId) {
-        let Some(dialed) = self.dialed(node, connection) else { return };
-        dialed.pumped = false;
-        let Some(flow) = dialed.flow else { return };
-        if !self.network.has_room(flow, End::Dialer) {
-            return;
-        }
-        let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) else { return };
-        let Some(dialed) = up.dialed.get_mut(&connection) else { return };
-        let packet = match dialed.queue.pop_front() {
-            None => return,
-            Some(Job::Packet(packet)) => packet,
-            // The log may have changed meanwhile.
-            Some(Job::Log(read)) => {
-                let (made, told) = read_entries(&read, &up.log);
-                self.input(node, Input::EntriesRead(told));
-                match made {
-                    Ok(Some(message)) => {
-                        self.count("messages read from the log file");
-                        Packet::Outgoing(Outgoing::Message(message))
-                    }
-                    Ok(None) => return self.pump_in(node, connection, 1),
-                    Err(e) => {
-                        self.count(match e {
-                            ReadError::Io { .. } => "disk error in reading for a peer",
-                            _ => "log changed in reading for a peer",
-                        });
-                        return self.pump_in(node, connection, 1);
-                    }
-                }
-            }
-        };
-        match packet {
-            Packet::Outgoing(Outgoing::Message(message)) if self.network.harsh => {
-                self.stray(node, &message);
-            }
-            packet => self.put(flow, End::Dialer, packet),
-        }
-        self.pump_in(node, connection, 2);
-    }
-
-    /// A message that keeps to no flow.
-    fn stray(&mut self, from: NodeId, message: &Message) {
-        let life = self.nodes.get(&from).map_or(0, |n| n.life);
-        let to = message.to;
-        for delay_us in self.network.copies(from, to) {
-            let message = Box::new(message.clone());
-            let stray = LinkEvent::Stray { from, life, message };
-            self.schedule(delay_us, to, ANY_LIFE, Event::Link(stray));
-        }
-    }
-
-    /// The raft loop, or the applier, has something for a dialed connection.
-    pub(super) fn send_on(&mut self, node: NodeId, connection: ConnectionId, outgoing: Outgoing) {
-        let hop_us = self.hop_us();
-        match &outgoing {
-            Outgoing::Forward(_) => self.count("writes forwarded"),
-            Outgoing::Admin(forward) => self.count(match forward.what {
-                Admin::Transfer(_) => "transfers passed on",
-                Admin::Change(_) => "changes passed on",
-            }),
-            Outgoing::AdminAnswer { .. } => self.count("answers to what was passed on"),
-            _ => {}
-        }
-        let Some(dialed) = self.dialed(node, connection) else { return };
-        dialed.queue.push_back(match outgoing {
-            Outgoing::FromLog(read) => Job::Log(Box::new(read)),
-            other => Job::Packet(Packet::Outgoing(other)),
-        });
-        self.pump_in(node, connection, hop_us);
     }
 
     // ---- ends ----

@@ -43,6 +43,7 @@ mod platters;
 pub mod recording;
 pub mod replay;
 mod run;
+mod senders;
 mod serving;
 mod slow;
 mod snapshots;

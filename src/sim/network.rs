@@ -49,7 +49,8 @@ pub enum Packet {
 const PACKET_BYTES: usize = 64;
 
 impl Packet {
-    fn bytes(&self) -> usize {
+    /// What it counts for on a line.
+    pub(super) fn bytes(&self) -> usize {
         PACKET_BYTES
             + match self {
                 Packet::Outgoing(Outgoing::Message(Message {

@@ -23,8 +23,9 @@ use super::node::{CLIENTS_TOKEN, ClientId, Up};
 use super::serving::ServedEvent;
 use super::world::{ANY_LIFE, Event, World};
 use crate::api::places::{Arrived, OVER_CAP_MAX, Place, Places, Rank};
-use crate::node::PeerEvent;
+use crate::node::{PeerEvent, Pongs};
 use crate::raft::NodeId;
+use crate::wire::handshake::{Hello, Role};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -263,8 +264,11 @@ impl World {
     }
 
     /// Whoever dialed on that flow knows the token and says that it is a node.
-    pub(super) fn shown_to_be_a_node(&mut self, node: NodeId, flow: u64) {
-        let Some((up, _)) = self.up(node) else { return };
+    pub(super) fn shown_to_be_a_node(&mut self, node: NodeId, flow: u64, hello: &Hello) {
+        let Some((up, local_us)) = self.up(node) else { return };
+        if let Some(accepted) = up.accepted.get_mut(&flow).filter(|_| hello.role == Role::Peer) {
+            accepted.pongs = Some(Pongs::new(hello.lane, local_us));
+        }
         up.lobby.shows(Visitor::Node(flow), Rank::Node);
         if up.lobby.seats.get(&Visitor::Node(flow)).is_some_and(|seat| seat.over_cap) {
             self.count("nodes heard over the cap");
@@ -288,9 +292,8 @@ impl World {
         let now_us = self.now_us;
         self.take_place(node, Visitor::Node(flow))?;
         if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-            let (heard_us, pong_us) = (now_us, now_us);
-            let (listener, welcome) = (None, false);
-            let accepted = Accepted { from, listener, welcome, heard_us, pong_us, patience_us };
+            let (listener, welcome, heard_us, pongs) = (None, false, now_us, None);
+            let accepted = Accepted { from, listener, welcome, heard_us, patience_us, pongs };
             up.accepted.insert(flow, accepted);
         }
         self.link(patience_us, node, LinkEvent::Silence { flow });

@@ -222,6 +222,7 @@ const MUST_HAPPEN: &[&str] = &[
     "accepted connections silent for too long",
     "handshakes given up",
     "forwards given back",
+    "forwards written in part",
     // Messages whose term is over, where they could be taken for one of the present term.
     "old acknowledgements met",
     "entries of an old leader met by a node without one",

@@ -19,6 +19,7 @@ mod startup;
 mod verify;
 mod writes;
 
+use super::link::read_entries;
 use super::*;
 use crate::kv::{Command, Limits, Machine, MemoryStore, Op, Outcome, Write, encode_command};
 use crate::raft::{

@@ -134,7 +134,9 @@ fn a_backup_is_needed_until_a_node_has_begun_from_it() {
     let file = Path::new(FILE);
     let lines = |disk: &TestDisk, path, is_new| {
         let mut lines = Vec::new();
-        let looked = Restore::look(disk, path, is_new, |warning, line| lines.push((warning, line)));
+        let looked = Restore::look(disk, path, is_new, |warning, line| {
+            lines.push((warning, line.to_string()));
+        });
         looked.map(|restore| (restore.backup().is_some(), lines)).map_err(|(path, e)| {
             assert_eq!(path, file);
             e
