@@ -37,6 +37,7 @@ mod native;
 pub mod opening;
 mod patience;
 pub mod places;
+pub mod ration;
 mod replies;
 mod state;
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //!
 //! Left out: whose sessions they are. A client that stays away for long may find its session forgotten, as before.
 
+pub use super::ration::Ration;
 use std::sync::{Mutex, PoisonError};
 
 /// Sessions that one connection opens at once: many more than a client needs.
@@ -18,37 +19,11 @@ const NODE_BURST: u64 = 1024;
 /// And every second from then on.
 const NODE_PER_SECOND: u64 = 256;
 
-const SECOND_US: u64 = 1_000_000;
-
-/// A ration: so many at once, and so many more with every second.
-#[derive(Clone, Debug)]
-pub struct Ration {
-    burst: u64,
-    per_second: u64,
-    /// What was taken and has not come back, in millionths of one, at `at_us`.
-    taken: u64,
-    at_us: u64,
-}
-
 impl Ration {
     /// That of one connection.
     #[must_use]
     pub fn of_connection() -> Ration {
         Ration::new(CONNECTION_BURST, CONNECTION_PER_SECOND)
-    }
-
-    fn new(burst: u64, per_second: u64) -> Ration {
-        Ration { burst, per_second, taken: 0, at_us: 0 }
-    }
-
-    /// Takes one, unless all are taken.
-    fn take(&mut self, now_us: u64) -> bool {
-        let since_us = now_us.saturating_sub(self.at_us);
-        self.taken = self.taken.saturating_sub(since_us.saturating_mul(self.per_second));
-        self.at_us = self.at_us.max(now_us);
-        let room = self.taken + SECOND_US <= self.burst * SECOND_US;
-        self.taken += if room { SECOND_US } else { 0 };
-        room
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) fn read_one_frame(
 
 /// Says who was refused and why, seldom: whoever dials again and again must not fill the disk.
 pub(super) fn log_refused(shared: &Shared, stream: &TcpStream, hello: Option<&Hello>, why: &str) {
-    let Some(held_back) = shared.refusals.pass(Instant::now()) else { return };
+    let Some(held_back) = shared.refusals.pass() else { return };
     let who = match hello {
         Some(Hello { role: Role::Peer | Role::Snapshot, from, .. }) => format!("node={from}"),
         Some(_) => "a client".to_string(),

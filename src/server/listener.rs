@@ -14,7 +14,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A connection thread needs little stack: no recursion, buffers on the heap.
 const STACK_BYTES: usize = 256 << 10;
@@ -53,7 +53,7 @@ pub(crate) fn run(listener: &TcpListener, shared: &Arc<Shared>) {
             Err(e) => {
                 if descriptors::is_out_of_descriptors(&e) {
                     RESERVE.report(Shortage::Descriptors);
-                } else if let Some(more) = shared.open.accept_lines.pass(Instant::now()) {
+                } else if let Some(more) = shared.open.accept_lines.pass() {
                     warning!("cannot accept a connection: {e} ({more} more were not logged)");
                 }
                 thread::sleep(ACCEPT_PAUSE);
@@ -95,7 +95,7 @@ impl Seat {
         drop(places);
         if let Some(shed) = shed {
             let _ = shed.shutdown(Shutdown::Both);
-            if let Some(more) = shared.open.shed_lines.pass(Instant::now()) {
+            if let Some(more) = shared.open.shed_lines.pass() {
                 let set = shared.node.connections_set;
                 warning!(
                     "all {max} places for connections are taken (--max-connections {set}): one that has not \
@@ -146,7 +146,7 @@ fn relieve(shared: &Shared, shortage: Shortage) -> bool {
     };
     shared.node.connections_max.store(max, Ordering::Relaxed);
     shed.iter().for_each(|stream| drop(stream.shutdown(Shutdown::Both)));
-    if let Some(more) = shared.open.scarce_lines.pass(Instant::now()) {
+    if let Some(more) = shared.open.scarce_lines.pass() {
         let (what, way_out) = match shortage {
             Shortage::Descriptors => (
                 "descriptors (files and sockets)",

@@ -6,11 +6,12 @@
 //! - Lines go to a thread that writes them (`Lines`), by a queue with a bound. Where nobody reads standard
 //!   error, or its disk stalls, no other thread waits: what does not fit is dropped and counted.
 //! - Every place in the code that logs is a kind of its own (`Kind`): so many lines at once, and one a second
-//!   from then on, with the number of those that were held back.
+//!   from then on, with the number of those that were held back ([`crate::api::ration`]).
 //!
 //! Left out: files, rotation and formats, which belong to whoever runs the process.
 
 use super::lock;
+use crate::api::ration::{Backlog, Rationed};
 use std::fmt;
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -107,10 +108,7 @@ struct Lines(Arc<(Mutex<Waiting>, Condvar)>);
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// To be written.
-    bytes: Vec<u8>,
-    /// Did not fit, since the last that did.
-    dropped: u64,
+    backlog: Backlog,
     /// The thread writes what it took last.
     writing: bool,
 }
@@ -126,10 +124,10 @@ impl Lines {
                 let mut held = lock(waiting);
                 held.writing = false;
                 changed.notify_all();
-                while held.bytes.is_empty() {
+                while held.backlog.is_empty() {
                     held = changed.wait(held).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
-                let bytes = std::mem::take(&mut held.bytes);
+                let bytes = held.backlog.take();
                 held.writing = true;
                 drop(held);
                 let _ = out.write_all(&bytes);
@@ -141,17 +139,7 @@ impl Lines {
 
     fn put(&self, line: &str) {
         let (waiting, changed) = &*self.0;
-        let mut held = lock(waiting);
-        if held.bytes.len() + line.len() > WAITING_BYTES_MAX {
-            held.dropped += 1;
-            return;
-        }
-        let dropped = std::mem::take(&mut held.dropped);
-        if dropped > 0 {
-            let told = format!("{dropped} lines were dropped here: standard error took none\n");
-            held.bytes.extend_from_slice(told.as_bytes());
-        }
-        held.bytes.extend_from_slice(line.as_bytes());
+        lock(waiting).backlog.put(line, WAITING_BYTES_MAX);
         changed.notify_all();
     }
 
@@ -160,7 +148,7 @@ impl Lines {
         let (waiting, changed) = &*self.0;
         let until = Instant::now() + within;
         let mut held = lock(waiting);
-        while held.writing || !held.bytes.is_empty() {
+        while held.writing || !held.backlog.is_empty() {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -173,23 +161,9 @@ impl Lines {
 
 /// Lines of one kind that are written at once: more than any kind has that nobody causes at will.
 const BURST: u64 = 30;
-/// One more line of those that strangers can cause at will in so long.
-const RATE: Duration = Duration::from_secs(1);
-
-/// Lets so many lines pass at once and then one in [`RATE`], and counts those it holds back. By default one at once.
+/// [`Rationed`] for several threads, by the clock of this process. By default one line at once.
 #[derive(Debug)]
-pub(crate) struct Rate {
-    burst: u64,
-    spent: Mutex<Spent>,
-}
-
-#[derive(Debug)]
-struct Spent {
-    /// Lines that may still be written, as of then.
-    left: u64,
-    at: Option<Instant>,
-    held_back: u64,
-}
+pub(crate) struct Rate(Mutex<Rationed>);
 
 impl Default for Rate {
     fn default() -> Rate {
@@ -199,25 +173,14 @@ impl Default for Rate {
 
 impl Rate {
     const fn of(burst: u64) -> Rate {
-        Rate { burst, spent: Mutex::new(Spent { left: burst, at: None, held_back: 0 }) }
+        Rate(Mutex::new(Rationed::new(burst)))
     }
 
     /// Whether a line may be written now; if so, how many were held back since the last one.
-    pub(crate) fn pass(&self, now: Instant) -> Option<u64> {
-        let mut spent = lock(&self.spent);
-        let at = spent.at.unwrap_or(now);
-        let earned = now.saturating_duration_since(at).as_millis() / RATE.as_millis();
-        let earned = u64::try_from(earned).unwrap_or(self.burst).min(self.burst);
-        if earned > 0 || spent.at.is_none() {
-            spent.at = Some(now);
-        }
-        spent.left = (spent.left + earned).min(self.burst);
-        if spent.left == 0 {
-            spent.held_back += 1;
-            return None;
-        }
-        spent.left -= 1;
-        Some(std::mem::take(&mut spent.held_back))
+    pub(crate) fn pass(&self) -> Option<u64> {
+        static BEGAN: OnceLock<Instant> = OnceLock::new();
+        let since = BEGAN.get_or_init(Instant::now).elapsed();
+        lock(&self.0).pass(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
 }
 
@@ -235,7 +198,7 @@ impl Kind {
         if level as u8 > LEVEL.load(Ordering::Relaxed) {
             return;
         }
-        match self.0.pass(Instant::now()) {
+        match self.0.pass() {
             None => {}
             Some(0) => log(level, message),
             Some(more) => {
@@ -290,10 +253,10 @@ pub(crate) use {debug, info, warning};
 
 #[cfg(test)]
 mod tests {
-    use super::{BURST, Kind, Lines, RATE, Rate, WAITING_BYTES_MAX, one_line, timestamp};
+    use super::{Lines, WAITING_BYTES_MAX, one_line, timestamp};
     use std::io::Write;
     use std::sync::mpsc::{Receiver, Sender, channel};
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     /// Takes a piece when it is let, and says what it was.
     struct Slow(Receiver<()>, Sender<Vec<u8>>);
@@ -326,7 +289,7 @@ mod tests {
             all.extend(written.recv().unwrap());
         };
         // The thread may have taken a part of it before the rest came.
-        while !super::lock(&lines.0.0).bytes.is_empty() {
+        while !super::lock(&lines.0.0).backlog.is_empty() {
             next(&mut all);
         }
         let last = line(7_777_777);
@@ -343,33 +306,6 @@ mod tests {
         assert_eq!(kept + dropped, 3 * fit + 1);
         assert!(dropped >= fit && kept <= 2 * fit + 1, "{kept} {dropped}");
         assert_eq!(text.lines().last().unwrap(), line(7_777_777).trim_end());
-    }
-
-    /// Whatever causes a line may cause it a thousand times a second: a burst is written, then one a second, which
-    /// says how many were not.
-    #[test]
-    fn lines_of_one_kind_are_rationed_behind_a_burst() {
-        let (Kind(kind), now) = (Kind::new(), Instant::now());
-        let passed = (0..1000).filter(|_| kind.pass(now) == Some(0)).count();
-        assert_eq!(passed as u64, BURST);
-        assert_eq!(kind.pass(now + RATE / 2), None);
-        assert_eq!(kind.pass(now + RATE), Some(1001 - BURST));
-        assert_eq!(kind.pass(now + RATE), None);
-        assert_eq!(kind.pass(now + 2 * RATE), Some(1));
-        let later = now + 1000 * RATE;
-        assert_eq!((0..1000).filter(|_| kind.pass(later).is_some()).count() as u64, BURST);
-    }
-
-    /// Somebody dials with a wrong token a thousand times a second: one line a second, and the next
-    /// one says how many there were.
-    #[test]
-    fn lines_that_strangers_cause_are_rationed_and_counted() {
-        let rate = Rate::default();
-        let now = Instant::now();
-        assert_eq!(rate.pass(now), Some(0));
-        assert!((0..1000).all(|_| rate.pass(now + RATE / 2).is_none()));
-        assert_eq!(rate.pass(now + RATE), Some(1000));
-        assert_eq!(rate.pass(now + 2 * RATE), Some(0));
     }
 
     /// A peer says why it refuses this node, and puts a line of its own into that: it stays one line.
