@@ -30,11 +30,11 @@
 
 pub mod answers;
 pub mod budget;
+mod holding;
 mod http;
 mod load;
 mod metrics;
 mod native;
-pub mod opening;
 mod patience;
 pub mod places;
 pub mod ration;
@@ -294,6 +294,13 @@ impl Connection {
         if let Phase::Native(native) = &mut self.phase {
             native.looked(answerer, &self.state);
         }
+    }
+
+    /// It has ended: requests that the replica is to have of it, each with its deadline. Nobody waits for the answers.
+    pub fn ends(&mut self, now_us: u64) -> Vec<(u64, Request)> {
+        let Phase::Native(native) = &mut self.phase else { return Vec::new() };
+        let deadline_us = state::deadline_us(0, now_us);
+        native.releases().map(|released| (deadline_us, turn::command(&released))).collect()
     }
 
     /// All of a [`Step::Write`] is written; its buffer is used again.

@@ -1,10 +1,11 @@
 //! Clients that speak frames (docs/protocol.md, "Client frames"), behind the handshake.
 
-use super::opening::Ration;
+use super::holding::{About, Holding};
 use super::patience::NO_ROOM;
 use super::state::{NodeState, failure};
 use super::turn::{Next, Turn, answers_with_values, memory_of, waits_its_turn};
 use super::{OUT_BYTES_MAX, Progress, Step, Wait, make_room};
+use crate::kv::Command;
 use crate::kv::machine::RESULT_BYTES_MAX;
 use crate::node::Answerer;
 use crate::wire::client::{self, Answer, Call, Class, NO_REQUEST, Request, Response};
@@ -24,8 +25,9 @@ pub(super) struct Native {
     reader: FrameReader,
     /// Masks what a node that joins is told.
     pad: JoinedPad,
-    /// Marked with the requests' ids.
-    turn: Turn<u64>,
+    /// Marked with the requests' ids, and what they mean to its sessions.
+    turn: Turn<(u64, About)>,
+    holding: Holding,
     /// The turn is being collected: writes in it that read.
     reading_writes: usize,
     collected: bool,
@@ -37,8 +39,6 @@ pub(super) struct Native {
     broken: Option<Response>,
     /// A request was completed since the last read.
     fresh: bool,
-    /// How often it opens sessions.
-    opening: Ration,
     /// It came when every place was taken: why nothing is answered but how the node is, and when it ends.
     full: Option<(String, u64)>,
 }
@@ -55,13 +55,13 @@ impl Native {
             reader,
             pad,
             turn: Turn::new(state),
+            holding: Holding::default(),
             reading_writes: 0,
             collected: false,
             more: false,
             looks: None,
             broken: None,
             fresh: false,
-            opening: Ration::of_connection(),
             full,
         }
     }
@@ -79,8 +79,13 @@ impl Native {
         Some(self.reader.space())
     }
 
-    pub(super) fn turn(&mut self) -> &mut Turn<u64> {
+    pub(super) fn turn(&mut self) -> &mut Turn<(u64, About)> {
         &mut self.turn
+    }
+
+    /// The connection has ended: what is to be said of the sessions that it held.
+    pub(super) fn releases(&mut self) -> impl Iterator<Item = Command> + use<> {
+        self.holding.releases()
     }
 
     /// Who answers at the address that a change names.
@@ -93,14 +98,16 @@ impl Native {
             .map_or(Ok(()), |answerer| change.check_answerer(answerer, &state.configuration()));
         match checked {
             Ok(()) => self.looks = Some(Request { id, deadline_ms, call: Call::Change(change) }),
-            Err(why) => self.turn.reply(id, Err(failure(why.class(), why.to_string()))),
+            Err(why) => {
+                self.turn.reply(of(id), Err(failure(why.class(), why.to_string())));
+            }
         }
     }
 
     pub(super) fn next(&mut self, state: &NodeState, out: &mut Vec<u8>, now_us: u64) -> Progress {
         if !self.collected {
             if let Some(Request { id, deadline_ms, call }) = self.looks.take() {
-                self.turn.call(id, call, deadline_ms, now_us);
+                self.turn.call(of(id), call, deadline_ms, now_us);
             }
             let before = out.len();
             if let Some(step) = self.collect(state, out, now_us) {
@@ -122,7 +129,8 @@ impl Native {
                 Next::Flush => return Progress::Flush,
                 Next::Check => return Progress::Do(Step::Check),
                 Next::Unreadable(e) => return Progress::Do(Step::Unreadable(e)),
-                Next::Reply(id, mut result) => {
+                Next::Reply((id, about), mut result) => {
+                    self.holding.answered(about, &result);
                     if let Ok(Answer::Joined(joined)) = &mut result
                         && let Some(Secret { bytes, .. }) = &mut joined.secret
                     {
@@ -182,7 +190,7 @@ impl Native {
             };
             if let Some((full, _)) = self.full.as_ref().filter(|_| !tells_how_it_is(&request.call))
             {
-                self.turn.reply(request.id, Err(failure(Class::Busy, full.clone())));
+                self.turn.reply(of(request.id), Err(failure(Class::Busy, full.clone())));
                 continue;
             }
             if waits_its_turn(&request.call)
@@ -195,20 +203,21 @@ impl Native {
             if answers_with_values(&request.call) {
                 // It is done or not before anybody knows what it reads, so there must be room for all it may.
                 if !state.answers.has_room(RESULT_BYTES_MAX) {
-                    self.turn.reply(request.id, Err(state.no_room()));
+                    self.turn.reply(of(request.id), Err(state.no_room()));
                     continue;
                 }
                 self.reading_writes += 1;
             }
-            if let Call::OpenSession = &request.call
-                && let Err(why) = state.opening.take(&mut self.opening, now_us)
-            {
-                self.turn.reply(request.id, Err(failure(Class::Busy, why)));
-                continue;
-            }
+            let about = match self.holding.asks(&request.call) {
+                Ok(about) => about,
+                Err(why) => {
+                    self.turn.reply(of(request.id), Err(failure(Class::Busy, why)));
+                    continue;
+                }
+            };
             if let Call::Change(change) = &request.call {
                 if let Err(why) = change.check_address() {
-                    self.turn.reply(request.id, Err(failure(Class::Invalid, why)));
+                    self.turn.reply(of(request.id), Err(failure(Class::Invalid, why)));
                     continue;
                 }
                 if let Some(address) = change.address_to_look_at() {
@@ -218,11 +227,16 @@ impl Native {
                 }
             }
             let Request { id, deadline_ms, call } = request;
-            self.turn.call(id, call, deadline_ms, now_us);
+            self.turn.call((id, about), call, deadline_ms, now_us);
         }
         self.more = true;
         None
     }
+}
+
+/// The mark of a request that means nothing to sessions.
+fn of(id: u64) -> (u64, About) {
+    (id, About::Nothing)
 }
 
 /// Answered also when every place is taken.

@@ -1,8 +1,7 @@
 //! Rations: how often something may happen, whoever wants it; and what is said in the log when others decide how often.
 //!
-//! A [`Ration`] is a bucket of tokens: so many at once, and so many more with every second. Sessions are opened by
-//! one ([`super::opening`]), and lines of the log are written by one for each kind ([`Rationed`]). Lines that
-//! wait to be written have a bound ([`Backlog`]).
+//! A [`Ration`] is a bucket of tokens: so many at once, and so many more with every second. Lines of the log are
+//! written by one for each kind ([`Rationed`]). Lines that wait to be written have a bound ([`Backlog`]).
 //!
 //! Left out: clocks, locks, and who waits for whom.
 

@@ -2,7 +2,7 @@
 
 use super::state::{NodeState, failure};
 use super::turn::Asked;
-use crate::kv::Outcome;
+use crate::kv::{Outcome, SessionBounds};
 use crate::node::{Answer, ChangeRefused, Verdict};
 use crate::raft::NodeId;
 use crate::wire::client::{Answer as Reply, Class, Failure, Joined};
@@ -17,6 +17,15 @@ pub(super) fn outcome_of(state: &NodeState, verdict: Verdict) -> Result<Outcome,
     match verdict {
         Verdict::Applied(Outcome::Malformed) => {
             Err(failure(Class::Invalid, "the replicated command makes no sense".to_string()))
+        }
+        Verdict::Applied(Outcome::SessionsFull) => {
+            let SessionBounds { sessions, held_entries, .. } = SessionBounds::STANDARD;
+            let message = format!(
+                "busy: {sessions} sessions are the limit, and the connections of clients hold nearly all of them, \
+                 each used within the last {held_entries} entries of the log; end connections or close sessions that \
+                 are not needed, or try again later"
+            );
+            Err(failure(Class::Busy, message))
         }
         Verdict::Applied(outcome) => Ok(outcome),
         Verdict::NotApplied(refusal) => Err(state.refused(refusal)),

@@ -3,7 +3,6 @@
 use super::answers::{ANSWER_BYTES_MAX, ANSWER_FREE_BYTES};
 use super::budget::Budget;
 use super::load::Load;
-use super::opening::Opening;
 use super::patience::partial_budget;
 use crate::kv::limits::TooLarge;
 use crate::kv::query::answer as answer_query;
@@ -63,8 +62,6 @@ pub struct NodeState {
     pub load: Arc<Load>,
     /// What the answers hold that are not sent yet, to all clients and to nodes that passed requests on.
     pub answers: Arc<Budget>,
-    /// How often clients open sessions.
-    pub opening: Opening,
     /// What the raft loop knows of the cluster.
     pub view: RwLock<Arc<ClusterView>>,
 }
@@ -109,7 +106,6 @@ impl NodeState {
             partial: partial_budget(),
             load: Arc::default(),
             answers: Budget::new(ANSWER_BYTES_MAX, ANSWER_FREE_BYTES),
-            opening: Opening::default(),
             view: RwLock::new(Arc::new(view)),
         }
     }

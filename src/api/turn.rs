@@ -465,7 +465,7 @@ pub(super) fn memory_of(reply: &Reply) -> usize {
     }
 }
 
-fn command(command: &Command) -> Request {
+pub(super) fn command(command: &Command) -> Request {
     let mut bytes = Vec::new();
     encode_command(command, &mut bytes);
     Request::Write(Arc::from(bytes))

@@ -85,6 +85,8 @@ pub(super) fn done(outcome: Outcome) -> Result<(Revision, Vec<OpResult>), Failed
         | Outcome::SequenceForgotten
         | Outcome::SessionOpened { .. }
         | Outcome::SessionClosed
+        | Outcome::SessionReleased
+        | Outcome::SessionsFull
         | Outcome::Malformed => failed(Exit::Unknown, "the answer does not belong to a write"),
     }
 }

@@ -39,6 +39,7 @@ pub(super) fn content(entry: &Entry) -> String {
         Payload::Command(bytes) => match CommandRef::decode(bytes) {
             Ok(CommandRef::OpenSession) => "open session".to_owned(),
             Ok(CommandRef::CloseSession { session }) => format!("close session {session}"),
+            Ok(CommandRef::ReleaseSession { session, .. }) => format!("release session {session}"),
             Ok(CommandRef::Write(write)) => write_text(&write),
             Err(e) => format!("does not decode: {e}"),
         },

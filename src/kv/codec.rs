@@ -22,6 +22,7 @@ pub const PAGE_ITEMS_MAX: usize = 1 << 20;
 
 const COMMAND_OPEN_SESSION: u8 = 0x01;
 const COMMAND_CLOSE_SESSION: u8 = 0x02;
+const COMMAND_RELEASE_SESSION: u8 = 0x03;
 /// The low three bits of a write's kind say which parts follow.
 const COMMAND_WRITE: u8 = 0x10;
 const WRITE_STAMP: u8 = 1;
@@ -53,6 +54,13 @@ pub enum CommandRef<'a> {
     CloseSession {
         /// The session.
         session: u64,
+    },
+    /// See [`Command::ReleaseSession`].
+    ReleaseSession {
+        /// The session.
+        session: u64,
+        /// Highest sequence that was asked for.
+        sequence: u64,
     },
 }
 
@@ -112,6 +120,11 @@ pub fn encode_command(command: &Command, out: &mut Vec<u8>) {
         Command::CloseSession { session } => {
             out.push(COMMAND_CLOSE_SESSION);
             put_varint(out, *session);
+        }
+        Command::ReleaseSession { session, sequence } => {
+            out.push(COMMAND_RELEASE_SESSION);
+            put_varint(out, *session);
+            put_varint(out, *sequence);
         }
         Command::Write(write) => put_write(out, write),
     }
@@ -183,6 +196,10 @@ impl<'a> CommandRef<'a> {
         let command = match input.u8("command kind")? {
             COMMAND_OPEN_SESSION => CommandRef::OpenSession,
             COMMAND_CLOSE_SESSION => CommandRef::CloseSession { session: input.varint("session")? },
+            COMMAND_RELEASE_SESSION => CommandRef::ReleaseSession {
+                session: input.varint("session")?,
+                sequence: input.varint("session sequence")?,
+            },
             kind if kind & !WRITE_FLAGS == COMMAND_WRITE => {
                 CommandRef::Write(take_write(&mut input, kind & WRITE_FLAGS)?)
             }
@@ -203,6 +220,9 @@ impl<'a> CommandRef<'a> {
         match self {
             CommandRef::OpenSession => Command::OpenSession,
             CommandRef::CloseSession { session } => Command::CloseSession { session: *session },
+            CommandRef::ReleaseSession { session, sequence } => {
+                Command::ReleaseSession { session: *session, sequence: *sequence }
+            }
             CommandRef::Write(write) => Command::Write(Write {
                 stamp: write.stamp,
                 conditions: write
@@ -297,6 +317,8 @@ const OUTCOME_SESSION_CLOSED: u8 = 9;
 const OUTCOME_MALFORMED: u8 = 10;
 const OUTCOME_RESULTS_TOO_LARGE: u8 = 11;
 const OUTCOME_RESULTS_FORGOTTEN: u8 = 12;
+const OUTCOME_SESSION_RELEASED: u8 = 13;
+const OUTCOME_SESSIONS_FULL: u8 = 14;
 
 const RESULT_PUT: u8 = 1;
 const RESULT_DELETED_ABSENT: u8 = 2;
@@ -340,6 +362,8 @@ pub fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
             put_varint(out, *session);
         }
         Outcome::SessionClosed => out.push(OUTCOME_SESSION_CLOSED),
+        Outcome::SessionReleased => out.push(OUTCOME_SESSION_RELEASED),
+        Outcome::SessionsFull => out.push(OUTCOME_SESSIONS_FULL),
         Outcome::Malformed => out.push(OUTCOME_MALFORMED),
         Outcome::ResultsTooLarge { op } => {
             out.push(OUTCOME_RESULTS_TOO_LARGE);
@@ -394,6 +418,8 @@ pub fn take_outcome(input: &mut Input<'_>) -> Result<Outcome, Malformed> {
         OUTCOME_SEQUENCE_FORGOTTEN => Outcome::SequenceForgotten,
         OUTCOME_SESSION_OPENED => Outcome::SessionOpened { session: input.varint("session")? },
         OUTCOME_SESSION_CLOSED => Outcome::SessionClosed,
+        OUTCOME_SESSION_RELEASED => Outcome::SessionReleased,
+        OUTCOME_SESSIONS_FULL => Outcome::SessionsFull,
         OUTCOME_MALFORMED => Outcome::Malformed,
         OUTCOME_RESULTS_TOO_LARGE => Outcome::ResultsTooLarge { op: input.varint32("operation")? },
         OUTCOME_RESULTS_FORGOTTEN => {

@@ -108,7 +108,9 @@ impl Limits {
     pub fn check_command(&self, bytes: &[u8]) -> Result<(), NotTaken> {
         match CommandRef::decode(bytes).map_err(NotTaken::Malformed)? {
             CommandRef::Write(write) => self.check_write(&write).map_err(NotTaken::TooLarge),
-            CommandRef::OpenSession | CommandRef::CloseSession { .. } => Ok(()),
+            CommandRef::OpenSession
+            | CommandRef::CloseSession { .. }
+            | CommandRef::ReleaseSession { .. } => Ok(()),
         }
     }
 

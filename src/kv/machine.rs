@@ -478,6 +478,9 @@ impl Sessions {
         match command {
             CommandRef::OpenSession => Ok(self.open(index)),
             CommandRef::CloseSession { session } => Ok(self.close(*session)),
+            CommandRef::ReleaseSession { session, sequence } => {
+                Ok(self.release(index, *session, *sequence))
+            }
             CommandRef::Write(write) => {
                 let Some(stamp) = &write.stamp else { return overlay.write(index, write) };
                 if let Some(outcome) = self.recall(index, stamp)? {

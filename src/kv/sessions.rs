@@ -7,8 +7,17 @@
 //!
 //! What a session forgets it refuses for ever: every sequence below `forgotten_below` is answered
 //! [`Outcome::SequenceForgotten`], done before or not. So a forgotten write can never be done twice.
-//! Left out: expiry by time, since replicas share no clock; the least recently used session makes
-//! room instead.
+//!
+//! **Whose place is taken.** A session is *held* by the connection that opened or used it last. When that ends, the
+//! node says so ([`Command::ReleaseSession`](super::Command::ReleaseSession)), and the session is kept until its place is
+//! needed, but at least for [`SessionBounds::released_entries`]: its client may come back by another connection, and
+//! then holds it again. A session that is held loses its place only when nobody has used it for
+//! [`SessionBounds::held_entries`]: its node may have stopped, or its client hangs. When every place is taken and no
+//! session is that old, opening one more is refused ([`Outcome::SessionsFull`]). What one connection holds is bounded
+//! (`api/holding.rs`), so many connections are needed to fill the table, and they must stay.
+//!
+//! Left out: expiry by time, since replicas share no clock: entries are counted. And whose sessions they are: a client
+//! is its connections.
 
 use super::bytes::{Input, Malformed, put_blob, put_varint};
 use super::codec::{put_outcome, take_outcome};
@@ -21,8 +30,12 @@ use std::ops::{Bound, ControlFlow};
 /// How much is remembered. The same on every replica, whatever its flags: tests and the simulator alone differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionBounds {
-    /// Most sessions; one more and the least recently used one is forgotten.
+    /// Most sessions.
     pub sessions: usize,
+    /// A session that no connection holds keeps its place for so many entries behind the last one that named it.
+    pub released_entries: u64,
+    /// A session that a connection holds keeps it for so many.
+    pub held_entries: u64,
     /// Most results of one session; one more and the lowest sequence is forgotten.
     pub results: usize,
     /// Most bytes of one session's results, each with 48 more.
@@ -36,6 +49,10 @@ impl SessionBounds {
     pub const STANDARD: SessionBounds = SessionBounds {
         // As many as connections that a node may have.
         sessions: 4096,
+        // A session that was opened and released has taken two entries, so half of the places can be kept like that.
+        released_entries: 4096,
+        // A client that is busy uses its session far more often; one that idles keeps it unless every place is taken.
+        held_entries: 64 * 4096,
         // A client with more writes in flight waits for the first of them.
         results: 1024,
         // With 4096 sessions: at most 256 MiB, when every client is at its worst.
@@ -55,6 +72,9 @@ const _: () = {
     let b = SessionBounds::STANDARD;
     assert!(b.outcome_bytes + RESULT_OVERHEAD_BYTES <= b.session_bytes);
     assert!(b.sessions * b.session_bytes <= 256 << 20);
+    // Clients that open sessions and leave never fill the table.
+    assert!(b.released_entries / 2 < b.sessions as u64);
+    assert!(b.released_entries <= b.held_entries);
     // The smallest results fill the count before they fill the bytes.
     assert!(b.results * (RESULT_OVERHEAD_BYTES + 16) <= b.session_bytes);
 };
@@ -62,16 +82,20 @@ const _: () = {
 /// First byte of a session record's key in [`Space::Meta`]; the id follows, big endian.
 const RECORD_PREFIX: u8 = b's';
 const RECORD_KEY_BYTES: usize = 9;
+/// Last byte of the record of a session that is released.
+const RELEASED: u8 = 1;
 
 /// The sessions of the replicated state.
 ///
-/// Invariants: `by_use` holds exactly the sessions of `by_id`, under the index that used each last;
-/// no session exceeds its bounds; no result lies below its session's `forgotten_below`.
+/// Invariants: `held` and `released` together hold exactly the sessions of `by_id`, each under the index of the entry
+/// that named it last, in the one that it says; no session exceeds its bounds; no result lies below its session's
+/// `forgotten_below`.
 #[derive(Debug)]
 pub(super) struct Sessions {
     bounds: SessionBounds,
     by_id: BTreeMap<u64, Session>,
-    by_use: BTreeMap<Revision, u64>,
+    held: BTreeMap<Revision, u64>,
+    released: BTreeMap<Revision, u64>,
     /// Changed, begun or forgotten since the last [`Sessions::take_changes`].
     dirty: BTreeSet<u64>,
     /// About how long the records of those are.
@@ -82,6 +106,8 @@ pub(super) struct Sessions {
 struct Session {
     /// Log index of the last command that named it; unique, as an entry names one session.
     used: Revision,
+    /// A connection holds it.
+    held: bool,
     forgotten_below: u64,
     /// Outcomes in their byte form, by sequence.
     results: BTreeMap<u64, Box<[u8]>>,
@@ -91,7 +117,13 @@ struct Session {
 
 impl Session {
     fn new(used: Revision) -> Session {
-        Session { used, forgotten_below: 1, results: BTreeMap::new(), bytes: 0 }
+        Session { used, held: true, forgotten_below: 1, results: BTreeMap::new(), bytes: 0 }
+    }
+
+    /// The highest sequence that it has come to, 0 for none.
+    fn reached(&self) -> u64 {
+        let last = self.results.last_key_value().map_or(0, |(&sequence, _)| sequence);
+        last.max(self.forgotten_below.saturating_sub(1))
     }
 
     fn insert(&mut self, sequence: u64, outcome: Box<[u8]>) {
@@ -131,6 +163,9 @@ impl Session {
             // The reserved sequence is never in here.
             next = sequence + 1;
         }
+        if !self.held {
+            out.push(RELEASED);
+        }
         out
     }
 
@@ -149,6 +184,13 @@ impl Session {
             decode_outcome(outcome)?;
             session.insert(sequence, outcome.into());
             next = sequence + 1;
+        }
+        if !input.0.is_empty() {
+            session.held = false;
+            match input.u8("session state")? {
+                RELEASED => {}
+                _ => return Err(Malformed("session state")),
+            }
         }
         input.end("session record length")?;
         Ok(session)
@@ -177,8 +219,8 @@ impl Sessions {
 
     /// None yet.
     pub(super) fn new(bounds: SessionBounds) -> Sessions {
-        let (by_id, by_use) = (BTreeMap::new(), BTreeMap::new());
-        Sessions { bounds, by_id, by_use, dirty: BTreeSet::new(), dirty_bytes: 0 }
+        let (by_id, held, released) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Sessions { bounds, by_id, held, released, dirty: BTreeSet::new(), dirty_bytes: 0 }
     }
 
     /// Reads the sessions that a store holds.
@@ -197,9 +239,11 @@ impl Sessions {
                 });
             let read = read.and_then(|(id, session)| {
                 // Two sessions that one entry used last: no log does that.
-                if sessions.by_use.insert(session.used, id).is_some() {
+                let used = session.used;
+                if sessions.held.contains_key(&used) || sessions.released.contains_key(&used) {
                     return Err(Malformed("session record revision"));
                 }
+                sessions.place(session.held).insert(used, id);
                 sessions.by_id.insert(id, session);
                 Ok(())
             });
@@ -222,26 +266,64 @@ impl Sessions {
         self.by_id.len()
     }
 
-    /// Begins the session that is named after the log index of its command.
+    fn place(&mut self, held: bool) -> &mut BTreeMap<Revision, u64> {
+        if held { &mut self.held } else { &mut self.released }
+    }
+
+    /// Begins the session that is named after the log index of its command, in a free place or in that of a session
+    /// that may be forgotten.
     pub(super) fn open(&mut self, index: Revision) -> Outcome {
-        self.by_id.insert(index, Session::new(index));
-        self.by_use.insert(index, index);
-        self.dirty.insert(index);
-        while self.by_id.len() > self.bounds.sessions {
-            let Some((_, session)) = self.by_use.pop_first() else { break };
-            self.by_id.remove(&session);
-            self.dirty.insert(session);
+        while self.by_id.len() >= self.bounds.sessions {
+            let Some(session) = self.makes_room(index) else { return Outcome::SessionsFull };
+            self.close(session);
         }
+        self.by_id.insert(index, Session::new(index));
+        self.held.insert(index, index);
+        self.dirty.insert(index);
         Outcome::SessionOpened { session: index }
+    }
+
+    /// The session that gives its place to one that is opened at `index`: of those that are released the one that was
+    /// named first, else of those that are held.
+    fn makes_room(&self, index: Revision) -> Option<u64> {
+        let old = |sessions: &BTreeMap<Revision, u64>, entries: u64| {
+            let (&used, &session) = sessions.first_key_value()?;
+            (index - used > entries).then_some(session)
+        };
+        old(&self.released, self.bounds.released_entries)
+            .or_else(|| old(&self.held, self.bounds.held_entries))
     }
 
     /// Forgets a session.
     pub(super) fn close(&mut self, session: u64) -> Outcome {
         if let Some(closed) = self.by_id.remove(&session) {
-            self.by_use.remove(&closed.used);
+            self.place(closed.held).remove(&closed.used);
             self.dirty.insert(session);
         }
         Outcome::SessionClosed
+    }
+
+    /// The connection that held a session, and has asked for sequences up to this one, has ended. Whoever has gone on
+    /// beyond that holds it now.
+    pub(super) fn release(&mut self, index: Revision, session: u64, sequence: u64) -> Outcome {
+        let reached = self.by_id.get(&session).map(Session::reached);
+        if reached.is_some_and(|reached| reached <= sequence) {
+            self.names(index, session, false);
+        }
+        Outcome::SessionReleased
+    }
+
+    /// An entry names a session, which is held from then on or not.
+    fn names(&mut self, index: Revision, id: u64, held: bool) -> Option<&mut Session> {
+        let session = self.by_id.get_mut(&id)?;
+        if self.dirty.insert(id) {
+            self.dirty_bytes += session.bytes;
+        }
+        let (before, used) = (session.held, session.used);
+        (session.held, session.used) = (held, index);
+        self.place(before).remove(&used);
+        self.place(held).insert(index, id);
+        self.by_id.get_mut(&id)
     }
 
     /// What to answer a stamped write without doing it; or none when it is new: then it is done,
@@ -251,15 +333,9 @@ impl Sessions {
         index: Revision,
         stamp: &SessionStamp,
     ) -> Result<Option<Outcome>, StoreError> {
-        let Some(session) = self.by_id.get_mut(&stamp.session) else {
+        let Some(session) = self.names(index, stamp.session, true) else {
             return Ok(Some(Outcome::SessionUnknown));
         };
-        self.by_use.remove(&session.used);
-        self.by_use.insert(index, stamp.session);
-        if self.dirty.insert(stamp.session) {
-            self.dirty_bytes += session.bytes;
-        }
-        session.used = index;
         session.forget_below(stamp.answered_below);
         if stamp.sequence < session.forgotten_below || stamp.sequence == SEQUENCE_RESERVED {
             return Ok(Some(Outcome::SequenceForgotten));

@@ -19,6 +19,14 @@ pub enum Command {
         /// The session.
         session: u64,
     },
+    /// The connection that held a session has ended: it is forgotten when its place is needed.
+    ReleaseSession {
+        /// The session.
+        session: u64,
+        /// Highest sequence that the connection has asked for, 0 for none. A session that has come further is in use
+        /// elsewhere, and stays held.
+        sequence: u64,
+    },
 }
 
 /// An atomic write: when every condition holds, every operation is done, in order; else none.
@@ -145,6 +153,10 @@ pub enum Outcome {
     },
     /// A session was forgotten, or was not there.
     SessionClosed,
+    /// A session is not held any more, or is held elsewhere, or was not there.
+    SessionReleased,
+    /// No session was begun: every place is taken, and none may be taken back yet.
+    SessionsFull,
     /// The command's bytes do not decode; nothing was done.
     Malformed,
     /// The write's reads found more than one answer may carry; nothing was done.

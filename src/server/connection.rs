@@ -37,6 +37,24 @@ pub(crate) fn serve(
     let nonce = RealRandom::default().bytes();
     let mut connection = api::Connection::new(Arc::clone(&shared.node), over_cap, nonce, now_us());
     let mut session = Session::new(Arc::clone(shared));
+    let served = serve_steps(stream, shared, place, &mut connection, &mut session);
+    session.settle();
+    let last = connection.ends(now_us());
+    if !last.is_empty() {
+        session.submit(last, None);
+    }
+    served
+}
+
+/// Does what the connection says, until it ends.
+fn serve_steps(
+    stream: &Arc<TcpStream>,
+    shared: &Arc<Shared>,
+    place: &Place,
+    connection: &mut api::Connection,
+    session: &mut Session,
+) -> io::Result<()> {
+    let now_us = || shared.clock.now_us();
     let mut patience = Patience::default();
     loop {
         let step = connection.next(now_us());
@@ -80,7 +98,7 @@ pub(crate) fn serve(
                 connection.answered(answers, now_us());
             }
             Step::Check => {
-                if has_left(stream, &mut connection) {
+                if has_left(stream, connection) {
                     debug!(
                         "client connection closed: it has left, and what it asked for is not done"
                     );

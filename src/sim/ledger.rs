@@ -12,7 +12,7 @@
 use super::checks::{Violation, violated};
 use crate::kv::{
     Command, Condition, Found, Item, Limits, Op, OpResult, Outcome, Page, Query, Range, Reply,
-    Test, Write, decode_command,
+    SessionBounds, SessionStamp, Test, Write, decode_command,
 };
 use crate::raft::Index;
 use crate::wire::client::{Answer, Call, Consistency};
@@ -25,19 +25,34 @@ struct Version {
     value: Option<Vec<u8>>,
 }
 
+/// A session.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// Index of the entry that named it last.
+    used: Index,
+    /// That said that nobody holds it any more.
+    released: bool,
+    /// The highest sequence that it has come to.
+    reached: u64,
+}
+
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Ledger {
     /// The last index that is entered.
     last: Index,
     keys: BTreeMap<Vec<u8>, Vec<Version>>,
     /// Writes that were done, and their results.
     done: BTreeMap<Index, (Write, Vec<OpResult>)>,
-    /// Sessions, and the index of the entry that used each last; and how many there may be.
-    sessions: BTreeMap<u64, Index>,
-    sessions_max: usize,
-    /// Sessions whose place another one took, and what came for such ones: of a session, of a sequence.
-    pub(super) forgotten: [u64; 3],
+    sessions: BTreeMap<u64, Known>,
+    bounds: SessionBounds,
+    /// Sessions whose place another one took, those of them that were held, and what came for such ones: of a session,
+    /// of a sequence.
+    pub(super) forgotten: [u64; 4],
+    /// Sessions that were not opened, for want of a place.
+    pub(super) full: u64,
+    /// Sessions that were released, and that stayed held because somebody else had gone on.
+    pub(super) released: [u64; 2],
     /// What became of stamped writes, by session and sequence.
     stamped: BTreeMap<(u64, u64), Outcome>,
     /// Writes without a stamp whose values are their own.
@@ -47,9 +62,24 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Of a cluster that remembers so many sessions.
-    pub(super) fn new(sessions_max: usize) -> Ledger {
-        Ledger { sessions_max, ..Ledger::default() }
+    /// Of a cluster that remembers so much of sessions.
+    pub(super) fn new(bounds: SessionBounds) -> Ledger {
+        let (last, full, forgotten, released) = (0, 0, [0; 4], [0; 2]);
+        let (keys, done, sessions, stamped) = Default::default();
+        let (unstamped, refused) = Default::default();
+        Ledger {
+            last,
+            keys,
+            done,
+            sessions,
+            bounds,
+            forgotten,
+            full,
+            released,
+            stamped,
+            unstamped,
+            refused,
+        }
     }
 
     /// Enters the next command, and compares what the state machine says became of it.
@@ -63,13 +93,12 @@ impl Ledger {
         let write = match decode_command(command) {
             Ok(Command::Write(write)) => write,
             Ok(other) => {
-                self.sessions_change(index, &other);
-                return Ok(());
+                return self.sessions_change(index, &other, outcome);
             }
             Err(_) => return Ok(()),
         };
         if let Some(stamp) = &write.stamp {
-            self.uses(index, stamp.session, outcome)?;
+            self.uses(index, stamp, outcome)?;
         }
         let own = match write.stamp.map(|stamp| (stamp.session, stamp.sequence)) {
             // Which sequences a session has forgotten is not known here.
@@ -101,29 +130,84 @@ impl Ledger {
         Ok(())
     }
 
-    /// Sessions are opened and closed.
-    fn sessions_change(&mut self, index: Index, command: &Command) {
+    /// Sessions are opened, closed and released.
+    fn sessions_change(
+        &mut self,
+        index: Index,
+        command: &Command,
+        outcome: &Outcome,
+    ) -> Result<(), Violation> {
         match command {
-            Command::OpenSession => drop(self.sessions.insert(index, index)),
+            Command::OpenSession => return self.opens(index, outcome),
             Command::CloseSession { session } => drop(self.sessions.remove(session)),
+            Command::ReleaseSession { session, sequence } => {
+                if let Some(known) = self.sessions.get_mut(session) {
+                    let elsewhere = known.reached > *sequence;
+                    self.released[usize::from(elsewhere)] += 1;
+                    if !elsewhere {
+                        (known.used, known.released) = (index, true);
+                    }
+                }
+            }
             Command::Write(_) => {}
         }
-        let oldest = self.sessions.iter().min_by_key(|(_, used)| **used).map(|(id, _)| *id);
-        if let Some(oldest) = oldest.filter(|_| self.sessions.len() > self.sessions_max) {
-            self.sessions.remove(&oldest);
-            self.forgotten[0] += 1;
-        }
+        Ok(())
     }
 
-    /// A write names a session: that is known as long as no other one has needed its place.
-    fn uses(&mut self, index: Index, session: u64, outcome: &Outcome) -> Result<(), Violation> {
-        let known = self.sessions.get_mut(&session).map(|used| *used = index).is_some();
-        if known == (*outcome == Outcome::SessionUnknown) {
-            let detail = format!("{index}: session {session} is known: {known}; {outcome:?}");
-            return violated("a session lasts until others need its place", detail);
+    /// A session is opened where there is a place, or one that may be taken back.
+    fn opens(&mut self, index: Index, outcome: &Outcome) -> Result<(), Violation> {
+        let SessionBounds { sessions, released_entries, held_entries, .. } = self.bounds;
+        let mut victim = None;
+        if self.sessions.len() >= sessions {
+            let keeps =
+                |known: &Known| if known.released { released_entries } else { held_entries };
+            let may_go = self.sessions.iter().filter(|(_, k)| index > k.used + keeps(k));
+            victim = may_go.min_by_key(|(_, k)| (!k.released, k.used)).map(|(id, k)| (*id, *k));
+            let detail = || format!("{index}: {outcome:?}; {victim:?} of {:?}", self.sessions);
+            match (*outcome == Outcome::SessionsFull, victim) {
+                (true, Some(_)) => {
+                    return violated("a session is opened where one may make room", detail());
+                }
+                (false, None) => return violated("no session goes within its age", detail()),
+                (true, None) => {
+                    self.full += 1;
+                    return Ok(());
+                }
+                (false, Some(_)) => {}
+            }
         }
-        self.forgotten[1] += u64::from(!known);
+        if let Some((session, known)) = victim {
+            self.sessions.remove(&session);
+            self.forgotten[0] += 1;
+            self.forgotten[3] += u64::from(!known.released);
+        }
+        self.sessions.insert(index, Known { used: index, released: false, reached: 0 });
+        Ok(())
+    }
+
+    /// A write names a session: that is known until its place was taken.
+    fn uses(
+        &mut self,
+        index: Index,
+        stamp: &SessionStamp,
+        outcome: &Outcome,
+    ) -> Result<(), Violation> {
+        let known = self.sessions.get_mut(&stamp.session);
+        if known.is_some() == (*outcome == Outcome::SessionUnknown) {
+            let detail = format!("{index}: {stamp:?}: {known:?}; {outcome:?}");
+            return match known {
+                Some(_) => violated("no session goes within its age", detail),
+                None => violated("a session whose place was taken is gone", detail),
+            };
+        }
+        self.forgotten[1] += u64::from(known.is_none());
         self.forgotten[2] += u64::from(*outcome == Outcome::SequenceForgotten);
+        if let Some(known) = known {
+            (known.used, known.released) = (index, false);
+            let below = stamp.answered_below.saturating_sub(1);
+            let done = if *outcome == Outcome::SequenceForgotten { 0 } else { stamp.sequence };
+            known.reached = known.reached.max(below).max(done);
+        }
         Ok(())
     }
 

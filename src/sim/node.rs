@@ -482,11 +482,11 @@ impl SimNode {
 }
 
 impl Up {
-    /// A connection of a client has ended.
-    pub(super) fn forget_client(&mut self, connection: ClientId) {
-        if self.served.remove(&connection).is_some() {
-            self.lobby.leave(Visitor::Client(connection));
-        }
+    /// A connection of a client has ended, and its place is free.
+    pub(super) fn forget_client(&mut self, connection: ClientId) -> Option<Served> {
+        let served = self.served.remove(&connection)?;
+        self.lobby.leave(Visitor::Client(connection));
+        Some(served)
     }
 }
 

@@ -116,8 +116,12 @@ fn report(world: &World) -> Report {
     let mut counters = world.counters.clone();
     counters.insert("elections", world.cluster.elections());
     counters.insert("entries committed", world.cluster.committed());
-    let [sessions, writes, sequences] = world.ledger.forgotten;
+    let [sessions, writes, sequences, held] = world.ledger.forgotten;
     counters.insert("sessions forgotten for others", sessions);
+    counters.insert("sessions forgotten that were held", held);
+    counters.insert("sessions refused for want of a place", world.ledger.full);
+    counters.insert("sessions released", world.ledger.released[0]);
+    counters.insert("sessions that stayed held, in use elsewhere", world.ledger.released[1]);
     counters.insert("writes of forgotten sessions", writes);
     counters.insert("writes of forgotten sequences", sequences);
     for (&name, &times) in &world.network.counters {

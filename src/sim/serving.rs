@@ -130,7 +130,10 @@ impl World {
             }
             ServedEvent::TurnedOut => self.close_to_client(node, connection),
             ServedEvent::Gone => {
-                up.forget_client(connection);
+                self.ends(node, connection);
+                let Some(up) = self.nodes.get(&node).and_then(|n| n.up.as_ref()) else {
+                    return Ok(());
+                };
                 let under_way = up.state.load.under_way();
                 if up.served.is_empty() && under_way > 0 {
                     let detail = format!("node {node}: {under_way}");
@@ -176,6 +179,21 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// A node has done with a connection: what that leaves behind is put to the replica, for nobody.
+    pub(super) fn ends(&mut self, node: NodeId, connection: ClientId) {
+        let now_us = self.now_us;
+        let Some(n) = self.nodes.get_mut(&node) else { return };
+        let local_us = n.local_us(now_us);
+        let Some(mut served) = n.up.as_mut().and_then(|up| up.forget_client(connection)) else {
+            return;
+        };
+        let last: Vec<Request> =
+            served.connection.ends(local_us).into_iter().map(|(_, r)| r).collect();
+        if !last.is_empty() {
+            self.ask_directly(node, last);
+        }
     }
 
     fn served(&mut self, node: NodeId, connection: ClientId) -> Option<&mut Served> {
@@ -248,7 +266,7 @@ impl World {
                 // The client hears of it as of any node that goes away.
                 Step::Unreadable(e) => self.store_failed(node, "disk error in a read", &e)?,
                 Step::Refuse { frame, .. } => {
-                    up.forget_client(connection);
+                    self.ends(node, connection);
                     self.write_to_client(node, connection, frame);
                     return Ok(());
                 }

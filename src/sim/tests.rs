@@ -54,6 +54,10 @@ const MUST_HAPPEN: &[&str] = &[
     // Sessions and members at their bounds.
     "change refused: too many",
     "sessions forgotten for others",
+    "sessions forgotten that were held",
+    "sessions refused for want of a place",
+    "sessions released",
+    "sessions that stayed held, in use elsewhere",
     "writes of forgotten sessions",
     "writes of forgotten sequences",
     // Flags that differ from node to node and from life to life.

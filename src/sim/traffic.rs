@@ -345,9 +345,7 @@ impl World {
             let delay_us = self.due_at_client(node, connection, DELAY_US.1);
             self.client_breaks(client, connection, u64::MAX, delay_us);
         }
-        if let Some(up) = self.nodes.get_mut(&node).and_then(|n| n.up.as_mut()) {
-            up.forget_client(connection);
-        }
+        self.ends(node, connection);
     }
 
     /// The client at the other end, if it has not given the connection up.

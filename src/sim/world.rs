@@ -157,6 +157,8 @@ impl ClusterBounds {
         let standard = SessionBounds::STANDARD;
         let sessions = SessionBounds {
             sessions: *dice.pick(&[1, 2, 3, 5, standard.sessions]),
+            released_entries: *dice.pick(&[0, 2, 5, 20]),
+            held_entries: *dice.pick(&[0, 3, 10, 40]),
             results: *dice.pick(&[2, 4, standard.results]),
             session_bytes: *dice.pick(&[150, standard.session_bytes, standard.session_bytes]),
             ..standard
@@ -204,7 +206,7 @@ impl World {
             fingerprints: BTreeMap::new(),
             model: empty_model(bounds.sessions),
             connections: 0,
-            ledger: Ledger::new(bounds.sessions.sessions),
+            ledger: Ledger::new(bounds.sessions),
             bounds,
             ended_by_full_disk: None,
             direct: DirectRequests::default(),

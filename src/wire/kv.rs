@@ -149,6 +149,8 @@ pub fn put_outcome(out: &mut Vec<u8>, outcome: &Outcome) {
             out.push(11);
             out.extend_from_slice(&revision.to_le_bytes());
         }
+        Outcome::SessionReleased => out.push(12),
+        Outcome::SessionsFull => out.push(13),
     }
 }
 
@@ -180,6 +182,8 @@ pub fn take_outcome(input: &mut Input<'_>) -> Result<Outcome, Malformed> {
         9 => Outcome::Malformed,
         10 => Outcome::ResultsTooLarge { op: input.u32("operation position")? },
         11 => Outcome::ResultsForgotten { revision: input.u64("revision")? },
+        12 => Outcome::SessionReleased,
+        13 => Outcome::SessionsFull,
         _ => return Err(Malformed("outcome")),
     })
 }

@@ -135,7 +135,11 @@ fn outcome() -> impl Strategy<Value = Outcome> {
         Just(Outcome::SessionUnknown),
         Just(Outcome::SequenceForgotten),
         number().prop_map(|session| Outcome::SessionOpened { session }),
-        Just(Outcome::SessionClosed),
+        prop_oneof![
+            Just(Outcome::SessionClosed),
+            Just(Outcome::SessionReleased),
+            Just(Outcome::SessionsFull),
+        ],
     ]
 }
 

@@ -19,6 +19,7 @@ mod namespaces;
 mod recording;
 mod repair;
 mod restart;
+mod sessions;
 mod slow_clients;
 mod snapshots;
 mod support;

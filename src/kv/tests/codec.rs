@@ -40,6 +40,8 @@ fn any_outcome() -> impl Strategy<Value = Outcome> {
         Just(Outcome::SequenceForgotten),
         number().prop_map(|session| Outcome::SessionOpened { session }),
         Just(Outcome::SessionClosed),
+        Just(Outcome::SessionReleased),
+        Just(Outcome::SessionsFull),
         Just(Outcome::Malformed),
         any::<u32>().prop_map(|op| Outcome::ResultsTooLarge { op }),
         number().prop_map(|revision| Outcome::ResultsForgotten { revision }),
@@ -202,6 +204,7 @@ fn the_forms_of_version_1_stay_as_they_are() {
     let commands = [
         (Command::OpenSession, "01"),
         (Command::CloseSession { session: 300 }, "02ac02"),
+        (Command::ReleaseSession { session: 300, sequence: 130 }, "03ac02 8201"),
         (
             Command::Write(write(vec![Op::Put { key: key("city"), value: key("Oslo") }])),
             "10 01 04 63697479 04 4f736c6f",
@@ -263,6 +266,8 @@ fn the_forms_of_version_1_stay_as_they_are() {
         (Outcome::Malformed, "0a"),
         (Outcome::ResultsTooLarge { op: 3 }, "0b 03"),
         (Outcome::ResultsForgotten { revision: 4 }, "0c 04"),
+        (Outcome::SessionReleased, "0d"),
+        (Outcome::SessionsFull, "0e"),
     ];
     for (outcome, hex) in outcomes {
         assert_eq!(put_with(put_outcome, &outcome), from_hex(hex), "{outcome:?}");

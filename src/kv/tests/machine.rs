@@ -11,8 +11,14 @@ use proptest::prelude::*;
 use std::ops::ControlFlow;
 
 /// Small, so that random runs reach every bound; in bytes the model does not count.
-pub(super) const SMALL: SessionBounds =
-    SessionBounds { sessions: 3, results: 2, session_bytes: 1 << 20, outcome_bytes: 1 << 20 };
+pub(super) const SMALL: SessionBounds = SessionBounds {
+    sessions: 3,
+    released_entries: 2,
+    held_entries: 6,
+    results: 2,
+    session_bytes: 1 << 20,
+    outcome_bytes: 1 << 20,
+};
 
 pub(super) fn open(bounds: SessionBounds) -> Machine<MemoryStore> {
     Machine::open_bounded(MemoryStore::default(), bounds).expect("memory does not fail")

@@ -9,6 +9,8 @@ use crate::kv::*;
 #[derive(Clone, Debug)]
 struct ModelSession {
     id: u64,
+    named: u64,
+    held: bool,
     below: u64,
     results: Vec<(u64, Outcome)>,
 }
@@ -18,7 +20,7 @@ pub(super) struct Model {
     index: u64,
     /// Key, value, revision; in no order.
     rows: Vec<(Vec<u8>, Vec<u8>, u64)>,
-    /// Least recently used first.
+    /// The one first that was not named for the longest time.
     sessions: Vec<ModelSession>,
     bounds: SessionBounds,
 }
@@ -39,11 +41,33 @@ impl Model {
         self.index += 1;
         match command {
             Command::OpenSession => {
-                self.sessions.push(ModelSession { id: self.index, below: 1, results: Vec::new() });
-                if self.sessions.len() > self.bounds.sessions {
-                    self.sessions.remove(0);
+                if self.sessions.len() == self.bounds.sessions {
+                    let (index, bounds) = (self.index, self.bounds);
+                    let position = |held, entries| {
+                        let goes = |s: &ModelSession| s.held == held && index - s.named > entries;
+                        self.sessions.iter().position(goes)
+                    };
+                    let released = position(false, bounds.released_entries);
+                    let Some(at) = released.or_else(|| position(true, bounds.held_entries)) else {
+                        return Outcome::SessionsFull;
+                    };
+                    self.sessions.remove(at);
                 }
+                let (id, results) = (self.index, Vec::new());
+                self.sessions.push(ModelSession { id, named: id, held: true, below: 1, results });
                 Outcome::SessionOpened { session: self.index }
+            }
+            Command::ReleaseSession { session, sequence } => {
+                let gone_on = |s: &ModelSession| {
+                    let last = s.results.iter().map(|(sequence, _)| *sequence).max();
+                    last.unwrap_or(0).max(s.below.saturating_sub(1)) > *sequence
+                };
+                let at = self.sessions.iter().position(|s| s.id == *session && !gone_on(s));
+                if let Some(at) = at {
+                    let session = self.sessions.remove(at);
+                    self.sessions.push(ModelSession { held: false, named: self.index, ..session });
+                }
+                Outcome::SessionReleased
             }
             Command::CloseSession { session } => {
                 self.sessions.retain(|s| s.id != *session);
@@ -61,6 +85,7 @@ impl Model {
             return Outcome::SessionUnknown;
         };
         let mut session = self.sessions.remove(at);
+        (session.held, session.named) = (true, self.index);
         session.below = session.below.max(stamp.answered_below);
         let below = session.below;
         session.results.retain(|(sequence, _)| *sequence >= below);

@@ -106,38 +106,106 @@ fn a_closed_or_unknown_session_is_told_so_and_nothing_is_done() {
     assert_eq!(left, [DIGEST_KEY]);
 }
 
+/// Fillers up to an index, and the outcome of opening a session there.
+fn opened_at<S: Store>(machine: &mut Machine<S>, index: u64) -> Outcome {
+    while machine.applied() + 1 < index {
+        apply_one(machine, write(vec![put("filler", b"")]));
+    }
+    apply_one(machine, Command::OpenSession)
+}
+
 #[test]
-fn the_least_recently_used_session_makes_room_and_a_retry_counts_as_use() {
-    // Three sessions fit. The first is old but in use (a retry is use), so the second one goes.
+fn a_held_session_makes_room_only_when_nobody_has_used_it_for_long() {
+    // Three sessions fit, all of them held. The first is used (a retry is use), so of those that are old enough the
+    // second goes, and before any is old enough nobody gets a place.
     let mut machine = open(SMALL);
     apply(&mut machine, &[Command::OpenSession, Command::OpenSession, Command::OpenSession]);
     let add = |session| stamped(session, 1, 1, vec![increment("n", 1)]);
     apply(&mut machine, &[add(1), add(2), add(3), add(1)]);
-    assert_eq!(
-        apply_one(&mut machine, Command::OpenSession),
-        Outcome::SessionOpened { session: 8 }
-    );
+    assert_eq!(opened_at(&mut machine, 8), Outcome::SessionsFull);
+    assert_eq!(opened_at(&mut machine, 11), Outcome::SessionsFull, "6 entries behind its last use");
+    assert_eq!(opened_at(&mut machine, 12), Outcome::SessionOpened { session: 12 });
     assert_eq!(machine.session_count(), 3);
     assert_eq!(apply_one(&mut machine, add(2)), Outcome::SessionUnknown);
     assert_eq!(apply_one(&mut machine, add(1)), number(4, 1));
     // The order of use is in the store too: now 3 is the one to go.
     let mut machine = Machine::open_bounded(machine.into_store(), SMALL).expect("it is read");
-    apply_one(&mut machine, Command::OpenSession);
+    assert_eq!(opened_at(&mut machine, 15), Outcome::SessionOpened { session: 15 });
     assert_eq!(apply_one(&mut machine, add(3)), Outcome::SessionUnknown);
     assert_eq!(apply_one(&mut machine, add(1)), number(4, 1));
 }
 
 #[test]
-fn the_standard_table_of_sessions_is_bounded() {
-    // A client that opens sessions and never closes one must not fill the node.
+fn a_released_session_goes_first_and_one_that_is_used_again_is_held_again() {
+    // The connection of 2 has ended, then that of 1, whose client comes back. So 2 goes, although 3 was not used for
+    // longer, and not before its grace is over.
+    let mut machine = open(SMALL);
+    apply(&mut machine, &[Command::OpenSession, Command::OpenSession, Command::OpenSession]);
+    let add = |session| stamped(session, 1, 1, vec![increment("n", 1)]);
+    let release = |session| Command::ReleaseSession { session, sequence: 1 };
+    let outcomes = apply(&mut machine, &[release(1), add(1), release(2)]);
+    assert_eq!(outcomes[2], Outcome::SessionReleased);
+    assert_eq!(opened_at(&mut machine, 8), Outcome::SessionsFull);
+    let mut machine = Machine::open_bounded(machine.into_store(), SMALL).expect("it is read");
+    assert_eq!(opened_at(&mut machine, 9), Outcome::SessionOpened { session: 9 });
+    assert_eq!(apply_one(&mut machine, add(2)), Outcome::SessionUnknown);
+    assert!(matches!(apply_one(&mut machine, add(3)), Outcome::Done { .. }));
+    assert!(matches!(apply_one(&mut machine, add(1)), Outcome::Done { .. }));
+}
+
+#[test]
+fn a_late_release_does_not_let_go_of_what_another_connection_holds() {
+    // A client writes by a connection that stalls, and goes on by another one. When the first is found to be dead, the
+    // session stays held.
+    let mut machine = open(SessionBounds { held_entries: 100, ..SMALL });
+    apply(&mut machine, &[Command::OpenSession, Command::OpenSession, Command::OpenSession]);
+    let add = |sequence, below| stamped(1, sequence, below, vec![increment("n", 1)]);
+    let release = |session, sequence| Command::ReleaseSession { session, sequence };
+    apply(&mut machine, &[add(1, 1), add(2, 1), release(1, 1), add(3, 3), release(1, 2)]);
+    assert_eq!(opened_at(&mut machine, 20), Outcome::SessionsFull);
+    // That one asked for the last.
+    apply(&mut machine, &[release(1, 3), release(99, 9)]);
+    assert_eq!(opened_at(&mut machine, 30), Outcome::SessionOpened { session: 30 });
+    assert_eq!(apply_one(&mut machine, add(4, 4)), Outcome::SessionUnknown);
+}
+
+#[test]
+fn who_opens_sessions_and_leaves_takes_nobodys_place_and_keeps_nobody_out() {
+    // One client has a session, and is silent. Another one opens as many as it likes, with a new connection for each.
+    // The first still has its session, and each time there was a place for one more.
     let max = SessionBounds::STANDARD.sessions;
     let mut machine = open(SessionBounds::STANDARD);
-    for _ in 0..3 {
-        apply(&mut machine, &vec![Command::OpenSession; max / 2]);
+    apply_one(&mut machine, Command::OpenSession);
+    for _ in 0..3 * max {
+        let Outcome::SessionOpened { session } = apply_one(&mut machine, Command::OpenSession)
+        else {
+            panic!("no place at {}", machine.applied());
+        };
+        apply_one(&mut machine, Command::ReleaseSession { session, sequence: 0 });
     }
     assert_eq!(machine.session_count(), max);
-    let machine = Machine::open(machine.into_store()).expect("it is read");
+    let mut machine = Machine::open(machine.into_store()).expect("it is read");
     assert_eq!(machine.session_count(), max);
+    assert!(matches!(
+        apply_one(&mut machine, stamped(1, 1, 1, vec![increment("n", 1)])),
+        Outcome::Done { .. }
+    ));
+}
+
+#[test]
+fn the_standard_table_of_sessions_is_bounded() {
+    // Clients open sessions and hold all of them: more than there is room for are refused, and none is forgotten.
+    let max = SessionBounds::STANDARD.sessions;
+    let mut machine = open(SessionBounds::STANDARD);
+    let outcomes = apply(&mut machine, &vec![Command::OpenSession; max + 10]);
+    assert!(outcomes[max..].iter().all(|outcome| *outcome == Outcome::SessionsFull));
+    assert_eq!(machine.session_count(), max);
+    let mut machine = Machine::open(machine.into_store()).expect("it is read");
+    assert_eq!(machine.session_count(), max);
+    assert!(matches!(
+        apply_one(&mut machine, stamped(1, 1, 1, vec![increment("n", 1)])),
+        Outcome::Done { .. }
+    ));
 }
 
 #[test]
@@ -195,7 +263,12 @@ fn a_session_record_of_version_1_stays_as_it_is() {
     let reader = machine.reader();
     let record = reader.view().get(Space::Meta, b"s\0\0\0\0\0\0\0\x01").expect("no failure");
     let value = vec![3, 2, 1, 4, 1, 2, 1, 1, 1, 4, 1, 3, 1, 3];
-    assert_eq!(record, Some(Found { value, revision: 3 }));
+    assert_eq!(record, Some(Found { value: value.clone(), revision: 3 }));
+    // Released, it has one byte more.
+    apply_one(&mut machine, Command::ReleaseSession { session: 1, sequence: 6 });
+    let record = reader.view().get(Space::Meta, b"s\0\0\0\0\0\0\0\x01").expect("no failure");
+    let value = [value, vec![1]].concat();
+    assert_eq!(record, Some(Found { value, revision: 4 }));
 }
 
 #[test]
@@ -217,6 +290,9 @@ fn a_damaged_session_record_is_named_and_not_read_past() {
     let mut damaged: Vec<_> =
         (0..whole.len()).map(|cut| vec![(record(1), 3, &whole[..cut])]).collect();
     damaged.push(vec![(b"s12".to_vec(), 3, &whole)]);
+    let (no_state, longer) = ([&whole[..], &[0]].concat(), [&whole[..], &[1, 1]].concat());
+    damaged.push(vec![(record(1), 3, &no_state)]);
+    damaged.push(vec![(record(1), 3, &longer)]);
     damaged.push(vec![(record(1), 3, &whole), (record(2), 3, &whole)]);
     for records in damaged {
         let key = records.last().map(|(key, ..)| key.clone());

@@ -62,5 +62,7 @@ pub(super) fn any_command() -> impl Strategy<Value = Command> {
         8 => any_write().prop_map(Command::Write),
         2 => Just(Command::OpenSession),
         1 => (1u64..12).prop_map(|session| Command::CloseSession { session }),
+        1 => (1u64..12, 0u64..6)
+            .prop_map(|(session, sequence)| Command::ReleaseSession { session, sequence }),
     ]
 }

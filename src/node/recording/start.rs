@@ -109,8 +109,17 @@ pub fn put_start(out: &mut Vec<u8>, start: &Start) {
     out.push(u8::from(start.holding));
     out.extend_from_slice(&start.digest.to_le_bytes());
     put_numbers(out, &[start.digest_every]);
-    let SessionBounds { sessions, results, session_bytes, outcome_bytes } = start.sessions;
-    put_sizes(out, &[sessions, results, session_bytes, outcome_bytes]);
+    let SessionBounds {
+        sessions,
+        released_entries,
+        held_entries,
+        results,
+        session_bytes,
+        outcome_bytes,
+    } = start.sessions;
+    put_sizes(out, &[sessions]);
+    put_numbers(out, &[released_entries, held_entries]);
+    put_sizes(out, &[results, session_bytes, outcome_bytes]);
 }
 
 fn put_sizes(out: &mut Vec<u8>, sizes: &[usize]) {
@@ -211,6 +220,8 @@ pub fn take_start(input: &mut Bytes<'_>) -> Result<Start, Malformed> {
         digest_every: number(input)?,
         sessions: SessionBounds {
             sessions: size(input)?,
+            released_entries: number(input)?,
+            held_entries: number(input)?,
             results: size(input)?,
             session_bytes: size(input)?,
             outcome_bytes: size(input)?,

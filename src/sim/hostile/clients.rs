@@ -30,6 +30,7 @@ fn answer(request: &Request) -> Answer {
     let outcome = match decode_command(bytes).expect("a command that the log could hold") {
         Command::OpenSession => Outcome::SessionOpened { session: 5 },
         Command::CloseSession { .. } => Outcome::SessionUnknown,
+        Command::ReleaseSession { .. } => Outcome::SessionReleased,
         Command::Write(write) if write.stamp.is_some() => Outcome::SessionUnknown,
         Command::Write(write) if write.ops.iter().all(|op| matches!(op, Op::Put { .. })) => {
             Outcome::Done { revision: 7, results: vec![OpResult::Put; write.ops.len()] }
