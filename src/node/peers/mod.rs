@@ -262,6 +262,7 @@ impl Peers {
         let history = &self.history;
         let stays = |id: NodeId| !history.committed().was_removed(id);
         self.said.retain(|id, _| stays(*id));
+        self.witness.retain(stays);
         let connected: BTreeSet<NodeId> = self.accepted.values().map(|a| a.node).collect();
         self.memory.retain(|id| stays(id) && (history.is_member(id) || connected.contains(&id)));
         for (&connection, accepted) in &self.accepted {
@@ -466,7 +467,8 @@ impl Peers {
             return;
         }
         self.memory.met(peer, welcome.identity);
-        self.witness.welcomed(peer);
+        let history = &self.history;
+        self.witness.welcomed(peer, |id| history.is_member(id));
         self.removed_by.remove(&peer);
         if proven.sealed {
             self.seal("another member says so");

@@ -13,8 +13,13 @@
 //! moment: an old copy may have learned a newer term since. Until a peer has welcomed this process it
 //! has heard nothing from it, so whatever it says is of that kind ([`Witness::judge`]).
 //!
+//! So a peer that has welcomed this process must not be forgotten: what it remembers of this life would count as from
+//! before, and stop a healthy node. Those that were removed never come back, and members are few. Of others so many are
+//! known; when one more has welcomed this process, whoever is not known to have done so is not believed any more.
+//!
 //! Left out: remembering across a restart of the node that remembers (docs/operations.md).
 
+use super::NEWCOMERS_MAX;
 use crate::raft::{Body, Index, Message, NodeId, Raft, Term};
 use crate::wire::handshake::Remembered;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,13 +100,15 @@ pub(super) struct Witness {
     identity: u64,
     /// How far this node was when the process began.
     began: LogPosition,
-    /// Peers that have welcomed this process, and so may remember it.
+    /// Peers that have welcomed this process, and so may remember it: members, and at most [`NEWCOMERS_MAX`] others.
     welcomed_by: BTreeSet<NodeId>,
+    /// Others have, too.
+    and_others: bool,
 }
 
 impl Witness {
     pub(super) fn new(identity: u64, began: LogPosition) -> Witness {
-        Witness { identity, began, welcomed_by: BTreeSet::new() }
+        Witness { identity, began, welcomed_by: BTreeSet::new(), and_others: false }
     }
 
     /// What `peer` remembers of this node. Gives what this node does not hold any more, if its disk
@@ -112,14 +119,29 @@ impl Witness {
         remembered: &Remembered,
         now: LogPosition,
     ) -> Option<LogPosition> {
-        let own = if self.welcomed_by.contains(&peer) { now } else { self.began };
+        let own = match self.welcomed_by.contains(&peer) {
+            true => now,
+            false if self.and_others => return None,
+            false => self.began,
+        };
         let ours = remembered.identity == self.identity;
         let behind = own.term < remembered.term || own.index < remembered.index;
         (ours && behind).then_some(LogPosition { term: remembered.term, index: remembered.index })
     }
 
-    pub(super) fn welcomed(&mut self, peer: NodeId) {
-        self.welcomed_by.insert(peer);
+    /// A peer has welcomed this process.
+    pub(super) fn welcomed(&mut self, peer: NodeId, is_member: impl Fn(NodeId) -> bool) {
+        let newcomers = self.welcomed_by.iter().filter(|id| !is_member(**id)).count();
+        if is_member(peer) || newcomers < NEWCOMERS_MAX {
+            self.welcomed_by.insert(peer);
+        } else {
+            self.and_others |= !self.welcomed_by.contains(&peer);
+        }
+    }
+
+    /// Forgets all nodes but these; the others were removed, and are heard no more.
+    pub(super) fn retain(&mut self, stays: impl Fn(NodeId) -> bool) {
+        self.welcomed_by.retain(|id| stays(*id));
     }
 }
 
@@ -149,9 +171,33 @@ mod tests {
     #[test]
     fn what_this_process_promised_is_compared_with_the_present() {
         let mut witness = Witness::new(11, at(3, 40));
-        witness.welcomed(2);
+        witness.welcomed(2, |id| id <= 3);
         assert_eq!(witness.judge(2, &said(9, 90), at(9, 90)), None);
         assert_eq!(witness.judge(3, &said(9, 90), at(9, 90)), Some(at(9, 90)), "that one has not");
+    }
+
+    /// Who holds the members' secret runs one newcomer after the other, each of which welcomes this process. What is kept
+    /// of them is bounded, members find room all the same, and a newcomer that is not known to have welcomed this process
+    /// does not stop it by what it remembers of this life.
+    #[test]
+    fn newcomers_without_end_take_bounded_room_and_stop_nobody() {
+        let mut witness = Witness::new(11, at(3, 40));
+        let is_member = |id| id <= 3;
+        let newcomers = NEWCOMERS_MAX as NodeId;
+        for id in 100..100 + newcomers {
+            witness.welcomed(id, is_member);
+        }
+        assert_eq!(witness.judge(2, &said(5, 40), at(9, 90)), Some(at(5, 40)), "all are known");
+        for id in 100..10_000 {
+            witness.welcomed(id, is_member);
+        }
+        witness.welcomed(2, is_member);
+        assert_eq!(witness.welcomed_by.len(), NEWCOMERS_MAX + 1);
+        assert_eq!(witness.judge(9_999, &said(9, 90), at(9, 90)), None);
+        assert_eq!(witness.judge(2, &said(9, 91), at(9, 90)), Some(at(9, 91)));
+        assert_eq!(witness.judge(100, &said(9, 91), at(9, 90)), Some(at(9, 91)));
+        witness.retain(is_member);
+        assert_eq!(witness.welcomed_by.len(), 1);
     }
 
     /// A record about another data directory, or none at all, says nothing about this one.
