@@ -11,12 +11,14 @@
 //! Left out: releasing again what could not be, because the node knew no leader, say. Such a session counts as held, and
 //! loses its place by its age.
 
-use crate::kv::{Command, Outcome};
+use crate::kv::{Command, Outcome, SessionBounds};
 use crate::wire::client::{Answer, Call, Failure};
 use std::collections::BTreeMap;
 
 /// Most sessions of a connection: several more than a client needs. 256 connections fill the table.
 pub(super) const CONNECTION_SESSIONS_MAX: usize = 16;
+
+const _: () = assert!(256 * CONNECTION_SESSIONS_MAX <= SessionBounds::STANDARD.sessions);
 
 /// What a request means to the sessions of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +109,7 @@ fn too_many() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::{SessionBounds, SessionStamp, Write};
+    use crate::kv::{SessionStamp, Write};
 
     fn opened(session: u64) -> Result<Answer, Failure> {
         Ok(Answer::Outcome(Outcome::SessionOpened { session }))
@@ -167,11 +169,5 @@ mod tests {
         let released = released(&mut holding);
         assert_eq!(released.len(), CONNECTION_SESSIONS_MAX);
         assert_eq!((released[0], released.last()), ((1, 5), Some(&(99, 1))));
-    }
-
-    /// To hold every place takes many connections that stay.
-    #[test]
-    fn many_connections_are_needed_to_hold_every_place() {
-        assert!(SessionBounds::STANDARD.sessions / CONNECTION_SESSIONS_MAX >= 256);
     }
 }

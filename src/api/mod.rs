@@ -77,8 +77,9 @@ const OVER_CAP_TIMEOUT_US: u64 = 2_000_000;
 const HANDSHAKE_TIMEOUT_US: u64 = 10_000_000;
 /// Memory up to which requests are read ahead while others are under way: what a connection may hold in any case.
 const READ_AHEAD_BYTES_MAX: usize = PARTIAL_FREE_BYTES;
-/// Bytes read at once where no frame says how much comes.
-const READ_BYTES: usize = 16 << 10;
+/// Bytes read at once where no frame says how much comes: a request, mostly. Thousands of connections may wait with as much
+/// memory each, and what lies between what others keep is not given back by the allocator when they have left.
+const READ_BYTES: usize = 4 << 10;
 /// As many, for a client that may send commands and keeps filling that: all that it has under way is heard soon.
 const READ_BYTES_MAX: usize = 256 << 10;
 
@@ -264,7 +265,11 @@ impl Connection {
             Phase::Native(native) => native.reader().filled(len),
             Phase::Text(text) => {
                 let more = len == self.buffer.len() && text.is_authorised();
-                self.read_bytes = if more { (2 * len).min(READ_BYTES_MAX) } else { READ_BYTES };
+                if more {
+                    self.read_bytes = (2 * len).min(READ_BYTES_MAX);
+                } else if len < self.read_bytes / 4 {
+                    self.read_bytes = (self.read_bytes / 2).max(READ_BYTES);
+                }
                 text.feed(&self.buffer[..len]);
             }
             Phase::Http(http) => http.feed(&self.buffer[..len]),

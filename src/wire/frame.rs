@@ -40,14 +40,14 @@ const _: () = assert!(2 * CLIENT_FRAME_MAX <= PEER_FRAME_MAX);
 const _: () = assert!(PEER_FRAME_MAX + FRAME_HEADER_BYTES + READ_SPACE_MIN < u32::MAX as usize);
 
 /// First buffer of a reader: most connections never need more, and there may be thousands.
-const BUFFER_FIRST: usize = 16 << 10;
+const BUFFER_FIRST: usize = 4 << 10;
 
 /// A reader whose reads keep filling its buffer doubles it up to here, so that a client with much under way is
 /// heard soon; reads that fill an eighth halve it. Only a longer frame makes it larger, and that is given back after.
 const BUFFER_KEPT_MAX: usize = 256 << 10;
 
 /// A read always gets at least this much space.
-const READ_SPACE_MIN: usize = 4 << 10;
+const READ_SPACE_MIN: usize = 2 << 10;
 
 const _: () = assert!(READ_SPACE_MIN < BUFFER_FIRST && BUFFER_FIRST < BUFFER_KEPT_MAX);
 

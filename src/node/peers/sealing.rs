@@ -77,6 +77,10 @@ impl Peers {
     /// A member has shown the secret that was offered in that term.
     pub(super) fn has_shown(&mut self, peer: NodeId, identity: u64, offered: Term, raft: &Raft) {
         if self.offers_in(raft) == Some(offered) && self.sealing.term == offered {
+            // Newcomers may come and go for as long as a member does not come.
+            let others = self.others();
+            let stays = |id: &NodeId| others.contains(id) || self.history.is_member(*id);
+            self.sealing.shown.retain(|id, _| stays(id));
             self.sealing.shown.insert(peer, identity);
         }
     }
