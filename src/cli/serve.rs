@@ -3,8 +3,9 @@
 use super::config::{LogLevel, Resolved, ServeConfig, read_token, resolve};
 use super::exit::Exit;
 use super::help;
+use crate::env::allocator;
 use crate::env::real::others_may_use;
-use crate::server::logging::{Level, flush, log};
+use crate::server::logging::{Level, flush, log, set_level};
 use crate::server::{ServerOptions, start};
 use std::ffi::OsString;
 
@@ -28,6 +29,13 @@ pub fn serve(args: &[OsString]) -> Exit {
             return Exit::Usage;
         }
     };
+    if let Err(why) = allocator::begin_anew(&help::version()) {
+        set_level(options.log_level);
+        let what = format_args!(
+            "memory that is freed may stay with the process, the allocator could not be set: {why}"
+        );
+        log(Level::Debug, what);
+    }
     if let Some(path) = config.token_file.as_deref().filter(|path| others_may_use(path)) {
         let path = path.display();
         let what = format_args!(

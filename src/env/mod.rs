@@ -1,12 +1,13 @@
 //! What a node needs from the world: a disk, a clock, random numbers.
 //!
 //! Components take these as traits, so that the same code runs on a real machine and in the
-//! simulator. Everything that differs between operating systems sits in [`real`] and [`descriptors`]. Beside
+//! simulator. Everything that differs between operating systems sits in [`real`], [`descriptors`] and [`allocator`]. Beside
 //! them lies the word for what looking through files finds ([`Finding`]), which all storage code shares, and
 //! [`resolve`], by which `client/` and `server/` come from a name to a connection in a bounded time.
 //! Left out on purpose: all other sockets and threads. Those belong to `client/` and `server/`, because
 //! components exchange events, not bytes.
 
+pub mod allocator;
 pub mod descriptors;
 mod finding;
 pub mod real;

@@ -1,5 +1,7 @@
 //! Integration tests: the house rules, and clusters of real processes.
 
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod allocator;
 mod backup;
 mod bad_input;
 mod cluster_script;
