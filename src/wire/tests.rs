@@ -509,13 +509,13 @@ fn reads_grow_with_what_arrives_and_shrink_again() {
     };
     let mut reader = FrameReader::new(CLIENT_FRAME_MAX);
     let lens: Vec<usize> = (0..8).map(|_| turn(&mut reader, usize::MAX)).collect();
-    assert_eq!(lens[0], 16 << 10);
+    assert_eq!(lens[0], 4 << 10);
     assert!(lens.is_sorted() && lens[7] > 200 << 10, "{lens:?}");
     assert_eq!(reader.memory(), 256 << 10);
     for _ in 0..200 {
         turn(&mut reader, frame.len());
     }
-    assert_eq!(reader.memory(), 16 << 10);
+    assert_eq!(reader.memory(), 4 << 10);
     let mut unknown = FrameReader::new(HANDSHAKE_FRAME_MAX);
     for _ in 0..8 {
         turn(&mut unknown, usize::MAX);
