@@ -18,8 +18,13 @@ use crate::wire::proof::{Answered, Dialer, Dialing, Listener, SECRET_BYTES, Secr
 use std::path::Path;
 
 impl World {
-    /// A node lets another one in.
-    pub(super) fn let_in(&mut self, to: NodeId, from: NodeId) -> Result<(), Violation> {
+    /// A node lets another one in, which has dialed in that life, if the connection is still there.
+    pub(super) fn let_in(
+        &mut self,
+        to: NodeId,
+        from: NodeId,
+        dialed_in: Option<u64>,
+    ) -> Result<(), Violation> {
         let life = self.nodes.get(&from).map_or(0, |n| n.life);
         self.note(to, "let in", [from, life, 0, 0]);
         if from == IMPOSTOR {
@@ -28,11 +33,15 @@ impl World {
         let (Some(dialer), Some(other)) = (self.nodes.get(&from), self.nodes.get(&to)) else {
             return Ok(());
         };
-        if dialer.known_to.contains(&to) && !(other.wiped || other.old_copy) {
+        // A node that slept answers the disk from before, which was rightly a member. (Seed 5383, when sessions were
+        // first released.)
+        let is_late = dialed_in.is_none_or(|life| life < dialer.speaks_since);
+        let old = other.wiped || other.old_copy;
+        if dialer.known_to.contains(&to) && !old && !is_late {
             let detail = format!("node {from} is let in by node {to}");
             return violated("a wiped disk is not let in where the one before is known", detail);
         }
-        let wiped = dialer.wiped && !(other.wiped || other.old_copy);
+        let wiped = dialer.wiped && !old && !is_late;
         let up = other.up.as_ref();
         let newer = |up: &Up| up.node.replica().raft().configuration().member(from).is_none();
         if up.is_some_and(newer) {

@@ -158,7 +158,8 @@ impl World {
                     let Some(accepted) = self.accepted(node, flow) else { continue };
                     accepted.welcome = true;
                     let from = accepted.from;
-                    self.let_in(node, from)?;
+                    let life = self.network.flow(flow).map(|f| f.dialer.1);
+                    self.let_in(node, from, life)?;
                     self.put(flow, End::Acceptor, Packet::Handshake(frame));
                 }
                 PeerEffect::Reject { connection: flow, reject, frame } => {
