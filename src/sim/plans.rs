@@ -324,7 +324,7 @@ impl Adversary {
                         false => Fault::FlipStore { node: follower, at },
                     };
                     script.push((500, flip));
-                    little_room = dice.chance(1, 3);
+                    little_room = dice.chance(2, 3);
                     if little_room {
                         // For its repair, which is to end all the same.
                         let room = dice.below(FULL_ROOM_BYTES_MAX / 4);
@@ -493,12 +493,12 @@ impl Adversary {
                     script.push((dice.log_between(5_000, 50_000), burst));
                 }
             }
-            24 if others.len() > 1 => {
+            24 if others.len() > 1 && dice.chance(1, 2) => {
                 let heir = others.iter().copied().find(|&id| id != follower).unwrap_or(leader);
                 script = log_overtakes_snapshot(dice, leader, follower, heir);
             }
             // A follower is away until its place in the log is gone, and disks fail while it fetches.
-            23 => {
+            23 | 24 => {
                 let down_us = dice.between(1_500_000, 4_000_000);
                 script.push((short(dice), Fault::Kill { node: follower, down_us }));
                 for _ in 0..8 {
