@@ -201,6 +201,29 @@ pub(super) fn log_overtakes_snapshot(
     script
 }
 
+/// A leader goes and comes back, again and again, while what it says to one follower is late, now more and now
+/// less: entries of its earlier term come behind the first words of its new one, where messages keep no order.
+pub(super) fn entries_of_an_earlier_term(
+    dice: &mut Dice,
+    leader: NodeId,
+    follower: NodeId,
+    heir: NodeId,
+) -> Vec<(u64, Fault)> {
+    let delay_us = dice.log_between(50_000, 400_000);
+    let late = Fault::Bad { from: leader, to: follower, loss: 0, duplication: 300, delay_us };
+    let mut script = vec![(dice.log_between(200, 20_000), late)];
+    for _ in 0..dice.between(3, 8) {
+        let burst = Fault::Burst { node: LEADER, writes: dice.between(5, 40) };
+        script.push((dice.log_between(1_000, 60_000), burst));
+        let there = Fault::Transfer { node: LEADER, to: Some(heir) };
+        script.push((dice.log_between(1_000, 20_000), there));
+        let back = Fault::Transfer { node: LEADER, to: Some(leader) };
+        script.push((dice.log_between(10_000, 100_000), back));
+    }
+    script.push((dice.log_between(10_000, 400_000), Fault::Heal));
+    script
+}
+
 /// What one follower has acknowledged stalls on a cut line. The others replace those entries, the old
 /// leader leads them again, and the line is mended: a connection carries everything, however late.
 pub(super) fn stalled_acknowledgements(

@@ -11,8 +11,9 @@ use super::disk::Trouble;
 use super::faults::Fault;
 use super::operator::Operation;
 use super::patterns::{
-    LEADER, abandon, late_line, late_lines, log_overtakes_snapshot, new_life_at_once,
-    old_acknowledgements_meet_new_reads, stalled_acknowledgements, wiped_disk_let_in,
+    LEADER, abandon, entries_of_an_earlier_term, late_line, late_lines, log_overtakes_snapshot,
+    new_life_at_once, old_acknowledgements_meet_new_reads, stalled_acknowledgements,
+    wiped_disk_let_in,
 };
 use super::world::World;
 use crate::raft::NodeId;
@@ -314,7 +315,7 @@ impl Adversary {
             7 => {
                 let damaged = is_spent(world) || !world.can_lose(follower);
                 let mut little_room = false;
-                if all.len() > 2 && !damaged && dice.chance(1, 2) {
+                if all.len() > 2 && !damaged && dice.chance(3, 4) {
                     // Once its log has a bad bit instead.
                     let down_us = dice.log_between(1_000, 60_000);
                     script.push((short(dice), Fault::PowerLoss { node: follower, down_us }));
@@ -327,7 +328,7 @@ impl Adversary {
                     little_room = dice.chance(2, 3);
                     if little_room {
                         // For its repair, which is to end all the same.
-                        let room = dice.below(FULL_ROOM_BYTES_MAX / 4);
+                        let room = dice.below(FULL_ROOM_BYTES_MAX / 8);
                         script.push((500, Fault::FillDisk { node: follower, room }));
                     }
                     // Compactions may meet it before anybody reads it.
@@ -445,8 +446,8 @@ impl Adversary {
             // Leader after leader is cut off with entries of its own; each log parts from the others
             // at another place.
             13 | 21 | 22 => {
-                if dice.chance(1, 2) {
-                    let delay_us = dice.log_between(2_000, 200_000);
+                if dice.chance(3, 4) {
+                    let delay_us = dice.log_between(10_000, 400_000);
                     late_lines(&mut script, dice, &all, 0, delay_us);
                 }
                 for _ in 0..dice.between(3, 8) {
@@ -467,6 +468,10 @@ impl Adversary {
                     let kill = Fault::Kill { node: LEADER, down_us };
                     script.push((dice.log_between(1_000, 800_000), kill));
                 }
+            }
+            19 if others.len() > 1 => {
+                let heir = others.iter().copied().find(|&id| id != follower).unwrap_or(leader);
+                script = entries_of_an_earlier_term(dice, leader, follower, heir);
             }
             // One follower has what the others have not, and says so late. They go on without it;
             // then its leader is back.

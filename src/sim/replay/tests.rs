@@ -42,7 +42,7 @@ fn simulated_runs_replay_whole_and_torn() {
         compared_whole += u64::from(all);
         for file in &mut files {
             let len = file.bytes.len();
-            let lost = dice.log_between(1, 40_000) as usize;
+            let lost = dice.between(1, 4_000) as usize;
             file.bytes.truncate(len.saturating_sub(lost).max(1));
         }
         let torn = replayed(seed, &files);
