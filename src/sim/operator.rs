@@ -288,7 +288,9 @@ impl World {
     fn knock(&mut self, configuration: &Configuration, at: u64) -> Result<(), Violation> {
         let away = |n: &&SimNode| {
             let started = n.up.is_some() || n.gone || n.old_copy || n.refuses || n.life == 0;
-            !started && configuration.member(n.id).is_none()
+            // Two first members with wiped disks may form a cluster anew (docs/architecture.md, "Limits").
+            let others = || self.nodes.values().any(|o| o.id != n.id && o.wiped && !o.gone);
+            !started && configuration.member(n.id).is_none() && !(n.wiped && others())
         };
         let away: Vec<NodeId> = self.nodes.values().filter(away).map(|n| n.id).collect();
         let Some(&id) = away.get(at as usize % away.len().max(1)) else { return Ok(()) };
