@@ -100,7 +100,7 @@ pub enum Input<C> {
         /// The peer.
         node: NodeId,
     },
-    /// What became of an entry of [`Effects::from_log`]: [`super::read_entries`] says it. It comes
+    /// What became of an entry of [`Effects::from_log`]: the sender says it. It comes
     /// before the answer to what is sent.
     EntriesRead(EntriesRead),
     /// The log writer has made everything up to this request durable.
@@ -164,7 +164,7 @@ pub struct Effects<C> {
     pub persist: Option<Persist>,
     /// For the peers.
     pub messages: Vec<Message>,
-    /// For the peers, once read from the log file: see [`super::read_entries`].
+    /// For the peers, once read from the log file: see [`super::Sender`].
     pub from_log: Vec<LogRead>,
     /// For the applier.
     pub apply: Option<Apply<C>>,
